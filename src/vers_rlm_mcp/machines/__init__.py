@@ -1,0 +1,41 @@
+"""Machines: file systems with processes that can be snapshotted and branched.
+
+Knows no kernel, no model and no run; a backend's own types stay in its module.
+"""
+
+from __future__ import annotations
+
+from .base import (
+    INTENT,
+    Backend,
+    Capabilities,
+    Commit,
+    ExitStatus,
+    Fidelity,
+    Isolation,
+    Machine,
+    MachineInfo,
+    MachineSpec,
+    Process,
+)
+from .operations import Captured, CommandResult, read_bytes, run_command, shell, upload
+
+__all__ = [
+    "INTENT",
+    "Backend",
+    "Capabilities",
+    "Captured",
+    "CommandResult",
+    "Commit",
+    "ExitStatus",
+    "Fidelity",
+    "Isolation",
+    "Machine",
+    "MachineInfo",
+    "MachineSpec",
+    "Process",
+    "read_bytes",
+    "run_command",
+    "shell",
+    "upload",
+]

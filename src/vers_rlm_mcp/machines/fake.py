@@ -1,0 +1,479 @@
+"""A machine that is only a directory: proves the interface and lets rooms above be tested fast.
+
+A machine is a directory tree; its programs are plain processes of this host, each in a session of
+its own. `/workspace`, `/tmp`, `/run`, `/root` and `/home` are the machine's own; every other path
+is the host's, to be read only. Where an argument or an environment value starts with a path of the
+machine's own, it is replaced by the real path before the program starts, so that
+``spawn(["python3", "/run/kernel/guest.py", "/run/kernel/socket"])`` works. `MACHINE_ROOT` in the
+environment holds the prefix, for programs that make up such paths themselves.
+
+What it is not: isolated. A program sees the whole host, absolute paths inside a shell script or
+behind a symlink are the host's, and nothing is limited. Users cannot select it.
+"""
+
+# ruff: noqa: D102 - the methods promise what the interface's docstrings say
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import posixpath
+import secrets
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import anyio
+from anyio import to_thread
+from anyio.abc import ByteReceiveStream
+from anyio.streams.file import FileReadStream
+
+from vers_rlm_mcp.errors import MachineError, MachineFull, MachineGone, PathRefused
+
+from .base import (
+    Backend,
+    Capabilities,
+    Commit,
+    ExitStatus,
+    Machine,
+    MachineInfo,
+    MachineSpec,
+    Process,
+)
+from .handles import unknown_handle
+
+if TYPE_CHECKING:
+    from collections.abc import (
+        AsyncIterable,
+        Callable,
+        Generator,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
+
+    from anyio.abc import Process as HostProcess
+
+WORKSPACE: Final = "/workspace"
+OWN: Final = (WORKSPACE, "/tmp", "/run", "/root", "/home")  # noqa: S108 - a path in the machine
+ROOT_VARIABLE: Final = "MACHINE_ROOT"
+
+KILL_SECONDS: Final = 5.0
+"""How long a killed process may take to be gone; only one stuck in the kernel takes longer."""
+
+KILL_POLL: Final = 0.005
+"""Seconds between two looks at whether the killed are gone: about what one look costs."""
+
+CAPABILITIES: Final = Capabilities(
+    isolation="none",
+    fidelity="disk",
+    root=False,
+    network=True,
+    notes=("A directory and plain processes of this host: for tests only.",),
+)
+
+
+class FakeProcess(Process):
+    """A process of the host, in a session of its own."""
+
+    def __init__(self, process: HostProcess) -> None:
+        stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
+        if not (stdin and stdout and stderr):
+            raise ValueError("the process was not started with three pipes")
+        self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
+        self._process = process
+
+    async def wait(self) -> ExitStatus:
+        status = await self._process.wait()
+        return ExitStatus(status) if status >= 0 else ExitStatus(None, -status)
+
+    async def kill(self) -> None:
+        session = self._process.pid
+        await _kill(lambda: _in_session(session))
+
+    async def aclose(self) -> None:
+        with anyio.move_on_after(KILL_SECONDS, shield=True):
+            if self._process.returncode is None:
+                await self.kill()
+            await self._process.aclose()
+
+
+class FakeMachine(Machine):
+    """A directory whose programs are processes of the host."""
+
+    backend = "fake"
+    capabilities = CAPABILITIES
+
+    def __init__(self, backend: FakeBackend, machine_id: str) -> None:
+        self.id = machine_id
+        self._backend = backend
+        self._home = backend.machines / machine_id
+        self._root = self._home / "root"
+
+    async def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> FakeProcess:
+        self._check()
+        own = {"HOME": "/root", "TMPDIR": "/tmp", "PATH": _path(), "LANG": "C.UTF-8"}  # noqa: S108
+        variables = {name: self._mapped(value) for name, value in {**own, **(env or {})}.items()}
+        variables[ROOT_VARIABLE] = str(self._root)
+        try:
+            process = await anyio.open_process(
+                [self._mapped(argument) for argument in argv],
+                stdin=subprocess.PIPE,
+                env=variables,
+                cwd=self._locate(cwd or WORKSPACE),
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            raise PathRefused(
+                f"Cannot start {argv[0]!r} in {cwd or WORKSPACE!r}: {error}"
+            ) from error
+        return FakeProcess(process)
+
+    async def read(
+        self, path: str, *, offset: int = 0, length: int | None = None
+    ) -> ByteReceiveStream:
+        self._check()
+        real = self._locate(path)
+        with _translated(path):
+            descriptor = await to_thread.run_sync(_open_to_read, real, offset)
+        return _Slice(FileReadStream(os.fdopen(descriptor, "rb", buffering=0)), length)
+
+    async def write(
+        self, path: str, data: bytes | AsyncIterable[bytes], *, mode: int = 0o644
+    ) -> int:
+        self._check()
+        real = self._locate(path)
+        if self._root not in real.parents:
+            raise PathRefused(f"Cannot write {path!r}: only {', '.join(OWN)} can be written here.")
+        size = 0
+        with _translated(path):
+            descriptor = await to_thread.run_sync(_open_to_write, real, mode)
+            async with anyio.wrap_file(os.fdopen(descriptor, "wb")) as file:
+                async for chunk in _chunks(data):
+                    size += await file.write(chunk)
+        return size
+
+    async def snapshot(self) -> Commit:
+        self._check()
+        commit = Commit(_new_id("commit"), self.id, time.time(), CAPABILITIES.fidelity)
+        await self._copy_frozen(self._backend.commits_dir / commit.id, asdict(commit))
+        return commit
+
+    async def branch(
+        self, count: int = 1, *, labels: Mapping[str, str] | None = None
+    ) -> Sequence[FakeMachine]:
+        self._check()
+        spec = (await self.info()).spec
+        scratch = self._backend.making / _new_id("branch")
+        made: list[FakeMachine] = []
+        try:
+            await self._copy_frozen(scratch, {})
+            for _ in range(count):
+                made.append(await self._backend.make(spec, labels, self.id, scratch))  # noqa: PERF401 - what was made so far is needed after an error
+        except BaseException:
+            for machine in made:
+                await machine.delete()
+            raise
+        finally:
+            await _remove(scratch)
+        return made
+
+    async def info(self) -> MachineInfo:
+        self._check()
+        return _machine_info(self._home)
+
+    async def delete(self) -> None:
+        await self._backend.delete(self.id)
+
+    async def aclose(self) -> None:
+        """There is no connection to let go of."""
+
+    def _check(self) -> None:
+        if not self._home.is_dir():
+            raise MachineGone(f"Machine {self.id} was deleted; what ran on it is lost.")
+
+    def _mapped(self, text: str) -> str:
+        own = any(text == top or text.startswith(f"{top}/") for top in OWN)
+        return f"{self._root}{text}" if own else text
+
+    def _locate(self, path: str) -> Path:
+        if not path.startswith("/") or "\0" in path:
+            raise PathRefused(f"{path!r} is not an absolute path; start it with {WORKSPACE}/.")
+        return Path(self._mapped(posixpath.normpath(path)))
+
+    async def _copy_frozen(self, target: Path, about: dict[str, Any]) -> None:
+        """Copy the tree while no process of the machine runs, so that it is from one instant."""
+        frozen = _freeze(self._root)
+        try:
+            await self._backend.place(self._root, target, about)
+        finally:
+            _signal(frozen, signal.SIGCONT)
+
+
+class FakeBackend(Backend):
+    """Keeps machines and commits as directories under `root`, or under a temporary directory.
+
+    Given a root, machines survive the object; without one, all goes when it is closed.
+    """
+
+    name = "fake"
+    capabilities = CAPABILITIES
+
+    def __init__(self, root: Path | None = None) -> None:
+        self._temporary = root is None
+        self._root = root or Path(tempfile.mkdtemp(prefix="fake-"))
+        self.machines = self._root / "machines"
+        self.commits_dir = self._root / "commits"
+        self.making = self._root / "making"
+        for directory in (self.machines, self.commits_dir, self.making):
+            directory.mkdir(parents=True, exist_ok=True)
+
+    async def create(
+        self, spec: MachineSpec | None = None, *, labels: Mapping[str, str] | None = None
+    ) -> FakeMachine:
+        return await self.make(spec, labels, None, None)
+
+    async def attach(self, machine_id: str) -> FakeMachine:
+        known = [info.id for info in await self.list()]
+        if machine_id not in known:
+            raise unknown_handle("machine", machine_id, known)
+        return FakeMachine(self, machine_id)
+
+    async def restore(
+        self,
+        commit_id: str,
+        spec: MachineSpec | None = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+    ) -> FakeMachine:
+        known = [commit.id for commit in await self.commits()]
+        if commit_id not in known:
+            raise unknown_handle("commit", commit_id, known)
+        return await self.make(spec, labels, commit_id, self.commits_dir / commit_id)
+
+    async def list(self) -> Sequence[MachineInfo]:
+        infos = [_machine_info(home) for home in self.machines.iterdir()]
+        return sorted(infos, key=lambda info: info.created_at)
+
+    async def commits(self) -> Sequence[Commit]:
+        commits = [Commit(**_about(home)) for home in self.commits_dir.iterdir()]
+        return sorted(commits, key=lambda commit: commit.created_at)
+
+    async def delete(self, machine_id: str) -> None:
+        home = self.machines / machine_id
+        doomed = self.making / machine_id
+        with contextlib.suppress(FileNotFoundError):
+            home.rename(doomed)
+            await _kill(lambda: _in_machine(home / "root"))
+            await _remove(doomed)
+
+    async def delete_commit(self, commit_id: str) -> None:
+        doomed = self.making / commit_id
+        with contextlib.suppress(FileNotFoundError):
+            (self.commits_dir / commit_id).rename(doomed)
+            await _remove(doomed)
+
+    async def aclose(self) -> None:
+        if self._temporary and self._root.is_dir():
+            for info in await self.list():
+                await self.delete(info.id)
+            await _remove(self._root)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def make(
+        self,
+        spec: MachineSpec | None,
+        labels: Mapping[str, str] | None,
+        parent: str | None,
+        source: Path | None,
+    ) -> FakeMachine:
+        """Make a machine whose tree is a copy of that in `source`, or empty."""
+        machine_id = _new_id("fake")
+        about = {
+            "id": machine_id,
+            "created_at": time.time(),
+            "parent": parent,
+            "labels": dict(labels or {}),
+            "spec": asdict(spec or MachineSpec()),
+        }
+        await self.place(source and source / "root", self.machines / machine_id, about)
+        return FakeMachine(self, machine_id)
+
+    async def place(self, source: Path | None, target: Path, about: dict[str, Any]) -> None:
+        """Put a copy of a tree and its description at `target`: whole, or not at all."""
+        building = self.making / secrets.token_hex(8)
+        try:
+            (building / "root").mkdir(parents=True)
+            (building / "about.json").write_text(json.dumps(about))
+            if source is None:
+                for top in OWN:
+                    (building / f"root{top}").mkdir()
+            else:
+                await anyio.run_process(["cp", "-a", f"{source}/.", f"{building}/root"])
+            building.rename(target)
+        except subprocess.CalledProcessError as error:
+            raise MachineError(f"The machine's files cannot be copied: {error.stderr!r}") from error
+        finally:
+            await _remove(building)
+
+
+class _Slice(ByteReceiveStream):
+    """The first `length` bytes of another stream; all of it when that is None."""
+
+    def __init__(self, stream: ByteReceiveStream, length: int | None) -> None:
+        self._stream = stream
+        self._left = length
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        if self._left is None:
+            return await self._stream.receive(max_bytes)
+        if self._left == 0:
+            raise anyio.EndOfStream
+        chunk = await self._stream.receive(min(max_bytes, self._left))
+        self._left -= len(chunk)
+        return chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def _chunks(data: bytes | AsyncIterable[bytes]) -> AsyncIterable[bytes]:
+    if isinstance(data, bytes):
+        yield data
+    else:
+        async for chunk in data:
+            yield chunk
+
+
+@contextlib.contextmanager
+def _translated(path: str) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise MachineFull(f"No space left while writing {path!r}; delete something.") from error
+        raise PathRefused(f"Cannot use {path!r}: {error.strerror}.") from error
+
+
+def _open_to_read(path: Path, offset: int) -> int:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        _require_regular(descriptor)
+        size = os.fstat(descriptor).st_size
+        os.lseek(descriptor, max(0, size + offset) if offset < 0 else offset, os.SEEK_SET)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _open_to_write(path: Path, mode: int) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, mode)
+        os.fchmod(descriptor, mode)
+    try:
+        _require_regular(descriptor)
+        os.ftruncate(descriptor, 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _require_regular(descriptor: int) -> None:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+
+
+async def _remove(directory: Path) -> None:
+    """Remove a tree that may not be there; runs to its end even when cancelled."""
+    with anyio.CancelScope(shield=True):
+        await to_thread.run_sync(lambda: shutil.rmtree(directory, ignore_errors=True))
+
+
+def _about(home: Path) -> dict[str, Any]:
+    return json.loads((home / "about.json").read_text())
+
+
+def _machine_info(home: Path) -> MachineInfo:
+    about = _about(home)
+    about["spec"] = MachineSpec(**about["spec"])
+    return MachineInfo(backend="fake", running=True, **about)
+
+
+def _new_id(kind: str) -> str:
+    return f"{kind}-{secrets.token_hex(4)}"
+
+
+def _path() -> str:
+    """The usual directories, then that of our own Python, so that there is a python3 anywhere."""
+    usual = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return f"{usual}:{Path(sys.executable).parent}"
+
+
+def _processes() -> Iterator[tuple[int, Path]]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            yield int(entry.name), entry
+
+
+def _in_session(session: int) -> Iterator[int]:
+    """The live processes of a session."""
+    for pid, entry in _processes():
+        with contextlib.suppress(OSError):
+            state, _, _, its_session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state != "Z":
+                yield pid
+
+
+def _in_machine(root: Path) -> Iterator[int]:
+    """The live processes that carry a machine's root in their environment, in any session."""
+    mark = f"{ROOT_VARIABLE}={root}".encode()
+    for pid, entry in _processes():
+        with contextlib.suppress(OSError):
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                yield pid
+
+
+def _signal(processes: Iterable[int], number: signal.Signals) -> None:
+    for pid in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _freeze(root: Path) -> Sequence[int]:
+    """Stop every process of a machine, those that it forked meanwhile as well."""
+    frozen: list[int] = []
+    while found := [pid for pid in _in_machine(root) if pid not in frozen]:
+        _signal(found, signal.SIGSTOP)
+        frozen += found
+    return frozen
+
+
+async def _kill(find: Callable[[], Iterable[int]]) -> None:
+    """Kill processes until none is found, even when cancelled."""
+    with anyio.move_on_after(KILL_SECONDS, shield=True):
+        while found := tuple(find()):
+            _signal(found, signal.SIGKILL)
+            await anyio.sleep(KILL_POLL)

@@ -1,0 +1,265 @@
+"""What is written once on top of any machine: bounded commands and file transfers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import anyio
+from anyio.streams.file import FileReadStream
+
+from vers_rlm_mcp.errors import InputError, PathRefused, VersRlmError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from anyio.abc import ByteReceiveStream, ByteSendStream
+
+    from .base import ExitStatus, Machine, Process
+
+OUTPUT_LIMIT: Final = 1024 * 1024
+"""Bytes kept of each output stream when the caller does not say: far more than a model reads."""
+
+CHUNK: Final = 64 * 1024
+"""Bytes moved at a time: what a pipe holds on Linux."""
+
+ARGUMENT_LIMIT: Final = 128 * 1024 - 1
+"""Bytes of one argument that Linux accepts (MAX_ARG_STRLEN, less the terminating zero)."""
+
+IDLE_SECONDS: Final = 0.1
+"""Silence after which output that only a background process holds open is given up."""
+
+IDLE_ROUNDS: Final = 20
+"""How often such output may break its silence: a noisy background process costs 2 s at most."""
+
+SHELL_SCRIPT: Final = (
+    'if command -v bash >/dev/null; then exec bash -c -- "$1"; else exec sh -c -- "$1"; fi'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What a stream carried: all of it, or its beginning and its end."""
+
+    head: bytes
+    tail: bytes
+    total: int
+    """Bytes that the stream carried, kept or not."""
+
+    @property
+    def data(self) -> bytes:
+        """The bytes that were kept, without a mark where some were left out."""
+        return self.head + self.tail
+
+    @property
+    def omitted(self) -> int:
+        """Bytes between head and tail that were not kept."""
+        return self.total - len(self.head) - len(self.tail)
+
+    @property
+    def text(self) -> str:
+        """The output as text: what is not UTF-8 is replaced, what was left out is said."""
+        if not self.omitted:
+            return self.data.decode(errors="replace")
+        gap = f"\n… {self.omitted:,} bytes left out …\n"
+        return self.head.decode(errors="replace") + gap + self.tail.decode(errors="replace")
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """How a command went."""
+
+    status: ExitStatus | None
+    """None when it took longer than its time-out and was killed."""
+    stdout: Captured
+    stderr: Captured
+    seconds: float
+
+
+def shell(command: str) -> Sequence[str]:
+    """The arguments that run `command` in the machine's bash or, where there is none, its sh."""
+    return ("sh", "-c", SHELL_SCRIPT, "sh", command)
+
+
+async def run_command(
+    machine: Machine,
+    command: str | Sequence[str],
+    *,
+    timeout: float,
+    stdin: bytes = b"",
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    limit: int = OUTPUT_LIMIT,
+) -> CommandResult:
+    """Run a command to its end and keep a bounded part of what it wrote.
+
+    The command has ended when its own process has: one that it left in the background goes on,
+    and is not waited for even if it holds the output open. On a time-out or a cancellation the
+    command is killed together with what it started.
+
+    Args:
+        machine: Where to run it.
+        command: A program with its arguments or, as one string, a command for the shell.
+        timeout: Seconds after which it is killed.
+        stdin: What it reads; then it reads the end of the file.
+        env: Variables to add to the machine's own.
+        cwd: The working directory; the machine's own when None.
+        limit: Bytes to keep of each of the two outputs: one half from the beginning, the other
+            from the end.
+
+    Raises:
+        InputError: The command is longer than Linux accepts, or holds a NUL.
+        PathRefused: There is no such program or working directory.
+        MachineGone: The machine went away meanwhile.
+    """
+    argv = shell(command) if isinstance(command, str) else command
+    _check_arguments(argv)
+    started = time.monotonic()
+    async with await machine.spawn(argv, env=env, cwd=cwd) as process:
+        status, stdout, stderr = await _communicate(process, stdin, timeout, limit)
+    return CommandResult(status, stdout, stderr, time.monotonic() - started)
+
+
+async def read_bytes(machine: Machine, path: str, *, offset: int = 0, length: int) -> bytes:
+    """Read at most `length` bytes of a file in the machine; see `Machine.read`."""
+    content = bytearray()
+    async with await machine.read(path, offset=offset, length=length) as stream:
+        async for chunk in stream:
+            content += chunk
+    return bytes(content)
+
+
+async def upload(machine: Machine, source: Path | int, path: str, *, mode: int = 0o644) -> int:
+    """Copy a regular file of the host into the machine, a chunk at a time.
+
+    Args:
+        machine: Where to.
+        source: The file on the host. Symlinks are followed: whoever must not follow them opens
+            the file and passes the descriptor, which is then closed here.
+        path: Where to in the machine.
+        mode: The permissions of a new file.
+
+    Returns:
+        The size in bytes.
+
+    Raises:
+        PathRefused: Either path cannot be used; a FIFO or a device is refused without blocking.
+        MachineFull: There is no space left in the machine.
+    """
+    try:
+        file = open(source, "rb", buffering=0, opener=_open_without_blocking)  # noqa: ASYNC230, SIM115 - a local open; closed by the stream
+    except OSError as error:
+        raise PathRefused(f"Cannot read {str(source)!r}: {error.strerror}.") from error
+    async with FileReadStream(file) as stream:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise PathRefused(f"Cannot read {str(source)!r}: it is not a regular file.")
+        return await machine.write(path, stream, mode=mode)
+
+
+class _Capture:
+    """Keeps the beginning and the end of a stream, in memory bounded by twice the limit."""
+
+    def __init__(self, limit: int) -> None:
+        self._head_limit = limit // 2
+        self._tail_limit = limit - self._head_limit
+        self._head = bytearray()
+        self._tail = bytearray()
+        self.total = 0
+
+    async def drain(self, stream: ByteReceiveStream) -> None:
+        """Take what the stream carries until it ends or breaks."""
+        try:
+            async for chunk in stream:
+                self.feed(chunk)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            return
+
+    def feed(self, chunk: bytes) -> None:
+        self.total += len(chunk)
+        room = self._head_limit - len(self._head)
+        self._head += chunk[:room]
+        self._tail += chunk[room:]
+        if len(self._tail) > 2 * self._tail_limit:
+            self._cut()
+
+    def captured(self) -> Captured:
+        self._cut()
+        return Captured(bytes(self._head), bytes(self._tail), self.total)
+
+    def _cut(self) -> None:
+        del self._tail[: max(0, len(self._tail) - self._tail_limit)]
+
+
+async def _communicate(
+    process: Process, stdin: bytes, timeout: float, limit: int
+) -> tuple[ExitStatus | None, Captured, Captured]:
+    """Feed and drain a process until it ended, or its time was over and it was killed."""
+    stdout, stderr = _Capture(limit), _Capture(limit)
+    drained = anyio.Event()
+    status: ExitStatus | None = None
+    failure: VersRlmError | None = None
+
+    async def drain() -> None:
+        async with anyio.create_task_group() as both:
+            both.start_soon(stdout.drain, process.stdout)
+            both.start_soon(stderr.drain, process.stderr)
+        drained.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_feed, process.stdin, stdin)
+        tasks.start_soon(drain)
+        try:
+            status = await _end_of(process, timeout)
+            await _silence(drained, lambda: stdout.total + stderr.total)
+        except VersRlmError as error:  # Raised outside, or the group would wrap it.
+            failure = error
+        tasks.cancel_scope.cancel()
+    if failure:
+        raise failure
+    return status, stdout.captured(), stderr.captured()
+
+
+async def _feed(stream: ByteSendStream, data: bytes) -> None:
+    """Send all of `data`, then the end of the file; a process need not read it."""
+    with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+        for start in range(0, len(data), CHUNK):
+            await stream.send(data[start : start + CHUNK])
+        await stream.aclose()
+
+
+async def _end_of(process: Process, timeout: float) -> ExitStatus | None:
+    with anyio.move_on_after(timeout):
+        return await process.wait()
+    await process.kill()
+    return None
+
+
+async def _silence(drained: anyio.Event, total: Callable[[], int]) -> None:
+    """Wait for the outputs to end or, where a background process holds them open, to be still."""
+    for _ in range(IDLE_ROUNDS):
+        seen = total()
+        with anyio.move_on_after(IDLE_SECONDS):
+            await drained.wait()
+        if drained.is_set() or total() == seen:
+            return
+
+
+def _check_arguments(argv: Sequence[str]) -> None:
+    for argument in argv:
+        size = len(os.fsencode(argument))
+        if size > ARGUMENT_LIMIT:
+            raise InputError(
+                f"The command is {size:,} bytes long; one argument may have {ARGUMENT_LIMIT:,}. "
+                "Write it to a file in the machine and run that, or send data on standard input."
+            )
+        if "\0" in argument:
+            raise InputError("A command cannot hold a NUL byte; leave it out.")
+
+
+def _open_without_blocking(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
