@@ -1,0 +1,136 @@
+"""What the engine asks and what it is answered: the whole of its contact with the world.
+
+    CallModel  →  ModelReply | ModelFailure
+    RunCell    →  CellReply
+    Emit       →  None
+
+`Stop` may be sent in place of any reply. The engine then asks nothing more and returns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from vers_rlm_mcp.messages import Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping, Sequence
+
+    from pydantic import JsonValue
+
+    from vers_rlm_mcp.messages import Message
+
+    from .events import Event
+
+Purpose: TypeAlias = Literal["step", "extraction"]
+"""Why the model is called: to write a step's code, or to turn what was found into the outputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallModel:
+    """Ask the root model. Each call's messages begin with all of the previous call's."""
+
+    step: int
+    """Counts from 1. The extraction has the number of the last step."""
+    messages: tuple[Message, ...]
+    purpose: Purpose = "step"
+
+
+@dataclass(frozen=True, slots=True)
+class RunCell:
+    """Run a cell in the kernel and answer the calls that it makes meanwhile."""
+
+    step: int
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Publish an event. The only reply is None."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReply:
+    """What the model wrote."""
+
+    text: str
+    usage: Usage = field(default_factory=Usage)
+    stop_reason: Literal["end", "length", "refusal"] = "end"
+    """``length``: the reply was cut off at the model's own limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFailure:
+    """No reply, after all the retries that make sense. `reason` says why and what to do."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FinalCall:
+    """The arguments of a call of ``FINAL`` in a cell."""
+
+    args: Sequence[JsonValue] = ()
+    kwargs: Mapping[str, JsonValue] = field(default_factory=dict[str, "JsonValue"])
+
+
+@dataclass(frozen=True, slots=True)
+class CellReply:
+    """How a cell ended."""
+
+    status: Literal["ok", "error", "final", "timeout", "died", "interrupted"]
+    output: str = ""
+    """Everything it printed, within the kernel's bound."""
+    error: str | None = None
+    """The traceback, or what happened to the kernel."""
+    final: FinalCall | None = None
+    """Set when, and only when, the status is ``final``."""
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    """Whole sentences that the model should read: lost variables, a budget that runs low."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the run with what there is. `reason` is a whole sentence for the user."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One turn of the trajectory."""
+
+    number: int
+    reasoning: str
+    code: str
+    """Empty when the reply held none."""
+    output: str
+    error: str | None
+    """A traceback, or the feedback that the model got."""
+    seconds: float
+    """How long the cell ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended."""
+
+    status: Literal["finished", "extracted", "partial"]
+    """By ``FINAL``; by the extraction after the last step; or with whatever there was."""
+    outputs: dict[str, JsonValue]
+    """By name and of the signature's types. A partial outcome holds those that were right."""
+    steps: tuple[Step, ...]
+    reason: str
+    """A whole sentence: why it ended."""
+    final_reasoning: str
+    """The reasoning of the step that ended it."""
+
+
+Request: TypeAlias = CallModel | RunCell | Emit
+Reply: TypeAlias = ModelReply | ModelFailure | CellReply | Stop | None
+Run: TypeAlias = "Generator[Request, Reply, Outcome]"
+"""Start it with ``next``; ``StopIteration.value`` is the `Outcome`."""

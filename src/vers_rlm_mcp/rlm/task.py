@@ -1,0 +1,88 @@
+"""What a run is about: everything the engine and the prompt know of the world before step 1."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .budget import MAX_ITERATIONS, MAX_SUB_CALLS
+from .transcript import PREVIEW_CHARS, truncate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import JsonValue
+
+    from .signature import Signature
+
+
+@dataclass(frozen=True, slots=True)
+class InputVariable:
+    """An input as the model is told of it; its value is in the kernel already."""
+
+    name: str
+    type: str
+    size: str
+    """Its length with the unit, e.g. ``12,000 characters``; empty where there is none."""
+    preview: str
+    """At most `PREVIEW_CHARS` of it: what `truncate` leaves."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A file that was put into the machine."""
+
+    path: str
+    """Absolute, in the machine."""
+    size: int
+    """In bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineFacts:
+    """What the model should know of its machine."""
+
+    isolation: str = "namespace"
+    fidelity: str = "disk"
+    root: bool = False
+    network: bool = False
+    limits: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What is limited, and to how much: ``{"memory": "2048 MiB", "one cell": "300 s"}``."""
+    notes: tuple[str, ...] = ()
+    """Whole sentences on what is special."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One run's task."""
+
+    signature: Signature
+    inputs: tuple[InputVariable, ...] = ()
+    files: tuple[InputFile, ...] = ()
+    machine: MachineFacts = field(default_factory=MachineFacts)
+    instructions: str = ""
+    max_iterations: int = MAX_ITERATIONS
+    max_sub_calls: int = MAX_SUB_CALLS
+
+    def __post_init__(self) -> None:
+        if self.max_iterations < 1:
+            raise ValueError(f"a run has at least one step, not {self.max_iterations}")
+
+
+def describe(name: str, value: JsonValue, *, encoded: str | None = None) -> InputVariable:
+    """How the model is told of an input. `encoded`: the value's JSON, if it is there already."""
+    if isinstance(value, str):
+        return InputVariable(name, "str", _count(value, "character"), preview(value))
+    text = json.dumps(value, ensure_ascii=False) if encoded is None else encoded
+    size = _count(value, "item") if isinstance(value, list | dict) else ""
+    return InputVariable(name, type(value).__name__, size, preview(text))
+
+
+def preview(text: str) -> str:
+    """The beginning and the end of a value: what a prompt shows of it."""
+    return truncate(text, PREVIEW_CHARS)
+
+
+def _count(value: str | list[JsonValue] | dict[str, JsonValue], noun: str) -> str:
+    return f"{len(value):,} {noun}{'' if len(value) == 1 else 's'}"

@@ -1,0 +1,53 @@
+"""The conversation: what the model wrote and what it is told in return.
+
+Messages are only ever appended, so that every request begins with the previous one byte for byte
+and the provider's prompt cache is hit.
+"""
+
+from __future__ import annotations
+
+from vers_rlm_mcp.messages import Message
+
+OUTPUT_CHARS = 10_000
+"""What a model is shown of a cell's output; the trajectory keeps all of it."""
+ERROR_CHARS = 4_000
+"""What it is shown of a traceback: more than any that helps, less than a recursion's."""
+PREVIEW_CHARS = 1_000
+"""What a prompt shows of an input."""
+
+EMPTY_REPLY = "(empty reply)"
+"""Stands for a reply without text: providers refuse messages that are empty."""
+
+
+class Transcript:
+    """An append-only conversation with one model."""
+
+    def __init__(self, system: str, task: str) -> None:
+        self._messages = [Message("system", _sendable(system)), Message("user", _sendable(task))]
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation so far."""
+        return tuple(self._messages)
+
+    def reply(self, text: str) -> None:
+        """Append what the model wrote."""
+        self._messages.append(Message("assistant", _sendable(text.rstrip()) or EMPTY_REPLY))
+
+    def tell(self, text: str) -> None:
+        """Append what the model is told."""
+        self._messages.append(Message("user", _sendable(text)))
+
+
+def _sendable(text: str) -> str:
+    """`text` without lone surrogates, which programs print and no request can carry."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def truncate(text: str, limit: int) -> str:
+    """`text`, or its first and last `limit` / 2 characters and how many were left out between."""
+    if len(text) <= limit:
+        return text
+    tail = limit // 2
+    head = limit - tail
+    return f"{text[:head]}\n… {len(text) - limit:,} characters left out …\n{text[-tail:]}"
