@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from vers_rlm_mcp.messages import Message, Usage
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vers_rlm_mcp.messages import Message, Usage
+
+    from .prices import Price
 
 StopReason = Literal["end", "length", "refusal"]
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One reply of a model."""
+    """One reply of a model.
+
+    `estimated` says that the provider reported no usage: the token counts were then derived from
+    the length of the texts, and `usage.usd` is None.
+    """
 
     text: str
     usage: Usage
     stop_reason: StopReason = "end"
+    estimated: bool = False
 
 
 class Model(ABC):
@@ -26,6 +35,9 @@ class Model(ABC):
 
     name: str
     """As a user writes it: ``provider:model``."""
+
+    price: Price | None = None
+    """What the provider charges; None when not known, and then `usd` of every usage is None."""
 
     @abstractmethod
     async def complete(
@@ -38,6 +50,9 @@ class Model(ABC):
         to change something and `ModelFailed` for everything else; nothing of the provider's SDK
         gets out.
         """
+
+    async def warm(self) -> None:  # noqa: B027 - most models have nothing to get ready
+        """Get ready what the first `complete` would have to wait for. Never needed."""
 
     @abstractmethod
     async def aclose(self) -> None:

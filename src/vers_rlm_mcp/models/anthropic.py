@@ -1,0 +1,178 @@
+"""Anthropic's models, through the `anthropic` SDK: streamed, with prompt caching."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from vers_rlm_mcp.errors import ModelError, ModelFailed
+from vers_rlm_mcp.messages import Message, Usage
+
+from .base import Completion, StopReason
+from .remote import TIMEOUT, Endpoint, RemoteModel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import anthropic
+    from anthropic import AsyncAnthropic
+    from anthropic.types import (
+        MessageDeltaUsage,
+        MessageParam,
+        RawMessageStreamEvent,
+        TextBlockParam,
+    )
+    from anthropic.types import Usage as AnthropicUsage
+
+DEFAULT_MODEL = "claude-sonnet-5-5"
+DEFAULT_URL = "https://api.anthropic.com"
+
+DEFAULT_MAX_TOKENS = 32_000
+"""Room for thinking and a long program; every current model can give at least twice as much."""
+
+# The API refuses a text without a visible character, which a model may well have replied.
+_NOTHING = "(nothing)"
+
+_STOP_REASONS: Mapping[str, StopReason] = {
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "refusal": "refusal",
+}
+
+# An error in the middle of a stream comes with status 200; its type says what it would have been.
+_STATUS_OF_TYPE: Mapping[str | None, int] = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "rate_limit_error": 429,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+
+# `error_code` of the 429s that no waiting helps against.
+_SPEND_LIMIT = "spend_limit_reached"
+
+
+class AnthropicModel(RemoteModel["AsyncAnthropic"]):
+    """A model of Anthropic, or of a server that speaks the same protocol."""
+
+    def __init__(self, model: str, env: Mapping[str, str]) -> None:
+        super().__init__(Endpoint.from_environment(env, "anthropic", model, DEFAULT_URL))
+
+    def _open(self) -> AsyncAnthropic:
+        import anthropic  # noqa: PLC0415 - takes over a second
+
+        client = anthropic.AsyncAnthropic(
+            api_key=self._endpoint.key,
+            base_url=self._endpoint.url,
+            default_headers=self._endpoint.headers,
+            max_retries=0,
+            timeout=TIMEOUT,
+        )
+        _ = client.messages  # imports the rest of the SDK
+        return client
+
+    async def _ask(
+        self, client: AsyncAnthropic, messages: Sequence[Message], max_tokens: int | None
+    ) -> Completion:
+        import anthropic  # noqa: PLC0415 - loaded by now
+
+        system, turns = _conversation(messages)
+        reply = _Reply()
+        stream = await client.messages.create(
+            model=self._endpoint.model,
+            max_tokens=max_tokens or DEFAULT_MAX_TOKENS,
+            system=system or anthropic.omit,
+            messages=turns,
+            stream=True,
+        )
+        async with stream:
+            async for event in stream:
+                reply.take(event)
+        if reply.stop_reason is None:
+            raise self._endpoint.broken("ended its reply before it was complete")
+        stop_reason = _STOP_REASONS.get(reply.stop_reason, "end")
+        return Completion(reply.text, self._priced(reply.usage), stop_reason)
+
+    def _sdk_error(self) -> type[Exception]:
+        import anthropic  # noqa: PLC0415 - loaded by now
+
+        return anthropic.AnthropicError
+
+    def _translate(self, error: Exception) -> ModelError:
+        import anthropic  # noqa: PLC0415 - loaded by now
+
+        if isinstance(error, anthropic.APIStatusError):
+            words = error.api_message or error.message
+            return self._endpoint.status_error(_status(error), words, error.response.headers)
+        if isinstance(error, anthropic.APIConnectionError):
+            return self._endpoint.broken("could not be reached", error.__cause__ or error)
+        return ModelFailed(f"The SDK of anthropic failed: {self._endpoint.quote(str(error))}")
+
+
+def _status(error: anthropic.APIStatusError) -> int:
+    """The HTTP status that fits: the one of the response is not always it."""
+    if (error.error_code or "").endswith(_SPEND_LIMIT):
+        return 402
+    if error.status_code < 400:
+        return _STATUS_OF_TYPE.get(error.type, 500)
+    return error.status_code
+
+
+def _conversation(messages: Sequence[Message]) -> tuple[list[TextBlockParam], list[MessageParam]]:
+    """The request's system prompt and turns, with the prompt cache's breakpoints.
+
+    A conversation opens with a system message and grows: its whole prefix is to be written to the
+    cache now and found there next time, so the last two user messages end in a breakpoint, the one
+    before being where the previous request ended. Messages without a system prompt are a single
+    question; writing the cache costs a quarter more than not writing it, and nobody would read it.
+    """
+    instructions = [_block(message) for message in messages if message.role == "system"]
+    turns = [(message.role, _block(message)) for message in messages if message.role != "system"]
+    if instructions:
+        asked = [block for role, block in turns if role == "user"]
+        for block in (*instructions, *asked[-2:]):
+            block["cache_control"] = {"type": "ephemeral"}
+    content = [{"role": role, "content": [block]} for role, block in turns]
+    return instructions, cast("list[MessageParam]", content)
+
+
+def _block(message: Message) -> TextBlockParam:
+    return {"type": "text", "text": message.content if message.content.strip() else _NOTHING}
+
+
+class _Reply:
+    """A reply, as its events come in."""
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self.stop_reason: str | None = None
+        self.usage = Usage()
+
+    @property
+    def text(self) -> str:
+        return "".join(self._parts)
+
+    def take(self, event: RawMessageStreamEvent) -> None:
+        if event.type == "message_start":
+            self._count(event.message.usage)
+        elif event.type == "content_block_delta" and event.delta.type == "text_delta":
+            self._parts.append(event.delta.text)
+        elif event.type == "message_delta":
+            self.stop_reason = event.delta.stop_reason
+            self._count(event.usage)
+
+    def _count(self, usage: AnthropicUsage | MessageDeltaUsage) -> None:
+        """Take over cumulative counts; what a later report leaves out stays as it was."""
+        known = self.usage
+        self.usage = Usage(
+            _latest(usage.input_tokens, known.input_tokens),
+            _latest(usage.output_tokens, known.output_tokens),
+            _latest(usage.cache_read_input_tokens, known.cache_read_tokens),
+            _latest(usage.cache_creation_input_tokens, known.cache_write_tokens),
+        )
+
+
+def _latest(reported: int | None, known: int) -> int:
+    return known if reported is None else reported

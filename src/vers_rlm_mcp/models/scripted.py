@@ -1,0 +1,141 @@
+"""A model whose replies a person wrote into a file: for tests, demonstrations and benchmarks.
+
+A script is a text file. A line that begins with ``--- reply`` opens a reply, which goes on to the
+next such line; what stands before the first is a note to the reader. After ``--- reply`` may stand
+fields, quoted as in a shell where they hold spaces::
+
+    --- reply seconds=0.2 input_tokens=900 output_tokens=40
+    First I look at the data.
+    --- reply
+    …
+    --- reply when="^Summarise"
+    A summary, for every conversation whose last message begins with "Summarise".
+
+Replies without `when` are taken in turn: a conversation with n replies in it gets the next one. The
+first reply whose `when`, a regular expression, is found in the last message goes before them. So
+the reply depends on the conversation alone, and any number of runs can share the script.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
+
+import anyio
+
+from vers_rlm_mcp.errors import ModelFailed, ModelUnavailable
+from vers_rlm_mcp.messages import Message, Usage
+
+from .base import Completion, Model, StopReason
+from .prices import FREE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+_HEADER = re.compile(r"^--- reply\b(.*)$", re.MULTILINE)
+_TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+_FIELDS = ("when", "seconds", "stop", "usd", *_TOKENS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    completion: Completion
+    when: re.Pattern[str] | None
+    seconds: float
+
+
+class ScriptedModel(Model):
+    """Answers from a script. What a reply does not state costs nothing and takes no time."""
+
+    price = FREE
+
+    def __init__(self, path: Path) -> None:
+        """Read the script. Raises `ModelUnavailable` when it cannot be read or makes no sense."""
+        self.name = f"scripted:{path}"
+        replies = _parse(_read(path), path)
+        self._conditional = [reply for reply in replies if reply.when]
+        self._sequence = [reply for reply in replies if not reply.when]
+
+    async def complete(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int | None = None,  # noqa: ARG002 - a script is as long as it is
+    ) -> Completion:
+        """The reply that the script has for this conversation.
+
+        Raises `ModelFailed` when the script has none.
+        """
+        reply = self._find(messages)
+        await anyio.sleep(reply.seconds)
+        return reply.completion
+
+    async def aclose(self) -> None:
+        """There is nothing to close."""
+
+    def _find(self, messages: Sequence[Message]) -> _Reply:
+        last = messages[-1].content if messages else ""
+        for reply in self._conditional:
+            if reply.when and reply.when.search(last):
+                return reply
+        number = sum(message.role == "assistant" for message in messages)
+        if number < len(self._sequence):
+            return self._sequence[number]
+        raise ModelFailed(
+            f"The script of {self.name} ran out: it has {len(self._sequence)} replies in turn, and "
+            f"reply {number + 1} was asked for, to a message that begins {last[:80]!r}. "
+            f"Write more replies, or one with a fitting `when`."
+        )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(f"The script {path} cannot be read: {error}") from error
+
+
+def _parse(script: str, path: Path) -> list[_Reply]:
+    headers = list(_HEADER.finditer(script))
+    if not headers:
+        raise ModelUnavailable(
+            f"The script {path} has no replies: begin each with a line `--- reply`."
+        )
+    ends = [*(header.start() for header in headers[1:]), len(script)]
+    replies: list[_Reply] = []
+    for header, end in zip(headers, ends, strict=True):
+        text = script[header.end() : end].strip("\n")
+        try:
+            replies.append(_reply(text, _fields(header[1])))
+        except (ValueError, re.error) as error:
+            line = script.count("\n", 0, header.start()) + 1
+            raise ModelUnavailable(f"Line {line} of the script {path}: {error}") from error
+    return replies
+
+
+def _fields(text: str) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for word in shlex.split(text):
+        name, equals, value = word.partition("=")
+        if not equals or name not in _FIELDS:
+            raise ValueError(f"{word!r} is none of the fields {'=, '.join(_FIELDS)}=")
+        fields[name] = value
+    return fields
+
+
+def _reply(text: str, fields: Mapping[str, str]) -> _Reply:
+    tokens = (int(fields.get(name, "0")) for name in _TOKENS)
+    usage = Usage(*tokens, usd=float(fields.get("usd", "0")))
+    when = re.compile(fields["when"]) if "when" in fields else None
+    completion = Completion(text, usage, _stop_reason(fields.get("stop", "end")))
+    return _Reply(completion, when, float(fields.get("seconds", "0")))
+
+
+def _stop_reason(word: str) -> StopReason:
+    for reason in get_args(StopReason):
+        if word == reason:
+            return reason
+    raise ValueError(f"stop={word} is none of {', '.join(get_args(StopReason))}")
