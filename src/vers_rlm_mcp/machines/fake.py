@@ -164,9 +164,12 @@ class FakeMachine(Machine):
         size = 0
         with _translated(path):
             descriptor = await to_thread.run_sync(_open_to_write, real, mode)
-            async with anyio.wrap_file(os.fdopen(descriptor, "wb")) as file:
-                async for chunk in _chunks(data):
-                    size += await file.write(chunk)
+        try:
+            async for chunk in _chunks(data):
+                with _translated(path):  # Errors of the source are not the machine's.
+                    size += await to_thread.run_sync(_write_all, descriptor, chunk)
+        finally:
+            os.close(descriptor)
         return size
 
     async def snapshot(self) -> Commit:
@@ -272,22 +275,19 @@ class FakeBackend(Backend):
         return sorted(infos, key=lambda info: info.created_at)
 
     async def commits(self) -> Sequence[Commit]:
-        commits = [Commit(**_about(home)) for home in self.commits_dir.iterdir()]
+        commits = [_commit(home) for home in self.commits_dir.iterdir()]
         return sorted(commits, key=lambda commit: commit.created_at)
 
     async def delete(self, machine_id: str) -> None:
         home = self.machines / machine_id
-        doomed = self.making / machine_id
-        with contextlib.suppress(FileNotFoundError):
-            home.rename(doomed)
+        if machine_id in {info.id for info in await self.list()}:
+            doomed = home.rename(self.making / machine_id)
             await _kill(lambda: _in_machine(home / "root"))
             await _remove(doomed)
 
     async def delete_commit(self, commit_id: str) -> None:
-        doomed = self.making / commit_id
-        with contextlib.suppress(FileNotFoundError):
-            (self.commits_dir / commit_id).rename(doomed)
-            await _remove(doomed)
+        if commit_id in {commit.id for commit in await self.commits()}:
+            await _remove((self.commits_dir / commit_id).rename(self.making / commit_id))
 
     async def aclose(self) -> None:
         if self._temporary and self._root.is_dir():
@@ -401,6 +401,13 @@ def _open_to_write(path: Path, mode: int) -> int:
     return descriptor
 
 
+def _write_all(descriptor: int, data: bytes) -> int:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
+    return len(data)
+
+
 def _require_regular(descriptor: int) -> None:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file")
@@ -420,6 +427,12 @@ def _machine_info(home: Path) -> MachineInfo:
     about = _about(home)
     about["spec"] = MachineSpec(**about["spec"])
     return MachineInfo(backend="fake", running=True, **about)
+
+
+def _commit(home: Path) -> Commit:
+    about = _about(home)
+    about["notes"] = tuple(about["notes"])
+    return Commit(**about)
 
 
 def _new_id(kind: str) -> str:
