@@ -1,0 +1,14 @@
+"""The MCP server: stdio, Streamable HTTP and SSE around one application.
+
+Only this room knows MCP. It promises that a call's failure tells the model what to do, that
+cancelling a call ends its work, and that no machine outlives the server unless it was to be kept.
+"""
+
+from __future__ import annotations
+
+from .app import Application
+from .factory import create_server
+from .http import serve_http
+from .stdio import serve_stdio
+
+__all__ = ["Application", "create_server", "serve_http", "serve_stdio"]

@@ -1,0 +1,103 @@
+"""What all calls of one server share, and how long it lives.
+
+The SDK enters a server's own lifespan once per connection over SSE, and once per server otherwise;
+machines belong to the process. So the application is opened by whoever serves it, around all
+connections, and the SDK's lifespan is left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Self
+
+import anyio
+
+from vers_rlm_mcp.errors import VersRlmError
+from vers_rlm_mcp.runs import Workbench, open_fleet
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from vers_rlm_mcp.machines import Fleet
+    from vers_rlm_mcp.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+SWEEP_DELAY_SECONDS = 0.5
+"""Time left to a client that has just started this process to shake hands, before the backend is
+loaded and the machines of dead servers are looked for."""
+
+CLOSE_SECONDS = 3.0
+"""What clean-up at the end may take. Clients give a server two seconds after closing its input and
+two more after SIGTERM; what is not deleted by then is swept by the next server."""
+
+
+class Application:
+    """The machines of one server. Inside the ``async with`` they can be used; at its end they go.
+
+    Args:
+        settings: Of the server.
+        one_client: Whether all calls come from one client, so that there can be a current machine.
+    """
+
+    def __init__(self, settings: Settings, *, one_client: bool) -> None:
+        self.settings = settings
+        self.one_client = one_client
+        self._fleet: Fleet | None = None
+        self._workbench: Workbench | None = None
+        self._opening = anyio.Lock()
+        self._resources = AsyncExitStack()
+        self._background = anyio.create_task_group()
+
+    async def fleet(self) -> Fleet:
+        """Where machines are made. The backend is opened by the first call.
+
+        Raises:
+            BackendUnavailable: It cannot be opened; the next call tries again.
+        """
+        async with self._opening:
+            if self._fleet is None:
+                self._fleet = await self._resources.enter_async_context(open_fleet(self.settings))
+            return self._fleet
+
+    async def workbench(self) -> Workbench:
+        """What the low-level tools act through: one for all calls, with one kernel per machine."""
+        fleet = await self.fleet()
+        if self._workbench is None:
+            self._workbench = Workbench(fleet, self.settings)
+            self._resources.push_async_callback(self._workbench.aclose)
+        return self._workbench
+
+    async def __aenter__(self) -> Self:
+        await self._background.__aenter__()
+        self._background.start_soon(self._sweep)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._background.cancel_scope.cancel()
+        try:
+            await self._background.__aexit__(None, None, None)
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
+        with anyio.move_on_after(CLOSE_SECONDS, shield=True) as scope:
+            await self._resources.aclose()
+        if scope.cancelled_caught:
+            logger.warning("Clean-up was cut off; the next server deletes the machines left over.")
+
+    async def _sweep(self) -> None:
+        await anyio.sleep(SWEEP_DELAY_SECONDS)
+        try:
+            swept = await (await self.fleet()).sweep()
+        except VersRlmError as error:
+            logger.warning("No machines can be made yet: %s", error)
+        else:
+            if swept:
+                logger.info("Deleted machines of servers that ended early: %s", ", ".join(swept))

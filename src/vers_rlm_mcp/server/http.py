@@ -1,0 +1,196 @@
+"""MCP over HTTP: Streamable HTTP at `/mcp`, or the older HTTP with SSE at `/sse`."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import logging
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import anyio
+import uvicorn
+from mcp.server.auth.provider import AccessToken, TokenVerifier
+from mcp.server.auth.settings import AuthSettings
+from mcp.server.transport_security import TransportSecuritySettings
+from pydantic import AnyHttpUrl
+from starlette.responses import JSONResponse
+
+from vers_rlm_mcp.errors import SettingsError
+
+from .app import Application
+from .factory import create_server
+from .signals import call_on_signal
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+
+    from vers_rlm_mcp.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+Transport = Literal["http", "sse"]
+
+PATHS: dict[Transport, str] = {"http": "/mcp", "sse": "/sse"}
+
+BACKLOG = 128
+"""Connections that may wait to be accepted: the kernel's usual limit."""
+
+GRACE_SECONDS = 1
+"""What open responses get to end by themselves when the server stops; then they are cancelled."""
+
+CLEAN_UP_SECONDS = 5.0
+"""What cancelled calls may take to clean up before the machines are deleted under them."""
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+
+
+async def serve_http(
+    settings: Settings,
+    *,
+    transport: Transport = "http",
+    host: str = "127.0.0.1",
+    port: int = 0,
+    allowed_hosts: Sequence[str] = (),
+    allowed_origins: Sequence[str] = (),
+) -> None:
+    """Serve clients over HTTP until a signal to stop comes.
+
+    Args:
+        settings: Of the server; with a token, every request must present it.
+        transport: Streamable HTTP, or HTTP with SSE.
+        host: The address to listen on. Other than loopback, it needs a token.
+        port: 0 takes a free one; the log says which.
+        allowed_hosts: Further values of the Host header, as ``name`` or ``name:port``.
+        allowed_origins: Further values of the Origin header, as ``https://name``.
+
+    Raises:
+        SettingsError: The address is open to others without a token, or cannot be listened on.
+    """
+    if not settings.token and not _is_loopback(host):
+        raise SettingsError(
+            f"{host} can be reached from other computers, and whoever reaches this server can run "
+            "code: set a token (--token or VERS_RLM_TOKEN), or listen on 127.0.0.1."
+        )
+    with _listening(host, port) as listener:
+        base = f"http://{_in_url(host)}:{listener.getsockname()[1]}"
+        security = TransportSecuritySettings(
+            allowed_hosts=[*_with_ports([*LOOPBACK_HOSTS, _in_url(host)]), *allowed_hosts],
+            allowed_origins=[
+                *_with_ports([f"http://{name}" for name in LOOPBACK_HOSTS]),
+                *allowed_origins,
+            ],
+        )
+        async with Application(settings, one_client=False) as app:
+            asgi = _asgi(app, transport, base, security)
+            logger.info("Serving MCP at %s%s", base, PATHS[transport])
+            await _serve(asgi, listener, settings.log_level)
+
+
+class StaticToken(TokenVerifier):
+    """Accepts the one token of the settings."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token.encode()
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        """The token's rights, or None if it is another one. Takes as long for any wrong one."""
+        if not hmac.compare_digest(token.encode(), self._token):
+            return None
+        return AccessToken(token=token, client_id="token", scopes=[])
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to this process: uvicorn would raise them again before machines are gone."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+    def stop(self) -> None:
+        self.should_exit = True
+
+
+def _asgi(
+    app: Application, transport: Transport, base: str, security: TransportSecuritySettings
+) -> Starlette:
+    token = app.settings.token
+    server = create_server(
+        app,
+        auth=_auth(base, transport) if token else None,
+        token_verifier=StaticToken(token) if token else None,
+    )
+    server.custom_route("/healthz", methods=["GET"])(_healthz)
+    if transport == "sse":
+        return server.sse_app(sse_path=PATHS["sse"], transport_security=security)
+    return server.streamable_http_app(
+        streamable_http_path=PATHS["http"], transport_security=security
+    )
+
+
+async def _serve(asgi: Starlette, listener: socket.socket, log_level: str) -> None:
+    config = uvicorn.Config(
+        asgi,
+        log_config=None,
+        log_level=log_level,
+        access_log=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    server = _Server(config)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call_on_signal, server.stop)
+        await server.serve(sockets=[listener])
+        with anyio.move_on_after(CLEAN_UP_SECONDS):
+            # Uvicorn cancels what is left of the requests, but does not wait for them.
+            while server.server_state.tasks:  # noqa: ASYNC110 - it sets no event
+                await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+
+
+def _auth(base: str, transport: Transport) -> AuthSettings:
+    # The token is one that this server was given, so there is no issuer but itself.
+    return AuthSettings(
+        issuer_url=AnyHttpUrl(base),
+        resource_server_url=AnyHttpUrl(base + PATHS[transport]),
+        validate_token_resource=False,
+    )
+
+
+async def _healthz(_: Request) -> JSONResponse:
+    return JSONResponse({"status": "ok"})
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Generator[socket.socket]:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise SettingsError(
+            f"Cannot listen on {host}:{port}: {error.strerror}. Choose another --host or --port."
+        ) from error
+    with listener:
+        listener.setblocking(False)
+        yield listener
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _with_ports(names: Sequence[str]) -> list[str]:
+    """Each name with any port, and without one, as clients leave out the scheme's own."""
+    return [value for name in names for value in (name, f"{name}:*")]

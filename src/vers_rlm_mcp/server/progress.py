@@ -1,0 +1,99 @@
+"""Progress notifications: every step, a heartbeat when nothing happens, and never a flood."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Self
+
+import anyio
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[float, float | None, str | None], Awaitable[None]]
+
+HEARTBEAT_SECONDS = 8.0
+"""Silence after which a call says that it lives: clients give up on a call silent for longer."""
+
+INTERVAL_SECONDS = 0.1
+"""Time between two notifications about what only passes: ten a second are as many as one reads."""
+
+QUEUE_LENGTH = 256
+"""Messages kept for a client that is slow to take them; then the oldest go."""
+
+FLUSH_SECONDS = 1.0
+"""What a call's end waits for a client to take the messages that are left."""
+
+
+class Progress:
+    """Tells the client how a call is going, without the call ever waiting for the client.
+
+    Inside the ``async with``, `say` queues a message; a task sends it. The progress value is the
+    seconds since the call began, so that it always rises, and the total is not known.
+
+    Args:
+        report: Sends one notification; it may block, and its errors end only the notifications.
+        what: What is under way, for the heartbeat.
+    """
+
+    def __init__(self, report: Report, what: str) -> None:
+        self._report = report
+        self._what = what
+        self._queue: deque[tuple[str, bool]] = deque(maxlen=QUEUE_LENGTH)
+        self._news = anyio.Event()
+        self._closing = anyio.Event()
+        self._tasks = anyio.create_task_group()
+        self._started = time.monotonic()
+        self._sent = 0.0
+
+    def say(self, message: str, *, passing: bool = False) -> None:
+        """Queue a message. One that is `passing` gives way to the next, and is sent at leisure."""
+        if self._queue and self._queue[-1][1]:
+            self._queue.pop()
+        self._queue.append((message, passing))
+        self._news.set()
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        self._tasks.start_soon(self._run)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._closing.set()
+        self._news.set()
+        if exc is None:
+            self._tasks.cancel_scope.deadline = anyio.current_time() + FLUSH_SECONDS
+        else:
+            self._tasks.cancel_scope.cancel()
+        # The group never sees the call's exception: it would wrap it.
+        await self._tasks.__aexit__(None, None, None)
+
+    async def _run(self) -> None:
+        while self._queue or not self._closing.is_set():
+            with anyio.move_on_after(HEARTBEAT_SECONDS) as silence:
+                await self._news.wait()
+            if silence.cancelled_caught:
+                seconds = time.monotonic() - self._started
+                self.say(f"{self._what} is still running ({seconds:.0f} s)", passing=True)
+            self._news = anyio.Event()
+            while self._queue:
+                await self._send(self._queue.popleft()[0])
+            with anyio.move_on_after(INTERVAL_SECONDS):
+                await self._closing.wait()
+
+    async def _send(self, message: str) -> None:
+        self._sent = max(self._sent + 0.001, round(time.monotonic() - self._started, 3))
+        try:
+            await self._report(self._sent, None, message)
+        except Exception:
+            logger.debug("The client did not take a progress notification", exc_info=True)

@@ -1,0 +1,272 @@
+# ruff: noqa: N803 - a tool's parameters are named as the client sends them
+"""`vers_rlm`: a whole run as one tool call."""
+
+import json
+from contextlib import AsyncExitStack
+from typing import Annotated, Any
+
+from mcp.server.mcpserver import Context
+from mcp_types import ToolAnnotations
+from pydantic import BaseModel, Field, JsonValue
+
+from vers_rlm_mcp.rlm import MAX_ITERATIONS, MAX_SUB_CALLS, CellOutput, Event, Step, narrate
+from vers_rlm_mcp.runs import RunRequest, RunResult, opened_files, run
+
+from .answers import cut
+from .app import Application
+from .progress import Progress
+from .sampling import choose_model
+from .tool import Answer, Options, StrictTool
+from .vm_tools import VmConfig
+
+REASONING_CHARS = 300
+CODE_CHARS = 600
+OUTPUT_CHARS = 600
+"""Characters of each part of a step in the trajectory's preview: what the seed of this tool showed,
+within what clients pass on (twenty steps are some 8,000 tokens)."""
+
+PREVIEW_STEPS = 20
+"""Steps in the preview, the last ones: a run that needs more is read from its journal."""
+
+OUTPUTS_CHARS = 60_000
+"""Characters of one text among the outputs: with it an answer stays below what clients cut at."""
+
+
+class Budget(Options):
+    """What a run may use; the server's settings are the upper limit."""
+
+    usd: float | None = Field(None, gt=0)
+    tokens: int | None = Field(None, gt=0)
+    seconds: float | None = Field(None, gt=0)
+
+
+class RunMachine(BaseModel):
+    """The machine of a run."""
+
+    id: str
+    backend: str
+    isolation: str
+    fidelity: str
+    kept: bool
+
+
+class RunUsage(BaseModel):
+    """What a run used, sub-calls included; `usd` is left out when it is not known."""
+
+    tokens: int
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    usd: float | None = None
+    seconds: float
+    sub_calls: int
+
+
+class RunStep(BaseModel):
+    """A step, cut to length."""
+
+    reasoning: str
+    code: str
+    output: str
+
+
+class RunAnswer(Answer):
+    """The outputs of a run, and how it came to them."""
+
+    run_id: str
+    status: str
+    outputs: dict[str, Any]
+    steps: int
+    reason: str
+    machine: RunMachine
+    usage: RunUsage
+    trajectory: list[RunStep]
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, result: RunResult) -> "RunAnswer":
+        """Of a run's result, cut to length."""
+        warnings = list(result.warnings)
+        outputs = {name: _bounded(name, value, warnings) for name, value in result.outputs.items()}
+        return cls(
+            run_id=result.run_id,
+            status=result.status,
+            outputs=outputs,
+            steps=len(result.steps),
+            reason=result.reason,
+            machine=RunMachine(
+                id=result.machine_id,
+                backend=result.backend,
+                isolation=result.isolation,
+                fidelity=result.fidelity,
+                kept=result.kept,
+            ),
+            usage=_usage(result),
+            trajectory=[_preview(step) for step in result.steps[-PREVIEW_STEPS:]],
+            warnings=tuple(warnings),
+        )
+
+    def text(self) -> str:
+        """Markdown: how it ended, the outputs, the trajectory."""
+        return "\n".join([*self._heading(), *self._outputs(), *self._trajectory()])
+
+    def _heading(self) -> list[str]:
+        vm, used = self.machine, self.usage
+        steps = f"{self.steps} step" + ("" if self.steps == 1 else "s")
+        headline = {
+            "finished": f"✅ Vers RLM completed in {steps}.",
+            "extracted": f"✅ Vers RLM completed in {steps}; outputs extracted. {self.reason}",
+        }.get(self.status, f"⚠️ Vers RLM ended after {steps} with partial outputs. {self.reason}")
+        money = "" if used.usd is None else f", ${used.usd:.4f}"
+        return [
+            headline,
+            f"VM: {vm.id} ({'kept alive' if vm.kept else 'deleted'}; {vm.backend}, isolation: "
+            f"{vm.isolation}, fidelity: {vm.fidelity})",
+            f"Usage: {used.tokens:,} tokens{money}, {used.seconds:.1f} s, {used.sub_calls} "
+            f"sub-calls (run {self.run_id})",
+            *(f"⚠️ {warning}" for warning in self.warnings),
+        ]
+
+    def _outputs(self) -> list[str]:
+        lines = [f"**{name}**: {_shown(value)}" for name, value in self.outputs.items()]
+        return ["", "## Outputs", *(lines or ["(none)"])]
+
+    def _trajectory(self) -> list[str]:
+        first = self.steps - len(self.trajectory) + 1
+        lines = ["", "## Trajectory"]
+        for number, step in enumerate(self.trajectory, first):
+            lines += [
+                f"=== Step {number} ===",
+                *([f"Reasoning: {step.reasoning}"] if step.reasoning else []),
+            ]
+            lines += ["Code:", "```python", step.code, "```"] if step.code else []
+            lines += ["Output:", step.output]
+        return lines
+
+
+class RlmTools:
+    """The tools that run a Recursive Language Model."""
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+
+    def tools(self) -> list[StrictTool]:
+        """All of them."""
+        annotations = ToolAnnotations(
+            read_only_hint=False, destructive_hint=True, open_world_hint=True
+        )
+        return [StrictTool.of(self.vers_rlm, "vers_rlm", "Recursive Language Model", annotations)]
+
+    async def vers_rlm(
+        self,
+        context: Context,
+        signature: Annotated[
+            str,
+            Field(
+                description='Inputs -> outputs, typed: "log, task -> cause: str, lines: list[int]"'
+            ),
+        ],
+        inputs: Annotated[
+            dict[str, Any] | None, Field(description="A value for each input")
+        ] = None,
+        instructions: str | None = None,
+        maxIterations: Annotated[
+            int, Field(ge=1, le=200, description="Default 20")
+        ] = MAX_ITERATIONS,
+        maxLLMCalls: Annotated[
+            int, Field(ge=0, le=10_000, description="Sub-model calls. Default 30")
+        ] = MAX_SUB_CALLS,
+        vmId: Annotated[
+            str | None, Field(description="Work in this VM. Default: a new one")
+        ] = None,
+        vmConfig: VmConfig | None = None,
+        keepVM: Annotated[
+            bool, Field(description="Keep the VM after the run. Default false")
+        ] = False,
+        files: Annotated[
+            list[str] | dict[str, str] | None,
+            Field(description="Host files to copy in: paths, or {name: path}"),
+        ] = None,
+        model: Annotated[str | None, Field(description="provider:model")] = None,
+        subModel: str | None = None,
+        budget: Budget | None = None,
+    ) -> RunAnswer:
+        """Solve a task too big for one context: a sub-agent works on it in a Linux VM.
+
+        A model writes Python into a REPL in the VM, runs commands, reads files of any size, asks
+        sub-models about pieces, snapshots and branches the VM, and returns typed outputs. Use it
+        for big files, codebases and logs, experiments, or anything needing many steps. Takes
+        minutes; reports progress.
+        """
+        settings = self._app.settings
+        limit = budget or Budget()
+        async with AsyncExitStack() as stack:
+            root = choose_model(model, settings.model, context)
+            stack.push_async_callback(root.aclose)
+            sub = choose_model(subModel or model, settings.sub_model or settings.model, context)
+            stack.push_async_callback(sub.aclose)
+            paths = stack.enter_context(opened_files(files or (), settings.allow_dir))
+            progress = await stack.enter_async_context(Progress(context.report_progress, "The run"))
+            request = RunRequest(
+                signature=signature,
+                inputs=inputs or {},
+                instructions=instructions,
+                max_iterations=maxIterations,
+                max_llm_calls=maxLLMCalls,
+                machine_id=vmId,
+                spec=vmConfig.spec() if vmConfig else None,
+                keep_machine=keepVM,
+                files=paths,
+                max_seconds=limit.seconds,
+                max_tokens=limit.tokens,
+                max_usd=limit.usd,
+            )
+            result = await run(
+                request,
+                fleet=await self._app.fleet(),
+                model=root,
+                sub_model=sub,
+                settings=settings,
+                on_event=lambda event: _tell(progress, event),
+            )
+        return RunAnswer.of(result)
+
+
+def _tell(progress: Progress, event: Event) -> None:
+    message = narrate(event)
+    if message:
+        progress.say(message, passing=isinstance(event, CellOutput))
+
+
+def _usage(result: RunResult) -> RunUsage:
+    used = result.usage
+    return RunUsage(
+        tokens=used.tokens,
+        input_tokens=used.input_tokens,
+        output_tokens=used.output_tokens,
+        cache_read_tokens=used.cache_read_tokens,
+        cache_write_tokens=used.cache_write_tokens,
+        usd=used.usd,
+        seconds=round(result.seconds, 3),
+        sub_calls=result.sub_calls,
+    )
+
+
+def _preview(step: Step) -> RunStep:
+    return RunStep(
+        reasoning=cut(step.reasoning, REASONING_CHARS),
+        code=cut(step.code, CODE_CHARS),
+        output=cut("\n".join(part for part in (step.output, step.error) if part), OUTPUT_CHARS),
+    )
+
+
+def _bounded(name: str, value: JsonValue, warnings: list[str]) -> JsonValue:
+    if not isinstance(value, str) or len(value) <= OUTPUTS_CHARS:
+        return value
+    warnings.append(f"The output {name!r} was cut: it has {len(value):,} characters.")
+    return cut(value, OUTPUTS_CHARS)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)

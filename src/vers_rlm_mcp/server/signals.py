@@ -1,0 +1,26 @@
+"""SIGTERM and SIGINT as a call, instead of the end of the process."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from typing import TYPE_CHECKING
+
+import anyio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+
+async def call_on_signal(stop: Callable[[], object]) -> None:
+    """Call `stop` whenever the process is told to end; runs until it is cancelled.
+
+    It stays in place while clean-up runs, so that a second signal does not cut that off: clean-up
+    is bounded by itself.
+    """
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            logger.info("Ending on %s", signal.Signals(number).name)
+            stop()

@@ -1,0 +1,103 @@
+"""MCP on standard input and output, for one client.
+
+The end of the input, SIGTERM and SIGINT all lead the same way out: the SDK sees the input end,
+cancels the calls that run, the machines go, and the process ends. For that the SDK reads a pipe
+that this module feeds and can close: the SDK itself reads in a thread, which nothing interrupts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+
+from .app import Application
+from .factory import create_server
+from .signals import call_on_signal
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from vers_rlm_mcp.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 65_536
+"""Bytes moved at a time: what a pipe holds on Linux."""
+
+EXIT_SECONDS = 10.0
+"""After the input's end, the time after which the process ends come what may: clean-up is bounded
+below it, so this is for a client that lives but no longer reads, on which the SDK would wait."""
+
+
+async def serve_stdio(settings: Settings) -> None:
+    """Serve the client at the other end of standard input and output until it leaves.
+
+    Returns when the input has ended, or a signal to stop has come, and everything is cleaned up.
+    Standard output carries the protocol alone; what this process itself prints goes to stderr.
+    """
+    end_of_input = anyio.CancelScope()
+
+    @asynccontextmanager
+    async def lifespan(_: object) -> AsyncGenerator[Application]:
+        # The SDK leaves this before it waits for the last writes, so that machines go even if the
+        # client reads no more.
+        async with app:
+            yield app
+        end_of_input.cancel()
+
+    app = Application(settings, one_client=True)
+    server = create_server(app, lifespan=lifespan)
+    source, sink = _divert_input()
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call_on_signal, end_of_input.cancel)
+            tasks.start_soon(_feed, source, sink, end_of_input)
+            await server.run_stdio_async()
+            tasks.cancel_scope.cancel()
+    except* BrokenPipeError:
+        logger.info("The client left without closing its end first")
+
+
+def _divert_input() -> tuple[int, int]:
+    """Put a pipe in the place of standard input; return the original and the pipe's other end."""
+    source = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)
+    reader, sink = os.pipe()
+    os.dup2(reader, 0, inheritable=False)
+    os.close(reader)
+    os.set_blocking(sink, False)
+    return source, sink
+
+
+async def _feed(source: int, sink: int, end_of_input: anyio.CancelScope) -> None:
+    """Pass the input on until it ends or is ended, then see to it that the process ends."""
+    try:
+        with end_of_input:
+            while data := await _read(source):
+                await _write(sink, data)
+    except BrokenPipeError:
+        logger.debug("The server ended before its input")
+    finally:
+        os.close(sink)
+    await anyio.sleep(EXIT_SECONDS)
+    logger.error("The client does not read; ending anyway")
+    os._exit(1)
+
+
+async def _read(source: int) -> bytes:
+    try:
+        await anyio.wait_readable(source)
+    except PermissionError:
+        await anyio.lowlevel.checkpoint()  # A regular file: it cannot be polled, and never blocks.
+    return os.read(source, CHUNK)
+
+
+async def _write(sink: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        await anyio.wait_writable(sink)
+        rest = rest[os.write(sink, rest) :]
