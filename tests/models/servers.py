@@ -85,6 +85,8 @@ class ModelServer(ABC):
         self.requests: list[Request] = []
         self.disconnected = asyncio.Event()
         """Set when a client goes away before its answer is complete."""
+        self.stalled = asyncio.Event()
+        """Set when a client is kept waiting, by `seconds` or `hang`."""
         self._answers = answers
         self._handlers: set[asyncio.Task[None]] = set()
 
@@ -152,7 +154,9 @@ class ModelServer(ABC):
         elif isinstance(answer, Raw):
             await _write_stream(writer, [answer.stream])
         else:
-            await asyncio.sleep(answer.seconds)
+            if answer.seconds:
+                self.stalled.set()
+                await asyncio.sleep(answer.seconds)
             await self._write_reply(answer, request, writer)
         await writer.drain()
 
@@ -167,6 +171,7 @@ class ModelServer(ABC):
         events = list(self.events(reply, request))
         if reply.hang:
             await _write_stream(writer, events[:2], end=False)
+            self.stalled.set()
             await asyncio.Event().wait()
         if reply.drop_after is None:
             await _write_stream(writer, events)

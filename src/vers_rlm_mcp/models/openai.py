@@ -26,7 +26,7 @@ DEFAULT_MODEL = "gpt-6.2-sol"
 DEFAULT_URL = "https://api.openai.com/v1"
 
 # The SDK insists on a key; a server of one's own mostly does not look at it.
-_NO_KEY = "none"
+_NO_KEY = "not-needed"
 
 _STOP_REASONS: Mapping[str, StopReason] = {"length": "length", "content_filter": "refusal"}
 

@@ -46,7 +46,12 @@ MAX_WORDS = 500
 _UNPRINTABLE = re.compile(r"[^\x21-\x7e]")
 _LOOKS_LIKE_A_KEY = re.compile(r"\b(sk|key)-[\w*.-]{8,}|(?<=Bearer )\S+|(?<=Basic )\S+")
 _PASSING_STATUS = frozenset({408, 409, 429})
-_FOREIGN_ROOTS = (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL)
+_FOREIGN_ROOTS = (
+    httpx2.HTTPError,
+    httpx2.StreamError,
+    httpx2.InvalidURL,
+    httpx2.CookieConflict,
+)
 # What reading a malformed reply raises: broken JSON or UTF-8, and fields that are not there.
 _MALFORMED = (ValueError, TypeError, AttributeError)
 
@@ -96,12 +101,18 @@ class Endpoint:
         return {} if self.credentials is None else {"Authorization": f"Basic {self._basic}"}
 
     @property
+    def address(self) -> str:
+        """The base URL as far as it is fit for an error: a query may hold a key."""
+        return self.url.partition("?")[0]
+
+    @property
     def _basic(self) -> str:
         return base64.b64encode((self.credentials or "").encode()).decode()
 
     def quote(self, words: str) -> str:
         """A provider's words, on one line, bounded, and without anything secret."""
-        secrets = {self.key, self.credentials, self._basic, *(self.credentials or "").split(":", 1)}
+        password = (self.credentials or "").partition(":")[2]
+        secrets = {self.key, self.credentials, self._basic, password}
         for secret in sorted(filter(None, secrets), key=len, reverse=True):
             words = words.replace(secret, "[redacted]")
         words = " ".join(_LOOKS_LIKE_A_KEY.sub("[redacted]", words).split())
@@ -116,7 +127,7 @@ class Endpoint:
             return ModelUnavailable(f"{said} Check the billing of the account.")
         if status == 404:
             return ModelUnavailable(
-                f"{said} Check the model's name and {self.url_variable} ({self.url})."
+                f"{said} Check the model's name and {self.url_variable} ({self.address})."
             )
         advice = headers.get("x-should-retry")
         if advice != "false" and (advice == "true" or status in _PASSING_STATUS or status >= 500):
@@ -127,7 +138,7 @@ class Endpoint:
         """The exchange itself broke: no connection, or a reply that is not one."""
         cause = f" ({self.quote(f'{type(error).__name__}: {error}')})" if error else ""
         return PassingFault(
-            f"{self.provider} at {self.url} {what}{cause}. "
+            f"{self.provider} at {self.address} {what}{cause}. "
             f"Check the network and {self.url_variable}."
         )
 
@@ -199,11 +210,21 @@ class RemoteModel(Model, Generic[ClientT]):
         async with self._opening:
             if self._client is None:
                 # An SDK takes a second to import. When that is cancelled, it goes on unheeded.
-                self._client = await to_thread.run_sync(self._open, abandon_on_cancel=True)
+                self._client = await to_thread.run_sync(self._start, abandon_on_cancel=True)
             return self._client
 
     def _priced(self, usage: Usage) -> Usage:
         return replace(usage, usd=None if self.price is None else self.price.usd(usage))
+
+    def _start(self) -> ClientT:
+        try:
+            return self._open()
+        except (ImportError, ValueError, httpx2.InvalidURL) as error:
+            words = self._endpoint.quote(str(error))
+            raise ModelUnavailable(
+                f"The client for {self._endpoint.provider} cannot be made: {words} "
+                "Check the proxy variables of the environment, and the installation."
+            ) from None
 
     async def _attempt(
         self, client: ClientT, messages: Sequence[Message], max_tokens: int | None

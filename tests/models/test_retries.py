@@ -1,0 +1,93 @@
+"""How often and after what wait an attempt is made again."""
+
+from __future__ import annotations
+
+import time
+from email.utils import formatdate
+
+import anyio
+import pytest
+
+from vers_rlm_mcp.errors import ModelFailed, ModelUnavailable
+from vers_rlm_mcp.models.retries import MAX_ATTEMPTS, PassingFault, retry_after, with_retries
+
+
+class Attempts:
+    """Attempts that fail as they are told, and then succeed."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.made = 0
+
+    async def __call__(self) -> int:
+        self.made += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return self.made
+
+
+async def test_an_attempt_that_succeeds_is_the_only_one():
+    assert await with_retries(Attempts()) == 1
+
+
+async def test_a_passing_fault_is_followed_by_another_attempt():
+    with anyio.fail_after(5):
+        assert await with_retries(Attempts(PassingFault("busy", 0), PassingFault("busy", 0))) == 3
+
+
+async def test_a_lasting_fault_is_not_tried_again():
+    attempts = Attempts(ModelUnavailable("no key"))
+    with pytest.raises(ModelUnavailable, match="no key"):
+        await with_retries(attempts)
+    assert attempts.made == 1
+
+
+async def test_retries_come_to_an_end():
+    attempts = Attempts(*[PassingFault("busy.", 0)] * 20)
+    with anyio.fail_after(10), pytest.raises(ModelFailed, match=r"busy\. Tried 5 times") as caught:
+        await with_retries(attempts)
+    assert attempts.made == MAX_ATTEMPTS
+    assert type(caught.value) is ModelFailed
+
+
+async def test_the_wait_that_the_server_asks_for_is_kept():
+    start = time.monotonic()
+    with anyio.fail_after(5):
+        await with_retries(Attempts(PassingFault("busy", 0.6)))
+    assert time.monotonic() - start >= 0.6
+
+
+async def test_a_wait_beyond_the_limit_fails_at_once_and_says_how_long_it_would_be():
+    attempts = Attempts(PassingFault("Quota used up.", 3600))
+    with anyio.fail_after(1), pytest.raises(ModelFailed, match="wait 3600 s"):
+        await with_retries(attempts)
+    assert attempts.made == 1
+
+
+async def test_waiting_for_the_next_attempt_can_be_cancelled():
+    with anyio.fail_after(1), anyio.move_on_after(0.05) as scope:
+        await with_retries(Attempts(PassingFault("busy", 30)))
+    assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after": "9", "retry-after-ms": "1500"}, 1.5),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+    ],
+)
+def test_retry_after_is_read_in_all_its_forms(headers: dict[str, str], seconds: float | None):
+    assert retry_after(headers) == seconds
+
+
+def test_retry_after_may_be_a_date():
+    seconds = retry_after({"retry-after": formatdate(time.time() + 30, usegmt=True)})
+    assert seconds == pytest.approx(30, abs=2)
