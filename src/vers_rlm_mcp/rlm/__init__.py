@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .budget import MAX_ITERATIONS, MAX_SUB_CALLS, Budget, Limits
+from .engine import run
 from .events import (
     CellOutput,
     CellStarted,
@@ -22,6 +23,8 @@ from .events import (
     ToolCalled,
 )
 from .functions import FUNCTIONS, REPL_NAMES, ReplFunction
+from .narration import narrate
+from .prompt import system_prompt, task_prompt
 from .protocol import (
     CallModel,
     CellReply,
@@ -88,6 +91,10 @@ __all__ = [
     "Task",
     "ToolCalled",
     "describe",
+    "narrate",
     "preview",
+    "run",
+    "system_prompt",
+    "task_prompt",
     "truncate",
 ]

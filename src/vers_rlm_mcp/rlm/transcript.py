@@ -50,4 +50,6 @@ def truncate(text: str, limit: int) -> str:
         return text
     tail = limit // 2
     head = limit - tail
-    return f"{text[:head]}\n… {len(text) - limit:,} characters left out …\n{text[-tail:]}"
+    return (
+        f"{text[:head]}\n… {len(text) - limit:,} characters left out …\n{text[len(text) - tail :]}"
+    )

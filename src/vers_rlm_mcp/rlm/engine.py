@@ -1,0 +1,228 @@
+"""The engine: a conversation with a model that writes cells, until it hands in its outputs.
+
+It asks for everything it needs (`protocol`) and touches nothing itself, so the same replies always
+give the same requests, events and outcome. Tests, replay and resuming a run all feed it replies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from . import feedback
+from .events import Feedback, StepFinished
+from .prompt import extraction_prompt, system_prompt, task_prompt
+from .protocol import (
+    CallModel,
+    CellReply,
+    Emit,
+    FinalCall,
+    ModelFailure,
+    ModelReply,
+    Outcome,
+    RunCell,
+    Step,
+    Stop,
+)
+from .replies import parse_objects, parse_reply
+from .signature import Checked
+from .transcript import Transcript
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from pydantic import JsonValue
+
+    from .events import Event
+    from .protocol import Purpose, Reply, Request, Run
+    from .replies import ParsedReply
+    from .signature import Signature
+    from .task import Task
+
+MAX_SILENT = 3
+"""Replies without code in a row after which more of the same will not help."""
+
+T = TypeVar("T")
+
+
+def run(task: Task) -> Run:
+    """Run a task: a generator that yields requests, is sent replies, and returns the outcome.
+
+    An outcome is returned whatever the model does. Raises `TypeError` only when it is sent a reply
+    that does not belong to its request.
+    """
+    return _Engine(task).run()
+
+
+class _Ended(Exception):  # noqa: N818 - a way out of the loop, not an error
+    """The run ends here with what there is; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """How a step went: the step, what to tell the model, the outputs if they were accepted."""
+
+    step: Step
+    message: str
+    outputs: dict[str, JsonValue] | None = None
+
+
+class _Engine:
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._transcript = Transcript(system_prompt(), task_prompt(task))
+        self._steps: list[Step] = []
+        self._right: dict[str, JsonValue] = {}
+        """Those outputs of the latest answer that were right."""
+
+    def run(self) -> Run:
+        try:
+            return (yield from self._loop())
+        except _Ended as end:
+            return self._outcome("partial", self._right, str(end))
+
+    def _loop(self) -> Run:
+        silent = 0
+        for number in count(1):
+            turn = yield from self._step(number)
+            if turn.outputs is not None:
+                return self._outcome("finished", turn.outputs, "The model called FINAL.")
+            silent = 0 if turn.step.code else silent + 1
+            if why := self._exhausted(number, silent):
+                return (yield from self._extract(turn.message, why))
+            self._transcript.tell(turn.message)
+        raise AssertionError("counting has no end")
+
+    def _exhausted(self, number: int, silent: int) -> str | None:
+        if number == self._task.max_iterations:
+            return f"All {number} steps are used."
+        return f"{silent} replies in a row held no code." if silent == MAX_SILENT else None
+
+    def _step(self, number: int) -> Generator[Request, Reply, _Turn]:
+        reply = yield from self._ask_model(number, "step")
+        parsed = parse_reply(reply.text)
+        problem = _unusable(reply, parsed)
+        if problem:
+            turn = self._silent_turn(number, parsed, problem)
+            yield from self._emit(Feedback(number, problem))
+        else:
+            cell = yield from self._run_cell(number, parsed)
+            turn = yield from self._cell_turn(number, parsed, cell)
+        self._steps.append(turn.step)
+        yield from self._emit(self._finished(turn, reply))
+        return turn
+
+    def _silent_turn(self, number: int, parsed: ParsedReply, problem: str) -> _Turn:
+        message = feedback.reminder(problem, number, self._task.max_iterations)
+        return _Turn(Step(number, parsed.reasoning, "", "", problem, 0.0), message)
+
+    def _cell_turn(
+        self, number: int, parsed: ParsedReply, cell: CellReply
+    ) -> Generator[Request, Reply, _Turn]:
+        notes = [feedback.UNSEEN] if parsed.left_out else []
+        error, outputs = cell.error, None
+        if cell.status == "final":
+            checked = _accept(self._task.signature, cell.final or FinalCall())
+            self._right = checked.values
+            if checked.faults:
+                error = feedback.refusal(self._task.signature, checked.faults)
+                notes.append(error)
+                yield from self._emit(Feedback(number, error))
+            else:
+                outputs = checked.values
+        step = Step(number, parsed.reasoning, parsed.code, cell.output, error, cell.seconds)
+        message = feedback.cell_message(cell, notes, number, self._task.max_iterations)
+        return _Turn(step, message, outputs)
+
+    def _extract(self, message: str, why: str) -> Run:
+        """Ask for the outputs once more, as JSON, from what the conversation holds."""
+        self._transcript.tell(f"{message}\n\n{extraction_prompt(self._task.signature, why)}")
+        reply = yield from self._ask_model(len(self._steps), "extraction")
+        faults = "the reply held no JSON object"
+        for found in parse_objects(reply.text):
+            checked = self._task.signature.check_outputs(found)
+            if not checked.faults:
+                reason = f"{why} The outputs were extracted from the conversation."
+                return self._outcome("extracted", checked.values, reason)
+            faults = "; ".join(checked.faults)
+            self._right = checked.values or self._right
+        raise _Ended(f"{why} The outputs could not be extracted: {faults}.")
+
+    def _ask_model(self, number: int, purpose: Purpose) -> Generator[Request, Reply, ModelReply]:
+        reply = yield CallModel(number, self._transcript.messages, purpose)
+        if isinstance(reply, ModelFailure):
+            raise _Ended(f"The model did not answer: {reply.reason}")
+        answer = _expect(reply, ModelReply)
+        self._transcript.reply(answer.text)
+        return answer
+
+    def _run_cell(self, number: int, parsed: ParsedReply) -> Generator[Request, Reply, CellReply]:
+        try:
+            return _expect((yield RunCell(number, parsed.code)), CellReply)
+        except _Ended as end:
+            self._steps.append(Step(number, parsed.reasoning, parsed.code, "", str(end), 0.0))
+            raise
+
+    def _emit(self, event: Event) -> Generator[Request, Reply, None]:
+        _expect((yield Emit(event)), type(None))
+
+    def _finished(self, turn: _Turn, reply: ModelReply) -> StepFinished:
+        step = turn.step
+        return StepFinished(
+            step.number,
+            self._task.max_iterations,
+            step.reasoning,
+            step.code,
+            step.output,
+            step.error,
+            step.seconds,
+            reply.usage,
+            done=turn.outputs is not None,
+        )
+
+    def _outcome(
+        self,
+        status: Literal["finished", "extracted", "partial"],
+        outputs: dict[str, JsonValue],
+        reason: str,
+    ) -> Outcome:
+        reasoning = self._steps[-1].reasoning if self._steps else ""
+        return Outcome(status, outputs, tuple(self._steps), reason, reasoning)
+
+
+def _expect(reply: Reply, kind: type[T]) -> T:
+    if isinstance(reply, Stop):
+        raise _Ended(reply.reason)
+    if not isinstance(reply, kind):
+        raise TypeError(f"expected {kind.__name__} or Stop as the reply, got {reply!r}")
+    return reply
+
+
+def _unusable(reply: ModelReply, parsed: ParsedReply) -> str | None:
+    """What to tell the model when nothing of its reply can be run."""
+    if reply.stop_reason == "length" and not (parsed.code and parsed.closed):
+        return feedback.CUT_OFF
+    if not reply.text.strip():
+        return feedback.EMPTY
+    return None if parsed.code else feedback.NO_CODE
+
+
+def _accept(signature: Signature, call: FinalCall) -> Checked:
+    """Read a call of FINAL in the ways it may be meant; the first that is right, or the first."""
+    readings = [signature.check_outputs(outputs) for outputs in _readings(signature, call)]
+    if not readings:
+        return Checked({}, (f"it takes at most {len(signature.outputs)} values, each once",))
+    return next((checked for checked in readings if not checked.faults), readings[0])
+
+
+def _readings(signature: Signature, call: FinalCall) -> Iterator[dict[str, JsonValue]]:
+    names = [field.name for field in signature.outputs]
+    if len(call.args) == 1 and not call.kwargs:
+        (value,) = call.args
+        # With one output a dict may be its value, or hold it by name.
+        if isinstance(value, dict) and (len(names) > 1 or names[0] in value):
+            yield value
+    positional = dict(zip(names, call.args, strict=False))
+    if len(call.args) <= len(names) and not positional.keys() & call.kwargs.keys():
+        yield {**positional, **call.kwargs}

@@ -1,0 +1,74 @@
+"""What the model is told after each of its replies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .transcript import ERROR_CHARS, OUTPUT_CHARS, truncate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .protocol import CellReply
+    from .signature import Signature
+
+_FEW_STEPS = 3
+"""From here on the model is told with every step that they run out."""
+
+EMPTY = "Your reply was empty. Write one ```python block: its code is run, and you see the output."
+NO_CODE = (
+    "Your reply held no code that can be run. Write exactly one ```python block; to answer, call "
+    "FINAL(...) in it. Text outside of the block is not read as an answer."
+)
+CUT_OFF = (
+    "Your reply was cut off at the model's output limit, so nothing was run. Write a shorter one: "
+    "less text, and less code per step."
+)
+UNSEEN = (
+    "A later block of your reply called FINAL; it and what followed it were not run. Read the "
+    "output above first, then answer."
+)
+_STATUS = {
+    "timeout": "The cell was stopped at its time limit. Do less in one cell, or start long work "
+    "in the background and look at it later.",
+    "died": "The REPL's process died and was started again.",
+    "interrupted": "The cell was interrupted.",
+}
+
+
+def cell_message(cell: CellReply, notes: Sequence[str], step: int, max_steps: int) -> str:
+    """What a cell did, as the model sees it."""
+    return "\n".join(_lines(cell, notes, step, max_steps))
+
+
+def _lines(cell: CellReply, notes: Sequence[str], step: int, max_steps: int) -> Iterator[str]:
+    yield f"Step {step} of {max_steps}, {cell.seconds:.2f} s."
+    if cell.output:
+        yield f"<output>\n{truncate(cell.output.rstrip(), OUTPUT_CHARS)}\n</output>"
+    elif cell.status == "ok":
+        yield "It printed nothing; print what you want to see."
+    if cell.status in _STATUS:
+        yield _STATUS[cell.status]
+    if cell.error:
+        yield f"<error>\n{truncate(cell.error.rstrip(), ERROR_CHARS)}\n</error>"
+    yield from cell.notes
+    yield from notes
+    yield from _steps_left(max_steps - step)
+
+
+def reminder(text: str, step: int, max_steps: int) -> str:
+    """Feedback on a reply of which nothing was run."""
+    return "\n".join([f"Step {step} of {max_steps}.", text, *_steps_left(max_steps - step)])
+
+
+def refusal(signature: Signature, faults: Sequence[str]) -> str:
+    """Why a call of FINAL was not taken, and what a right one has."""
+    wanted = ", ".join(map(str, signature.outputs))
+    return f"FINAL was not accepted: {'; '.join(faults)}. The outputs are {wanted}. Call it again."
+
+
+def _steps_left(left: int) -> Iterator[str]:
+    if left == 1:
+        yield "One step is left: call FINAL in it with the best answer that your evidence supports."
+    elif 1 < left <= _FEW_STEPS:
+        yield f"{left} steps are left."

@@ -1,0 +1,120 @@
+"""Events as lines for a person who watches a run."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+from .events import (
+    CommitMade,
+    Event,
+    Feedback,
+    MachineDeleted,
+    MachineMade,
+    MachineSwitched,
+    ModelAsked,
+    RunFinished,
+    RunStarted,
+    StepFinished,
+    SubCallFinished,
+    SubCallStarted,
+    ToolCalled,
+)
+
+_CODE_CHARS = 300
+_OUTPUT_CHARS = 500
+_REASONING_CHARS = 500
+_CALL_CHARS = 120
+_ID_CHARS = 8
+
+_TOOL_SIGNS = {"exec": "🖥️", "readFile": "📄", "writeFile": "✏️"}
+_ENDINGS = {"finished": "✅", "extracted": "✅", "partial": "⚠️"}
+
+
+@singledispatch
+def narrate(event: Event) -> str | None:
+    """What to show for an event; None when it is of no interest to a person."""
+    del event
+    return None
+
+
+@narrate.register
+def _(event: RunStarted) -> str:
+    return f"🧠 Run {event.run_id} starts: {event.signature}"
+
+
+@narrate.register
+def _(event: ModelAsked) -> str | None:
+    return "🧾 Asking for the outputs" if event.purpose == "extraction" else None
+
+
+@narrate.register
+def _(event: StepFinished) -> str:
+    lines = [
+        f"{'✓' if event.done else '⟳'} Step {event.step}/{event.max_steps}",
+        f"   💭 {cut(event.reasoning, _REASONING_CHARS)}" if event.reasoning else "",
+        f"   📝 {cut(event.code, _CODE_CHARS)}" if event.code else "",
+        f"   📤 {cut(event.output, _OUTPUT_CHARS)}" if event.output else "",
+        # The end of a traceback says what went wrong.
+        f"   ❌ {event.error.rstrip()[-_CODE_CHARS:]}" if event.error else "",
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+@narrate.register
+def _(event: Feedback) -> str:
+    return f"↩️ {cut(event.text, _OUTPUT_CHARS)}"
+
+
+@narrate.register
+def _(event: ToolCalled) -> str:
+    return f"{_TOOL_SIGNS.get(event.name, '🔧')} {event.name}: {cut(event.detail, _CALL_CHARS)}"
+
+
+@narrate.register
+def _(event: SubCallStarted) -> str:
+    return f"💬 llmQuery {event.number}: {cut(event.prompt, _CALL_CHARS)}"
+
+
+@narrate.register
+def _(event: SubCallFinished) -> str | None:
+    return f"⚠️ llmQuery {event.number} failed: {event.error}" if event.error else None
+
+
+@narrate.register
+def _(event: MachineMade) -> str:
+    if event.origin == "branched":
+        return f"🔀 vmBranch: created branch → {event.machine_id}"
+    if event.origin == "restored":
+        return f"⏪ vmRestore: restored → {event.machine_id}"
+    if event.origin == "attached":
+        return f"🚀 Using machine: {event.machine_id}"
+    return f"🚀 Machine created: {event.machine_id}"
+
+
+@narrate.register
+def _(event: MachineSwitched) -> str:
+    return f"🔄 vmSwitch: {event.previous[:_ID_CHARS]}… → {event.current[:_ID_CHARS]}…"
+
+
+@narrate.register
+def _(event: CommitMade) -> str:
+    return f"📸 vmSnapshot: committed → {event.commit_id}"
+
+
+@narrate.register
+def _(event: MachineDeleted) -> str:
+    if event.error:
+        return f"⚠️ Failed to delete machine {event.machine_id}: {event.error}"
+    return f"🗑️ Deleted machine: {event.machine_id}"
+
+
+@narrate.register
+def _(event: RunFinished) -> str:
+    sign = _ENDINGS.get(event.status, "⚠️")
+    plural = "" if event.steps == 1 else "s"
+    return f"{sign} Run {event.status} after {event.steps} step{plural}: {event.reason}"
+
+
+def cut(text: str, limit: int) -> str:
+    """The beginning of `text`, with an ellipsis where it goes on."""
+    return text if len(text) <= limit else f"{text[:limit]}…"
