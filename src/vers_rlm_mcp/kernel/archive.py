@@ -1,0 +1,52 @@
+"""The kernel's guest half as one file that any Python can run: a zip with sources and bytecode."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import io
+import marshal
+import zipfile
+from importlib import resources
+from importlib.resources.abc import Traversable
+
+_PACKAGE = "vers_rlm_kernel"
+_MAIN = f"from {_PACKAGE}.guest.attach import main\n\nmain()\n"
+_UNCHECKED = (1).to_bytes(4, "little")
+"""Flags of a bytecode file that is valid for its source without a look at it (PEP 552)."""
+
+
+@functools.cache
+def guest_archive() -> tuple[str, bytes]:
+    """The archive's name, which changes with its content, and its bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, source in _sources().items():
+            _add(archive, name, source)
+    data = buffer.getvalue()
+    return f"kernel-{hashlib.sha256(data).hexdigest()[:16]}.pyz", data
+
+
+def _sources() -> dict[str, bytes]:
+    kernel = resources.files(__package__)
+    return {
+        "__main__.py": _MAIN.encode(),
+        f"{_PACKAGE}/__init__.py": b"",
+        f"{_PACKAGE}/wire.py": (kernel / "wire.py").read_bytes(),
+        **_modules(kernel / "guest", f"{_PACKAGE}/guest"),
+        **_modules(resources.files("cloudpickle"), "cloudpickle"),
+    }
+
+
+def _modules(folder: Traversable, prefix: str) -> dict[str, bytes]:
+    files = sorted(folder.iterdir(), key=lambda file: file.name)
+    return {f"{prefix}/{f.name}": f.read_bytes() for f in files if f.name.endswith(".py")}
+
+
+def _add(archive: zipfile.ZipFile, name: str, source: bytes) -> None:
+    """Add a module; a Python of our own version finds it compiled, any other compiles it."""
+    code = compile(source, name, "exec", dont_inherit=True)
+    header = importlib.util.MAGIC_NUMBER + _UNCHECKED + importlib.util.source_hash(source)
+    for path, data in ((name, source), (name + "c", header + marshal.dumps(code))):
+        archive.writestr(zipfile.ZipInfo(path), data)  # a date of its own would change the name

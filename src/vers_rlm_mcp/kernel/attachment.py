@@ -1,0 +1,143 @@
+"""A host's attachment to the kernel of a machine: frames over the pipes of one process."""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from types import MappingProxyType
+from typing import Any, Literal
+
+import anyio
+
+from vers_rlm_mcp.errors import KernelError, PathRefused, WireError
+
+from .archive import guest_archive
+from .base import GuestMachine, GuestProcess
+from .wire import FROM_GUEST, Decoder, Frame, FrameError, encode
+
+Mode = Literal["attach", "restart", "kill"]
+
+DIRECTORIES = ("/run/vers-rlm", "/tmp/.vers-rlm")  # noqa: S108 - a path in the machine
+"""Where the kernel's program and its socket lie: the first of these that can be written."""
+
+VARIABLES = "/workspace/.vers-rlm/variables"
+"""Where variables are saved: in a directory that every backend's copies carry."""
+
+READ_SIZE = 256 * 1024
+MAX_COMPLAINT = 4096
+"""Bytes of the program's standard error that go into an error's text."""
+
+COMPLAINT_SECONDS = 1.0
+"""What a process that has ended had to say is there already."""
+
+_SIGNAL_EXIT = 128
+_UNKNOWN_EXIT = 120
+
+
+class Lost(Exception):
+    """The attachment ended from the other side; the text says how, as far as it is known."""
+
+
+class Attachment:
+    """One connection. Only one task receives at a time; any may send."""
+
+    def __init__(self, process: GuestProcess) -> None:
+        self._process = process
+        self._decoder = Decoder(FROM_GUEST)
+        self._frames: deque[Frame] = deque()
+        self._sending = anyio.Lock()
+        self.broken = False
+        """Whether a frame was sent in part, so that no other can follow it."""
+
+    async def send(self, kind: str, payload: bytes = b"", **fields: Any) -> None:
+        """Send a frame. Raises `Lost`, or `FrameError` when it is over the limits."""
+        data = encode(kind, fields, payload)
+        async with self._sending:
+            if self.broken:
+                raise Lost("the connection broke in the midst of a frame")
+            self.broken = True
+            try:
+                await self._process.stdin.send(data)
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                raise Lost(await self._how_it_ended()) from None
+            self.broken = False
+
+    async def receive(self) -> Frame:
+        """The next frame. Raises `Lost`, or `WireError` for what is not the protocol."""
+        while not self._frames:
+            try:
+                data = await self._process.stdout.receive(READ_SIZE)
+            except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+                raise Lost(await self._how_it_ended()) from None
+            try:
+                self._frames.extend(self._decoder.feed(data))
+            except FrameError as error:
+                raise WireError(f"The kernel does not keep to the protocol: {error}.") from None
+        return self._frames.popleft()
+
+    async def aclose(self) -> None:
+        """Let go of the kernel; it goes on."""
+        self.broken = True
+        await self._process.aclose()
+
+    async def _how_it_ended(self) -> str:
+        with anyio.move_on_after(COMPLAINT_SECONDS):
+            status = await self._process.wait()
+            complaint = await self._complaint()
+            if complaint:
+                return f"its program failed: {complaint}"
+            return _describe_exit(status.code)
+        return "nothing is known of how it ended"
+
+    async def _complaint(self) -> str:
+        text = b""
+        try:
+            while len(text) < MAX_COMPLAINT:
+                text += await self._process.stderr.receive(MAX_COMPLAINT)
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            pass
+        return text[-MAX_COMPLAINT:].decode(errors="replace").strip()
+
+
+def _describe_exit(code: int | None) -> str:
+    if code is None or code == _UNKNOWN_EXIT:
+        return "nothing is known of how it ended"
+    if code > _SIGNAL_EXIT:
+        number = code - _SIGNAL_EXIT
+        why = _LIKELY_CAUSES.get(number, "")
+        return f"it was killed by signal {number}{why}"
+    return f"it ended with exit code {code}"
+
+
+_LIKELY_CAUSES = MappingProxyType(
+    {
+        int(signal.SIGKILL): " (SIGKILL: most likely it used more memory than the machine has)",
+        int(signal.SIGSEGV): " (SIGSEGV: a crash in compiled code)",
+        int(signal.SIGABRT): " (SIGABRT: compiled code gave up)",
+    }
+)
+
+
+async def upload(machine: GuestMachine) -> str:
+    """Put the kernel's program into the machine; return the directory it lies in."""
+    name, data = guest_archive()
+    for directory in DIRECTORIES[:-1]:
+        try:
+            await machine.write(f"{directory}/{name}", data)
+        except PathRefused:
+            continue
+        return directory
+    await machine.write(f"{DIRECTORIES[-1]}/{name}", data)
+    return DIRECTORIES[-1]
+
+
+async def start_program(machine: GuestMachine, directory: str, mode: Mode) -> GuestProcess:
+    """Start the program that attaches to a kernel, having started it if need be."""
+    name, _ = guest_archive()
+    argv = ["python3", f"{directory}/{name}", directory, VARIABLES, mode]
+    try:
+        return await machine.spawn(argv)
+    except PathRefused as error:
+        raise KernelError(
+            f"No kernel can be started in this machine, since python3 cannot be run there: {error}"
+        ) from error

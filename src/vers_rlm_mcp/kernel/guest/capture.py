@@ -1,0 +1,188 @@
+"""What is written to standard output and error, by whomever: Python, C code or a child process.
+
+Both descriptors lead into one pipe, so that the order of writing is kept. A thread empties it, so
+that nobody who writes is stalled; the first bytes of a cell's output are sent on at once, of the
+rest only the end is kept.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import select
+import sys
+import threading
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
+
+    Send = Callable[[bytes, int], None]
+
+PIPE_SIZE = 1024 * 1024
+"""The most a pipe may hold without privileges; a writer is stalled when it is full."""
+
+GATHER_SECONDS = 0.005
+"""Between two looks at a pipe that fills slowly, so that a printing loop keeps the interpreter."""
+
+
+class HeadTail:
+    """The first and the last bytes of a stream, in memory of at most twice `limit`."""
+
+    def __init__(self, limit: int) -> None:
+        self.total = 0
+        self.head = bytearray()
+        self._head_limit = limit - limit // 2
+        self._tail = bytearray()
+        self._tail_limit = limit // 2
+
+    def add(self, data: bytes) -> None:
+        """Append to the stream."""
+        self.total += len(data)
+        room = self._head_limit - len(self.head)
+        if room > 0:
+            self.head += data[:room]
+            data = data[room:]
+        self._tail += data[-self._tail_limit :]
+        if len(self._tail) > 2 * self._tail_limit:
+            del self._tail[: -self._tail_limit]
+
+    @property
+    def tail(self) -> bytes:
+        """The last bytes, without those that are in the head."""
+        return bytes(self._tail[-self._tail_limit :])
+
+    @property
+    def omitted(self) -> int:
+        """How many bytes between head and tail are gone."""
+        return self.total - len(self.head) - len(self.tail)
+
+    def limited(self, limit: int) -> HeadTail:
+        """The same stream within another limit."""
+        other = HeadTail(limit)
+        other.add(bytes(self.head))
+        other.add(self.tail)
+        return other
+
+    def text(self) -> str:
+        """The stream as text; where bytes are gone, it says how many."""
+        if not self.omitted:
+            return (bytes(self.head) + self.tail).decode(errors="replace")
+        head, tail = self.head.decode(errors="replace"), self.tail.decode(errors="replace")
+        return f"{head}\n… {self.omitted} bytes left out …\n{tail}"
+
+
+class Capture:
+    """Takes the place of standard output and error of this process and its children."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        try:
+            fcntl.fcntl(self._write, 1031, PIPE_SIZE)  # F_SETPIPE_SZ has a name since Python 3.10
+        except OSError:
+            pass  # this user's pipes take too much memory already: a small one works too
+        self._lock = threading.Lock()
+        self._output = HeadTail(0)
+        self._limit = 0
+        self._sent = 0
+        self._send: Send | None = None
+        self._streams = (_text_stream(1), _text_stream(2))
+
+    def start(self, limit: int) -> None:
+        """Begin to take everything; of what is written outside of cells, `limit` bytes."""
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        self._redirect()
+        self._limit = limit
+        self._output = HeadTail(limit)
+        threading.Thread(target=self._pump, daemon=True).start()
+
+    def begin(self, limit: int, send: Send) -> None:
+        """A cell starts. What was written since the last one belongs to its output.
+
+        `send` is called with a piece of output and the number of bytes left out before it.
+        """
+        self._redirect()
+        with self._lock:
+            if limit != self._limit:
+                self._limit = limit
+                self._output = self._output.limited(limit)
+            self._send = send
+            self._forward()
+
+    def finish(self) -> None:
+        """The cell is over: send what it has written up to now."""
+        self.flush()
+        with self._lock:
+            left = PIPE_SIZE  # no more can have been in the pipe; others may go on filling it
+            while left > 0:
+                taken = self._take()
+                if not taken:
+                    break
+                left -= taken
+            output, send = self._output, self._send
+            if send and output.tail:
+                send(output.tail, output.omitted)
+            self._send = None
+            self._sent = 0
+            self._output = HeadTail(self._limit)
+
+    def write(self, text: str) -> None:
+        """Add the kernel's own words to the output, wherever `sys.stdout` leads."""
+        self.flush()
+        stream = self._streams[0]
+        stream.write(text)
+        stream.flush()
+
+    def flush(self) -> None:
+        """Let nothing that was written linger in this process."""
+        for stream in {*self._streams, sys.stdout, sys.stderr}:
+            try:
+                stream.flush()
+            except (AttributeError, OSError, ValueError):
+                pass  # a cell has closed it or put something else in its place
+
+    def _redirect(self) -> None:
+        """Point the streams back to the pipe, whatever the last cell did to them."""
+        os.dup2(self._write, 1)
+        os.dup2(self._write, 2)
+        if any(stream.closed for stream in self._streams):
+            self._streams = (_text_stream(1), _text_stream(2))
+        sys.stdout, sys.stderr = self._streams
+
+    def _pump(self) -> None:
+        poll = select.poll()
+        poll.register(self._read, select.POLLIN)
+        while True:
+            poll.poll()
+            with self._lock:
+                taken = self._take()
+            if taken < PIPE_SIZE // 2:
+                time.sleep(GATHER_SECONDS)
+
+    def _take(self) -> int:
+        """Empty the pipe once; return how much was in it."""
+        try:
+            data = os.read(self._read, PIPE_SIZE)
+        except BlockingIOError:
+            return 0
+        self._output.add(data)
+        self._forward()
+        return len(data)
+
+    def _forward(self) -> None:
+        """Send what the head has gained."""
+        if self._send and self._sent < len(self._output.head):
+            piece = bytes(self._output.head[self._sent :])
+            self._sent += len(piece)
+            self._send(piece, 0)
+
+
+def _text_stream(descriptor: int) -> io.TextIOWrapper:
+    return open(
+        descriptor, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False
+    )

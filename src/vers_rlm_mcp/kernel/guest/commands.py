@@ -1,0 +1,124 @@
+"""Shell commands in the machine of the kernel."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import threading
+import time
+
+from .capture import HeadTail
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+LIMIT = 8 * 1024 * 1024
+"""Bytes kept of each of the two outputs: enough for any text that code goes through."""
+
+READ_SIZE = 256 * 1024
+
+EXIT_POLL_SECONDS = 0.02
+"""How long the end of a command whose children keep its pipes open may go unnoticed."""
+
+
+def run(command: str, timeout: float | None) -> dict[str, Any]:
+    """Run `command` with bash, in a session of its own, and wait until it has ended.
+
+    Returns `stdout`, `stderr` and `exit_code`; the latter is None when the time was up and the
+    command killed. What it left running in the background goes on, its output thrown away.
+    """
+    process = subprocess.Popen(
+        ["bash", "-c", os.fsencode(command)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        start_new_session=True,
+    )
+    outputs = _Outputs(process)
+    try:
+        ended = outputs.collect(None if timeout is None else time.monotonic() + timeout)
+    except BaseException:
+        _kill(process)
+        raise
+    finally:
+        outputs.let_go()
+    if not ended:
+        _kill(process)
+    return {
+        "stdout": outputs.captured[0].text(),
+        "stderr": outputs.captured[1].text(),
+        "exit_code": process.returncode if ended else None,
+    }
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, 9)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+class _Outputs:
+    """The two pipes of a command."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.captured = (HeadTail(LIMIT), HeadTail(LIMIT))
+        self._process = process
+        self._open: dict[int, HeadTail] = {}
+        self._poll = select.poll()
+        for pipe, captured in zip((process.stdout, process.stderr), self.captured):
+            assert pipe
+            os.set_blocking(pipe.fileno(), False)
+            self._open[pipe.fileno()] = captured
+            self._poll.register(pipe.fileno(), select.POLLIN)
+
+    def collect(self, deadline: float | None) -> bool:
+        """Read until the command has ended. False when the deadline came first."""
+        while self._process.poll() is None:
+            rest = None if deadline is None else deadline - time.monotonic()
+            if rest is not None and rest <= 0:
+                return False
+            if self._open:
+                self._read_ready(EXIT_POLL_SECONDS)
+            else:
+                self._wait(rest)
+        while self._open and self._read_ready(0):
+            pass
+        return True
+
+    def _wait(self, seconds: float | None) -> None:
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pass
+
+    def _read_ready(self, seconds: float) -> bool:
+        """Read what comes within `seconds`. False when nothing did."""
+        ready = self._poll.poll(seconds * 1000)
+        for descriptor, _ in ready:
+            data = os.read(descriptor, READ_SIZE)
+            self._open[descriptor].add(data)
+            if not data:
+                self._poll.unregister(descriptor)
+                del self._open[descriptor]
+        return bool(ready)
+
+    def let_go(self) -> None:
+        """Close what has ended; keep reading, for nobody, what background children still hold."""
+        for pipe in (self._process.stdout, self._process.stderr):
+            assert pipe
+            if pipe.fileno() in self._open:
+                os.set_blocking(pipe.fileno(), True)
+                threading.Thread(target=_discard, args=(pipe,), daemon=True).start()
+            else:
+                pipe.close()
+
+
+def _discard(pipe: Any) -> None:
+    with pipe:
+        while pipe.read(READ_SIZE):
+            pass

@@ -1,0 +1,260 @@
+"""What cells can call: commands, files, machines, sub-models, and FINAL."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import os
+import stat
+
+from ..wire import MAX_PAYLOAD, dump
+from .results import CommandOutput, awaitable
+from .values import to_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
+    from .calls import Calls
+
+ALIASES = {
+    "command": ("cmd", "script", "code"),
+    "commit": ("commit_id", "commitId", "commit_hash", "snapshot", "id"),
+    "content": ("contents", "text", "data", "body"),
+    "count": ("n", "num", "number"),
+    "id": ("vm_id", "vmId", "machine", "machine_id", "vm"),
+    "path": ("filename", "file", "file_path", "filePath", "filepath", "name"),
+    "prompt": ("query", "question", "text", "message", "input"),
+    "prompts": ("queries", "questions", "messages", "inputs", "prompt_list", "batch"),
+    "timeout": ("timeout_seconds", "seconds"),
+}
+"""Names that models invent for arguments, by the right one."""
+
+
+class Finished(BaseException):
+    """FINAL was called. Not an Exception, so that ``except Exception`` lets it through."""
+
+
+class Functions:
+    """The functions of the REPL, bound to the machines and to the host's calls.
+
+    Args:
+        namespace: Where FINAL_VAR finds variables.
+        calls: The way to the host.
+        save: Saves the variables before this machine is copied; returns what to tell the host.
+    """
+
+    def __init__(
+        self, namespace: dict[str, Any], calls: Calls, save: Callable[[], dict[str, Any] | None]
+    ) -> None:
+        self.home = ""
+        self.current = ""
+        self.final: dict[str, Any] | None = None
+        self._namespace = namespace
+        self._calls = calls
+        self._save = save
+
+    def exec(self, command: str, timeout: float | None = None) -> Any:
+        """Run a shell command in the current machine and return what it printed."""
+        _require(command, str, "exec", "command", "a str")
+        if self._is_home:
+            from . import commands
+
+            result = commands.run(command, timeout)
+        else:
+            result = self._calls.call("exec", {"command": command, "timeout": timeout})
+        return CommandOutput(result["stdout"], result["stderr"], result["exit_code"])
+
+    def readFile(self, path: str, binary: bool = False) -> Any:
+        """The text of a file in the current machine, or with `binary` its bytes."""
+        path = _path(path)
+        if self._is_home:
+            data = _read_regular(path)
+        else:
+            data = base64.b64decode(self._calls.call("readFile", {"path": path}))
+        if binary:
+            return data
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            raise ValueError(
+                f"{path!r} is not UTF-8 text; readFile(path, binary=True) returns its bytes"
+            ) from None
+
+    def writeFile(self, path: str, content: str | bytes) -> Any:
+        """Write text or bytes into a file in the current machine; return the bytes written."""
+        path = _path(path)
+        _require(content, (str, bytes, bytearray), "writeFile", "content", "a str or bytes")
+        if isinstance(content, str):
+            content = content.encode(errors="surrogateescape")
+        if self._is_home:
+            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+            with open(path, "wb") as file:
+                return file.write(content)
+        if len(content) * 4 // 3 > MAX_PAYLOAD - 8192:
+            raise ValueError(f"{len(content)} bytes are too many to send to another machine")
+        encoded = base64.b64encode(content).decode()
+        return self._calls.call("writeFile", {"path": path, "base64": encoded})
+
+    def vmSnapshot(self) -> Any:
+        """Freeze the current machine; return the id of the commit."""
+        return self._copy("vmSnapshot", {})
+
+    def vmBranch(self, count: int = 1) -> Any:
+        """Make copies of the current machine; return the id, or the ids when `count` > 1."""
+        _require(count, int, "vmBranch", "count", "an int")
+        return self._copy("vmBranch", {"count": count})
+
+    def vmSwitch(self, id: str) -> Any:
+        """Make another machine the current one."""
+        _require(id, str, "vmSwitch", "id", "a str")
+        return self._calls.call("vmSwitch", {"id": id})
+
+    def vmRestore(self, commit: str) -> Any:
+        """Make a machine from a commit and switch to it; return its id."""
+        _require(commit, str, "vmRestore", "commit", "a str")
+        return self._calls.call("vmRestore", {"commit": commit})
+
+    def currentVmId(self) -> Any:
+        """The id of the current machine."""
+        return self._calls.call("currentVmId", {})
+
+    def llmQuery(self, prompt: str) -> Any:
+        """Ask a sub-model; return its answer."""
+        if isinstance(prompt, (list, tuple)):
+            raise TypeError("llmQuery takes one prompt; for a list call llmQueryBatched(prompts)")
+        return self._calls.call("llmQuery", {"prompt": _prompt(prompt, "llmQuery(prompt)")})
+
+    def llmQueryBatched(self, prompts: list[str]) -> Any:
+        """Ask a sub-model many things at once; return the answers in the same order."""
+        if isinstance(prompts, (str, bytes)) or not hasattr(prompts, "__iter__"):
+            raise TypeError("llmQueryBatched takes a list of prompts, each a str")
+        texts = [_prompt(p, f"llmQueryBatched(prompts[{i}])") for i, p in enumerate(prompts)]
+        return self._calls.call("llmQueryBatched", {"prompts": texts}) if texts else []
+
+    def budget(self) -> Any:
+        """What is used and what is left, as a dict."""
+        return self._calls.call("budget", {})
+
+    def FINAL(self, *args: Any, **kwargs: Any) -> None:
+        """Hand in the outputs, by name or in the order of the signature, and end the task."""
+        if not args and not kwargs:
+            raise TypeError("FINAL needs the outputs, e.g. FINAL(answer=value)")
+        final = {
+            "args": [to_json(value, f"FINAL: value {i + 1}") for i, value in enumerate(args)],
+            "kwargs": {name: to_json(value, f"FINAL: {name}") for name, value in kwargs.items()},
+        }
+        dump(final)  # refuses what is too large to hand over, where the code can still react
+        # The first one counts: after it, only code that swallowed it can call again.
+        self.final = self.final or final
+        raise Finished
+
+    def FINAL_VAR(self, *names: str, **outputs: str) -> None:
+        """Hand in variables by their names: one alone, or several named like the outputs."""
+        values = {name: self._variable(name) for name in names}
+        by_output = {output: self._variable(name) for output, name in outputs.items()}
+        if len(names) == 1 and not outputs:
+            self.FINAL(values[names[0]])
+        self.FINAL(**values, **by_output)
+
+    @property
+    def _is_home(self) -> bool:
+        return self.current == self.home
+
+    def _copy(self, name: str, arguments: dict[str, Any]) -> Any:
+        saved = self._save() if self._is_home else None
+        try:
+            return self._calls.call(name, arguments, carried=saved)
+        finally:
+            refresh_directory()
+
+    def _variable(self, name: Any) -> Any:
+        if not isinstance(name, str):
+            raise TypeError('FINAL_VAR takes names, FINAL_VAR("x"); for values call FINAL(x)')
+        if name not in self._namespace:
+            raise NameError(f"FINAL_VAR: there is no variable {name!r}")
+        return self._namespace[name]
+
+
+def refresh_directory() -> None:
+    """Enter the current directory anew: a snapshot may have put other mounts in its place."""
+    try:
+        os.chdir(os.getcwd())
+    except OSError:
+        pass  # it was deleted; the next command says so
+
+
+_TWINS = {
+    "exec": "exec",
+    "readFile": "read_file",
+    "writeFile": "write_file",
+    "vmSnapshot": "vm_snapshot",
+    "vmBranch": "vm_branch",
+    "vmSwitch": "vm_switch",
+    "vmRestore": "vm_restore",
+    "currentVmId": "current_vm_id",
+    "llmQuery": "llm_query",
+    "llmQueryBatched": "llm_query_batched",
+    "budget": "budget",
+}
+
+NAMES = frozenset((*_TWINS, *_TWINS.values(), "FINAL", "FINAL_VAR"))
+"""Every name that the functions have in a cell."""
+
+
+def bind(functions: Functions) -> dict[str, Any]:
+    """The functions by the names that cells know them by."""
+    bound: dict[str, Any] = {"FINAL": functions.FINAL, "FINAL_VAR": functions.FINAL_VAR}
+    for name, twin in _TWINS.items():
+        bound[name] = bound[twin] = _forgiving(getattr(functions, name))
+    return bound
+
+
+def _forgiving(method: Any) -> Callable[..., Any]:
+    """`method`, with the argument names that models invent, and errors that say the right ones."""
+    code = method.__code__
+    names: tuple[str, ...] = code.co_varnames[1 : code.co_argcount]
+    required = names[: len(names) - len(method.__defaults__ or ())]
+    optional = dict(zip(names[len(required) :], method.__defaults__ or ()))
+    usage = ", ".join([*required, *(f"{name}={value!r}" for name, value in optional.items())])
+    aliases = {alias: name for name in reversed(names) for alias in ALIASES.get(name, ())}
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(names, args))
+        for key, value in kwargs.items():
+            name = key if key in names else aliases.get(key, key)
+            if name not in names or name in given:
+                raise TypeError(f"{key}= does not fit: call {method.__name__}({usage})")
+            given[name] = value
+        if len(args) > len(names) or not given.keys() >= set(required):
+            raise TypeError(f"wrong arguments: call {method.__name__}({usage})")
+        return awaitable(method(**given))
+
+    return call
+
+
+def _require(value: Any, kind: Any, function: str, name: str, wanted: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{function}: {name} must be {wanted}, not {type(value).__name__}")
+
+
+def _path(path: Any) -> str:
+    try:
+        return os.fsdecode(path)
+    except TypeError:
+        raise TypeError(f"a path must be a str, not {type(path).__name__}") from None
+
+
+def _prompt(prompt: Any, where: str) -> str:
+    _require(prompt, str, where.partition("(")[0], where, "a str")
+    return to_json(prompt, where)
+
+
+def _read_regular(path: str) -> bytes:
+    """The bytes of a regular file. Never waits, as opening a FIFO or a device could."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{path!r} is not a regular file")
+        return file.read()

@@ -1,0 +1,77 @@
+"""Results that can be awaited, as in JavaScript: ``await exec("ls")`` is ``exec("ls")``."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Generator, Optional
+
+
+class _Settled:
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self
+        yield  # makes this a generator
+
+
+class Text(_Settled, str):
+    """A str that can be awaited."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(self),)
+
+
+class Number(_Settled, int):
+    """An int that can be awaited."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, (int(self),)
+
+
+class Bytes(_Settled, bytes):
+    """Bytes that can be awaited."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytes, (bytes(self),)
+
+
+class Items(_Settled, list):  # type: ignore[type-arg]
+    """A list that can be awaited."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
+
+
+class Mapping(_Settled, dict):  # type: ignore[type-arg]
+    """A dict that can be awaited."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
+class CommandOutput(Text):
+    """What a command printed: all of it as text, and its parts as attributes."""
+
+    stdout: str
+    stderr: str
+    exit_code: Optional[int]
+    """None when the command was killed because its time was up."""
+
+    def __new__(cls, stdout: str, stderr: str, exit_code: int | None) -> CommandOutput:
+        parts = [part for part in (stdout.rstrip("\n"), stderr.rstrip("\n")) if part]
+        if exit_code is None:
+            parts.append("[timed out and was killed]")
+        elif exit_code != 0:
+            parts.append(f"[exit code: {exit_code}]")
+        output = super().__new__(cls, "\n".join(parts))
+        output.stdout, output.stderr, output.exit_code = stdout, stderr, exit_code
+        return output
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CommandOutput, (self.stdout, self.stderr, self.exit_code)
+
+
+def awaitable(value: Any) -> Any:
+    """`value` as the equal value that can also be awaited, where there is one."""
+    kinds = {str: Text, int: Number, bytes: Bytes, list: Items, dict: Mapping}
+    kind = kinds.get(type(value))
+    return kind(value) if kind else value

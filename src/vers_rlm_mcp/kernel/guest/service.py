@@ -1,0 +1,250 @@
+"""The kernel: performs the host's requests one at a time, on the main thread.
+
+Only there does Python deliver signals, and much code expects to run there. Frames are read by
+another thread, so that an interrupt or a reply gets through while a cell runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import types
+import uuid
+from queue import SimpleQueue
+
+from ..wire import PROTOCOL, FrameError, dump
+from .calls import Calls
+from .capture import Capture
+from .functions import Finished, Functions, bind, refresh_directory
+from .link import Attachment, Detached, Link
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
+    from typing import Any, Callable
+
+    from ..wire import Frame
+
+MAX_NAMES = 1000
+"""Variables that are named to the host, each by at most `MAX_NAME` characters."""
+MAX_NAME = 80
+
+DEFAULT_OUTPUT_LIMIT = 1024 * 1024
+
+
+def serve(listener: socket, variables_path: str) -> None:
+    """Be the kernel behind `listener`, until the host ends it."""
+    kernel = Kernel(listener, variables_path)
+    kernel.serve()
+
+
+class _Request:
+    """A frame that asks for something, and the host that sent it."""
+
+    def __init__(self, frame: Frame, host: Attachment) -> None:
+        self.frame = frame
+        self.host = host
+        self.id = frame.fields.get("id", 0)
+
+
+class Kernel:
+    """The state of the REPL."""
+
+    def __init__(self, listener: socket, variables_path: str) -> None:
+        self.id = uuid.uuid4().hex
+        self.cells = 0
+        self._pid = os.getpid()
+        self._main_thread = threading.get_ident()
+        self._requests: SimpleQueue[_Request] = SimpleQueue()
+        self._running: _Request | None = None
+        self._interruptible = False
+        self._limit = DEFAULT_OUTPUT_LIMIT
+        self._saving = False
+        self._calls = Calls()
+        self._capture = Capture()
+        self._namespace = _main_namespace()
+        self._functions = Functions(self._namespace, self._calls, self._save_before_copy)
+        self._bound = bind(self._functions)
+        self._namespace.update(self._bound)
+        self._link = Link(listener, self)
+
+    def serve(self) -> None:
+        """Perform requests until the host ends the kernel."""
+        self._capture.start(self._limit)
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        threading.Thread(target=self._link.serve, daemon=True).start()
+        while True:
+            try:
+                self._perform(self._requests.get())
+            except KeyboardInterrupt:
+                continue  # meant for a request that ended at that very moment
+
+    # What the link tells, from its thread.
+
+    def attached(self) -> None:
+        """A new host is there; what the former one asked for is of no use to it."""
+        self._interrupt()
+
+    def detached(self) -> None:
+        """Calls to a host that is gone will never be answered."""
+        self._calls.fail("the connection to the host was lost")
+
+    def received(self, frame: Frame, host: Attachment) -> None:
+        """Act on what cannot wait; the rest is for the main thread."""
+        if frame.kind == "reply":
+            self._calls.reply(frame)
+        elif frame.kind == "interrupt":
+            running = self._running
+            if running and running.host is host and running.id == frame.fields["id"]:
+                self._interrupt()
+        elif frame.kind == "current":
+            self._functions.current = frame.fields["machine"]
+        elif frame.kind == "end":
+            os._exit(0)
+        else:
+            self._requests.put(_Request(frame, host))
+
+    def _interrupt(self) -> None:
+        signal.pthread_kill(self._main_thread, signal.SIGINT)
+
+    def _on_interrupt(self, _signal: int, _frame: object) -> None:
+        if self._interruptible:
+            raise KeyboardInterrupt
+
+    # On the main thread.
+
+    def _perform(self, request: _Request) -> None:
+        if request.host.closed:
+            return
+        if request.frame.kind == "hello":
+            self._greet(request)
+        elif request.frame.kind == "run":
+            self._run(request)
+        else:
+            self._answer(request)
+
+    def _greet(self, request: _Request) -> None:
+        fields = request.frame.fields
+        self._functions.home, self._functions.current = fields["home"], fields["current"]
+        self._limit, self._saving = fields["limit"], fields["saving"]
+        ready = {"protocol": PROTOCOL, "kernel": self.id, "cells": self.cells}
+        self._send(request.host, "ready", ready, dump(self._names()))
+        _warm_up()
+
+    def _run(self, request: _Request) -> None:
+        host = request.host
+        self._functions.final = None
+        refresh_directory()
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        self._capture.begin(
+            self._limit,
+            lambda data, skipped: self._send(
+                host, "output", {"id": request.id, "skipped": skipped}, data
+            ),
+        )
+        self._calls.open(host)
+        status, error = self._guarded(request, lambda: self._run_cell(request))
+        if os.getpid() != self._pid:
+            self._capture.flush()
+            os._exit(0)  # a fork that a cell has made and not ended itself
+        self._calls.close()
+        self._put_functions_back()
+        self._capture.finish()
+        final = self._functions.final
+        value = {
+            "status": "final" if final else status,
+            "error": None if final else error,
+            "final": final,
+            "names": self._names(),
+        }
+        self._done(request, value)
+
+    def _run_cell(self, request: _Request) -> tuple[str, str | None]:
+        from .cells import Cell, describe_error
+
+        self.cells = request.frame.fields["cell"]
+        try:
+            Cell(request.frame.payload.decode(), self.cells).run(
+                self._namespace, self._capture.write
+            )
+        except Finished:
+            return "final", None
+        except SystemExit:
+            self._capture.write("[exit() ends the cell, not the kernel]\n")
+        except KeyboardInterrupt as error:
+            return "interrupted", describe_error(error)
+        except BaseException as error:
+            return "error", describe_error(error)
+        return "ok", None
+
+    def _answer(self, request: _Request) -> None:
+        status, value = self._guarded(request, lambda: ("ok", self._operate(request)))
+        self._done(request, value, ok=status == "ok")
+
+    def _operate(self, request: _Request) -> Any:
+        raise NotImplementedError
+
+    def _guarded(self, request: _Request, act: Callable[[], tuple[str, Any]]) -> tuple[str, Any]:
+        """Act for a request; meanwhile, an interrupt raises KeyboardInterrupt."""
+        try:
+            self._running = request
+            self._interruptible = True
+            return act()
+        except KeyboardInterrupt:
+            return "interrupted", "interrupted"
+        except Exception as error:
+            return "error", f"{type(error).__name__}: {error}"[:1000]
+        finally:
+            self._interruptible = False
+            self._running = None
+
+    def _put_functions_back(self) -> None:
+        for name, function in self._bound.items():
+            if self._namespace.get(name) is not function:
+                self._namespace[name] = function
+                self._capture.write(
+                    f"[{name} is a function of this REPL and was put back; "
+                    "use another name for your variable]\n"
+                )
+
+    def _names(self) -> list[str]:
+        names = [name for name in self._namespace if self._is_variable(name)]
+        return [name[:MAX_NAME] for name in names[:MAX_NAMES]]
+
+    def _is_variable(self, name: str) -> bool:
+        return not name.startswith("_") and name not in self._bound
+
+    def _save_before_copy(self) -> dict[str, Any] | None:
+        return None
+
+    def _done(self, request: _Request, value: Any, *, ok: bool = True) -> None:
+        payload = dump(value) if ok else value.encode(errors="replace")
+        try:
+            self._send(request.host, "done", {"id": request.id, "ok": ok}, payload)
+        except FrameError as error:
+            text = f"the result is too large to hand over: {error}; write it to a file instead"
+            self._send(request.host, "done", {"id": request.id, "ok": False}, text.encode())
+
+    @staticmethod
+    def _send(host: Attachment, kind: str, fields: dict[str, Any], payload: bytes) -> None:
+        try:
+            host.send(kind, fields, payload)
+        except Detached:
+            pass  # nobody is left to be told
+
+
+def _main_namespace() -> dict[str, Any]:
+    """The namespace of cells, which is the module `__main__` to pickle, inspect and others."""
+    main = types.ModuleType("__main__")
+    main.__dict__["__builtins__"] = __builtins__
+    sys.modules["__main__"] = main
+    sys.path[0] = ""
+    sys.argv = [""]
+    return main.__dict__
+
+
+def _warm_up() -> None:
+    """Import what nearly every run needs, while the host has nothing to ask for."""
+    from . import cells, commands  # noqa: F401

@@ -1,0 +1,368 @@
+"""The kernel of a machine, as the host sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import anyio
+
+from vers_rlm_mcp.errors import InputError, KernelBusy, KernelError, KernelGone, WireError
+
+from .attachment import Attachment, Lost, Mode, start_program, upload
+from .base import (
+    Carried,
+    CellResult,
+    CellStatus,
+    GuestMachine,
+    Handler,
+    Json,
+    Variable,
+)
+from .messages import (
+    Done,
+    integer,
+    parse_answer,
+    parse_carried,
+    parse_ready,
+    parse_variables,
+)
+from .run import CellRun, Output
+from .wire import PROTOCOL
+
+OUTPUT_LIMIT = 1024 * 1024
+"""Bytes of a cell's output that are kept: a hundred times what a model is shown."""
+
+ATTACH_SECONDS = 10.0
+"""A kernel starts within 50 ms; this is for a machine under heavy load."""
+
+ADMIT_SECONDS = 3.0
+"""How long a kernel that is there may take to admit a host, which interrupts what runs in it."""
+
+INTERRUPT_SECONDS = 1.0
+"""From the interrupt until the kernel is killed: time for the cell's own ``finally`` blocks."""
+
+CANCEL_SECONDS = 0.4
+"""The same for a call that is cancelled, which must be over within a second in all."""
+
+DETACH_SECONDS = 1.0
+
+LOAD_SECONDS = 300.0
+"""Reading a JSON file of a gigabyte takes about a minute."""
+
+SAVE_SECONDS = 120.0
+"""The guest gives up on variables well before."""
+
+LIST_SECONDS = 10.0
+
+
+class Kernel:
+    """A Python process in a machine that runs cells and keeps their variables.
+
+    It goes on when this object is closed, and when the connection is lost; a connection that is
+    lost is made anew. After a `WireError` this object is of no use any more. Use `connect`.
+    """
+
+    def __init__(
+        self, machine: GuestMachine, home_id: str, *, output_limit: int, save_on_copy: bool
+    ) -> None:
+        self.carried: Carried | None = None
+        """What `restore_variables` brought back, and what not."""
+        self.closed = False
+        """Whether this object is of no use any more."""
+        self._machine = machine
+        self._home_id = self._current_id = home_id
+        self._output_limit = output_limit
+        self._save_on_copy = save_on_copy
+        self._directory = ""
+        self._attachment: Attachment | None = None
+        self._identity = ""
+        self._cells = 0
+        self._requests = 0
+        self._names: tuple[str, ...] = ()
+        self._lost: tuple[str, ...] = ()
+        self._busy = False
+
+    @classmethod
+    async def connect(
+        cls,
+        machine: GuestMachine,
+        *,
+        home_id: str,
+        restore_variables: bool = False,
+        save_on_copy: bool = True,
+        output_limit: int = OUTPUT_LIMIT,
+    ) -> Kernel:
+        """Attach to the kernel of a machine, or start it. Another host's attachment ends.
+
+        Args:
+            machine: Where it lives, or shall live.
+            home_id: The machine's id: while it is the current one, commands and files are local.
+            restore_variables: Read what `save_variables` left in this machine's files; for the
+                first kernel of a copy whose memory was not copied.
+            save_on_copy: Whether a cell that calls vmSnapshot or vmBranch saves the variables
+                first; not needed where copies carry memory.
+            output_limit: Bytes of each cell's output that are kept.
+
+        Raises `KernelError` when no kernel can be started, and what the machine raises.
+        """
+        kernel = cls(machine, home_id, output_limit=output_limit, save_on_copy=save_on_copy)
+        kernel._directory = await upload(machine)
+        try:
+            await kernel._attach()
+            if restore_variables:
+                kernel.carried = parse_carried(await kernel._request("restore", SAVE_SECONDS))
+        except BaseException:
+            await kernel.aclose()
+            raise
+        return kernel
+
+    async def run(
+        self,
+        code: str,
+        *,
+        timeout: float,
+        handler: Handler,
+        on_output: Callable[[str], None] | None = None,
+    ) -> CellResult:
+        """Run one cell and return what became of it, which includes every error of the cell.
+
+        When its time is up, or the call is cancelled, the cell is interrupted; if that does not
+        end it, the kernel is killed and its variables are lost. A cell whose connection was lost
+        is interrupted and never run again.
+
+        Args:
+            code: Python source.
+            timeout: Seconds the cell may take, calls to the host included.
+            handler: Answers the cell's calls to functions of the host.
+            on_output: Called with each piece of output as it comes.
+
+        Raises `KernelBusy` while another cell runs, `WireError` when the guest breaks the
+        protocol, and what the machine raises when the kernel cannot be reached any more.
+        """
+        with self._exclusive():
+            started = anyio.current_time()
+            attachment = await self._attached()
+            output = Output(self._output_limit, on_output)
+            run = CellRun(attachment, self._next_request(), output)
+            self._cells += 1
+            status, done, error = await self._perform(run, code, timeout, handler)
+            if done:
+                self._names = done.names
+            return CellResult(
+                status,
+                output.text,
+                output.total,
+                error,
+                done.final if done and status == "final" else None,
+                anyio.current_time() - started,
+                self._take_lost(),
+            )
+
+    async def load(self, name: str, path: str, kind: Literal["text", "json", "bytes"]) -> None:
+        """Make a variable of a file in the machine: a str, a JSON value, or bytes.
+
+        The file must stay: a copy of the machine reads text and bytes from it again. Raises
+        `InputError` when the file cannot be read as that kind.
+        """
+        try:
+            await self._request("load", LOAD_SECONDS, name=name, path=path, form=kind)
+        except KernelError as error:
+            if isinstance(error, KernelGone | WireError | KernelBusy):
+                raise
+            raise InputError(f"The input {name!r} cannot be loaded: {error}") from None
+
+    async def save_variables(self) -> Carried:
+        """Write the variables into a file of the machine, for a copy that takes only the disk."""
+        return parse_carried(await self._request("save", SAVE_SECONDS))
+
+    async def variables(self) -> Sequence[Variable]:
+        """Every variable, in the order they were made."""
+        return parse_variables(await self._request("variables", LIST_SECONDS))
+
+    async def set_current(self, machine_id: str) -> None:
+        """Say where commands and files act from now on. May be called while a cell runs."""
+        self._current_id = machine_id
+        if self._attachment and not self._attachment.broken:
+            try:
+                await self._attachment.send("current", machine=machine_id)
+            except Lost:
+                pass  # the next attachment says it
+
+    async def aclose(self) -> None:
+        """Let go of the kernel, which goes on."""
+        self.closed = True
+        await self._detach()
+
+    async def shutdown(self) -> None:
+        """End the kernel; its variables are gone."""
+        self.closed = True
+        with anyio.CancelScope(shield=True):
+            await self._kill(ATTACH_SECONDS)
+
+    # One cell.
+
+    async def _perform(
+        self, run: CellRun, code: str, timeout: float, handler: Handler
+    ) -> tuple[CellStatus, Done | None, str | None]:
+        try:
+            with anyio.move_on_after(timeout):
+                done = await run.perform(code.encode(errors="replace"), self._cells, handler)
+                return done.status, done, done.error
+            return await self._time_out(run, timeout)
+        except Lost as lost:
+            return await self._recover(lost)
+        except WireError:
+            await self.aclose()
+            raise
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._abandon(run)
+            raise
+
+    async def _time_out(
+        self, run: CellRun, timeout: float
+    ) -> tuple[CellStatus, Done | None, str | None]:
+        text = f"The cell ran into its time limit of {timeout:g} s and was interrupted"
+        with anyio.move_on_after(INTERRUPT_SECONDS):
+            done = await run.interrupt()
+            if done.status == "final":
+                return "final", done, None
+            return "timeout", done, f"{text}.\n{done.error or ''}".rstrip()
+        await self._attach("restart")
+        return "timeout", None, f"{text}; it did not stop, so the kernel was started anew."
+
+    async def _recover(self, lost: Lost) -> tuple[CellStatus, None, str]:
+        before = self._identity
+        await self._attach()
+        if self._identity == before:
+            text = "The connection to the machine was lost while this cell ran, and made anew. "
+            return (
+                "interrupted",
+                None,
+                text + "The cell was interrupted; variables are still there.",
+            )
+        return "died", None, f"The kernel died while this cell ran: {lost}. A new one was started."
+
+    async def _abandon(self, run: CellRun) -> None:
+        """Stop a cell that nobody waits for any more; kill the kernel if it does not stop."""
+        with anyio.move_on_after(CANCEL_SECONDS):
+            try:
+                self._names = (await run.interrupt()).names
+                return
+            except (Lost, WireError):
+                pass
+        await self._kill(CANCEL_SECONDS)
+
+    # Other requests.
+
+    async def _request(self, kind: str, seconds: float, **fields: Any) -> Json:
+        """Ask for something that runs no code of the model's own accord."""
+        with self._exclusive():
+            attachment = await self._attached()
+            request = self._next_request()
+            try:
+                with anyio.fail_after(seconds):
+                    await attachment.send(kind, id=request, **fields)
+                    frame = await attachment.receive()
+                if frame.kind != "done" or integer(frame, "id") != request:
+                    raise WireError(f"The kernel answered {kind!r} with something else.")
+                return parse_answer(frame)
+            except RuntimeError as error:
+                raise KernelError(str(error)) from None
+            except BaseException as error:
+                await self._detach()
+                if isinstance(error, WireError):
+                    self.closed = True
+                if isinstance(error, Lost):
+                    raise KernelGone(f"The kernel was lost meanwhile: {error}.") from None
+                if isinstance(error, TimeoutError):
+                    raise KernelError(f"The kernel took longer than {seconds:g} s.") from None
+                raise
+
+    # The attachment.
+
+    async def _attached(self) -> Attachment:
+        if self.closed:
+            raise KernelGone("This connection to the kernel is closed.")
+        if self._attachment is None or self._attachment.broken:
+            await self._attach()
+        assert self._attachment
+        return self._attachment
+
+    async def _attach(self, mode: Mode = "attach") -> None:
+        """Attach anew; a kernel that does not admit us is started anew."""
+        await self._detach()
+        if mode == "attach":
+            with anyio.move_on_after(ADMIT_SECONDS):
+                await self._admit("attach")
+                return
+        try:
+            with anyio.fail_after(ATTACH_SECONDS):
+                await self._admit("restart")
+        except TimeoutError:
+            raise KernelError(f"No kernel could be started within {ATTACH_SECONDS:g} s.") from None
+
+    async def _admit(self, mode: Mode) -> None:
+        attachment = Attachment(await start_program(self._machine, self._directory, mode))
+        try:
+            await attachment.send(
+                "hello",
+                protocol=PROTOCOL,
+                home=self._home_id,
+                current=self._current_id,
+                limit=self._output_limit,
+                saving=self._save_on_copy,
+            )
+            ready = parse_ready(await attachment.receive())
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await _close(attachment)
+            if isinstance(error, Lost):
+                raise KernelError(f"The kernel could not be started: {error}.") from None
+            raise
+        if self._identity and self._identity != ready.kernel:
+            self._lost += self._names
+        self._identity, self._cells, self._names = ready.kernel, ready.cells, ready.names
+        self._attachment = attachment
+
+    async def _detach(self) -> None:
+        attachment, self._attachment = self._attachment, None
+        if attachment:
+            with anyio.CancelScope(shield=True):
+                await _close(attachment)
+
+    async def _kill(self, seconds: float) -> None:
+        await self._detach()
+        with anyio.move_on_after(seconds):
+            process = await start_program(self._machine, self._directory, "kill")
+            try:
+                await process.wait()
+            finally:
+                await process.aclose()
+
+    # Small change.
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        if self._busy:
+            raise KernelBusy("A cell is running in this kernel; wait until it is over.")
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+
+    def _next_request(self) -> int:
+        self._requests += 1
+        return self._requests
+
+    def _take_lost(self) -> tuple[str, ...]:
+        lost, self._lost = self._lost, ()
+        return lost
+
+
+async def _close(attachment: Attachment) -> None:
+    with anyio.move_on_after(DETACH_SECONDS):
+        await attachment.aclose()

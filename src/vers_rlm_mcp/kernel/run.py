@@ -1,0 +1,149 @@
+"""One run of a cell, seen from the host: its output, its calls, its end."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable
+
+import anyio
+from anyio.abc import TaskGroup
+
+from vers_rlm_mcp.errors import VersRlmError, WireError
+
+from .attachment import Attachment, Lost
+from .base import Handler, HostCall, Json
+from .messages import Done, integer, parse_call, parse_done
+from .wire import MAX_CALLS, Frame, FrameError, dump
+
+MAX_CALL_BYTES = 64 * 1024 * 1024
+"""Bytes of calls that are being handled; beyond, the guest is not read until some are done."""
+
+
+class Output:
+    """What a cell has written, as the guest sends it: beginning, gap, end."""
+
+    def __init__(self, limit: int, on_output: Callable[[str], None] | None) -> None:
+        self.total = 0
+        self._received = 0
+        self._limit = limit
+        self._pieces: list[str] = []
+        self._on_output = on_output
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def text(self) -> str:
+        """Everything received so far."""
+        return "".join(self._pieces)
+
+    def add(self, data: bytes, skipped: int) -> None:
+        """Append a piece; `skipped` bytes before it were left out."""
+        self._received += len(data)
+        self.total += len(data) + skipped
+        if self._received > self._limit:
+            raise WireError(f"The kernel sent more output than the {self._limit} bytes agreed on.")
+        if skipped:
+            rest = self._decoder.decode(b"", final=True)
+            self._append(f"{rest}\n… {skipped} bytes left out …\n")
+        self._append(self._decoder.decode(data))
+
+    def end(self) -> None:
+        """No more comes: an incomplete character at the end is shown as such."""
+        self._append(self._decoder.decode(b"", final=True))
+
+    def _append(self, text: str) -> None:
+        if text:
+            self._pieces.append(text)
+            if self._on_output:
+                self._on_output(text)
+
+
+class CellRun:
+    """A cell in flight."""
+
+    def __init__(self, attachment: Attachment, request: int, output: Output) -> None:
+        self.output = output
+        self._attachment = attachment
+        self._request = request
+        self._calls: dict[int, int] = {}
+        self._settled = anyio.Event()
+        self._failure: Exception | None = None
+
+    async def perform(self, code: bytes, cell: int, handler: Handler) -> Done:
+        """Run `code`, answering its calls, until it is over. Raises `Lost` and `WireError`."""
+        done = None
+        async with anyio.create_task_group() as handlers:
+            try:
+                await self._attachment.send("run", code, id=self._request, cell=cell)
+                done = await self._until_done(handlers, handler)
+            except Exception as error:  # noqa: BLE001 - raised below, free of an exception group
+                self._failure = self._failure or error
+            handlers.cancel_scope.cancel()
+        if self._failure:
+            raise self._failure
+        assert done
+        return done
+
+    async def interrupt(self) -> Done:
+        """Interrupt the cell and wait until it is over; its calls are refused."""
+        await self._attachment.send("interrupt", id=self._request)
+        return await self._until_done(None, None)
+
+    async def _until_done(self, handlers: TaskGroup | None, handler: Handler | None) -> Done:
+        while True:
+            frame = await self._attachment.receive()
+            if frame.kind == "output":
+                self._check_request(frame)
+                self.output.add(frame.payload, integer(frame, "skipped"))
+            elif frame.kind == "call":
+                await self._accept(frame, handlers, handler)
+            elif frame.kind == "done":
+                self._check_request(frame)
+                self.output.end()
+                return parse_done(frame)
+            else:
+                raise WireError(f"The kernel sent {frame.kind!r} while a cell ran.")
+
+    def _check_request(self, frame: Frame) -> None:
+        if integer(frame, "id") != self._request:
+            raise WireError(f"The kernel sent {frame.kind!r} for a request that is not in flight.")
+
+    async def _accept(
+        self, frame: Frame, handlers: TaskGroup | None, handler: Handler | None
+    ) -> None:
+        number = integer(frame, "id")
+        if number in self._calls or len(self._calls) >= MAX_CALLS:
+            raise WireError("The kernel sent more calls at once than agreed on, or one twice.")
+        if handlers is None or handler is None:
+            await self._reply(number, "the cell was interrupted", ok=False)
+            return
+        while self._calls and sum(self._calls.values()) + len(frame.payload) > MAX_CALL_BYTES:
+            await self._settled.wait()
+        self._calls[number] = len(frame.payload)
+        handlers.start_soon(self._handle, number, parse_call(frame), handler, handlers)
+
+    async def _handle(
+        self, number: int, call: HostCall, handler: Handler, handlers: TaskGroup
+    ) -> None:
+        try:
+            value, ok = await handler(call), True
+        except VersRlmError as error:
+            value, ok = str(error), False
+        except Exception as error:  # noqa: BLE001 - raised by `perform`, free of a group
+            self._failure = self._failure or error
+            handlers.cancel_scope.cancel()
+            return
+        finally:
+            del self._calls[number]
+            self._settled.set()
+            self._settled = anyio.Event()
+        try:
+            await self._reply(number, value, ok=ok)
+        except Lost:
+            pass  # who receives the frames sees it too
+
+    async def _reply(self, number: int, value: Json, *, ok: bool) -> None:
+        try:
+            payload = dump(value) if ok else str(value).encode(errors="replace")
+        except FrameError as error:
+            ok, payload = False, f"the reply is too large for the kernel: {error}".encode()
+        await self._attachment.send("reply", payload, id=number, ok=ok)
