@@ -1,0 +1,200 @@
+"""The command line: `vers-rlm-mcp`. With no command it is an MCP server on stdin and stdout."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import anyio
+from pydantic import ValidationError
+
+from vers_rlm_mcp import __version__
+from vers_rlm_mcp.errors import InputError, SettingsError, VersRlmError
+from vers_rlm_mcp.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+"""What a shell reports for a program that Ctrl-C ended."""
+
+DEFAULT_PORT = 8765
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit with its status."""
+    options = _parser().parse_args(argv)
+    try:
+        settings = _settings(options)
+        logging.basicConfig(
+            stream=sys.stderr,
+            level=settings.log_level.upper(),
+            format="vers-rlm-mcp: %(levelname)s: %(message)s",
+        )
+        sys.exit(options.command(options, settings))
+    except VersRlmError as error:
+        print(f"vers-rlm-mcp: {error}", file=sys.stderr)
+        sys.exit(EXIT_USAGE if isinstance(error, SettingsError | InputError) else EXIT_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    _add_settings(common)
+    parser = argparse.ArgumentParser(
+        prog="vers-rlm-mcp",
+        parents=[common],
+        description="An MCP server that gives an AI agent a whole machine to think with. "
+        "Without a command it speaks MCP on stdin and stdout.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.set_defaults(command=_serve_stdio)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(
+        name: str, act: Callable[[argparse.Namespace, Settings], int], text: str
+    ) -> argparse.ArgumentParser:
+        # Defaults stay with the outer parser, so that flags count before and after the command.
+        sub = commands.add_parser(name, parents=[common], help=text, description=text)
+        sub.set_defaults(command=act)
+        return sub
+
+    _add_serve(command("serve", _serve, "Serve MCP over HTTP (or stdio)."))
+    _add_run(command("run", _run, "Run one task here in the terminal, with live progress."))
+    command("demo", _demo, "Show the main job on real files in a real machine.")
+    command("doctor", _doctor, "Try for real what is needed, and say what to do.")
+    machines = command("machines", _machines, "List, delete or sweep machines.")
+    machines.add_argument("action", choices=["list", "delete", "sweep"])
+    machines.add_argument("ids", nargs="*", metavar="ID", help="the machines to delete")
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("settings", "each also as VERS_RLM_… in the environment")
+    for name, field in Settings.model_fields.items():
+        if name == "allow_dir":
+            group.add_argument(
+                "--allow-dir",
+                action="append",
+                type=Path,
+                default=argparse.SUPPRESS,
+                metavar="DIR",
+                help=f"{field.description} May be given several times.",
+            )
+        else:
+            group.add_argument(
+                "--" + name.replace("_", "-"),
+                default=argparse.SUPPRESS,
+                metavar="VALUE",
+                help=(field.description or "").replace("%", "%%"),
+            )
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--transport", choices=["http", "sse", "stdio"], default="http")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT)
+    for flag, what in (("--allowed-hosts", "Host"), ("--allowed-origins", "Origin")):
+        parser.add_argument(
+            flag,
+            action="append",
+            default=[],
+            metavar="VALUE",
+            help=f"a further {what} header to accept; may be given several times",
+        )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("signature", help='inputs and outputs, e.g. "task -> answer"')
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an input: text, or JSON where the signature wants another type; "
+        "NAME=@PATH takes the value from a file",
+    )
+    parser.add_argument(
+        "--file",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="PATH",
+        help="a file to put into the machine",
+    )
+    parser.add_argument("--instructions", metavar="TEXT")
+    parser.add_argument("--max-iterations", type=int, default=20)
+    parser.add_argument("--max-llm-calls", type=int, default=30)
+    parser.add_argument("--vm-id", metavar="ID", help="use this machine instead of a new one")
+    parser.add_argument("--keep-vm", action="store_true", help="keep the machine afterwards")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        problems = [
+            f"--{'.'.join(map(str, e['loc'])).replace('_', '-')}: {e['msg']}"
+            for e in error.errors(include_url=False, include_input=False)
+        ]
+        raise SettingsError(
+            "; ".join(problems) + ". `vers-rlm-mcp --help` lists every setting."
+        ) from None
+
+
+def _serve_stdio(_: argparse.Namespace, settings: Settings) -> int:
+    from vers_rlm_mcp.server import serve_stdio
+
+    anyio.run(serve_stdio, settings)
+    return 0
+
+
+def _serve(options: argparse.Namespace, settings: Settings) -> int:
+    if options.transport == "stdio":
+        return _serve_stdio(options, settings)
+    from vers_rlm_mcp.server import serve_http
+
+    async def serve() -> None:
+        await serve_http(
+            settings,
+            transport=options.transport,
+            host=options.host,
+            port=options.port,
+            allowed_hosts=options.allowed_hosts,
+            allowed_origins=options.allowed_origins,
+        )
+
+    anyio.run(serve)
+    return 0
+
+
+def _run(options: argparse.Namespace, settings: Settings) -> int:
+    from vers_rlm_mcp.terminal import run_in_terminal
+
+    return anyio.run(run_in_terminal, options, settings)
+
+
+def _demo(_: argparse.Namespace, settings: Settings) -> int:
+    from vers_rlm_mcp.demo import demo
+
+    return anyio.run(demo, settings)
+
+
+def _doctor(_: argparse.Namespace, settings: Settings) -> int:
+    from vers_rlm_mcp.terminal import doctor
+
+    return anyio.run(doctor, settings)
+
+
+def _machines(options: argparse.Namespace, settings: Settings) -> int:
+    from vers_rlm_mcp.terminal import machines
+
+    return anyio.run(machines, options.action, options.ids, settings)

@@ -1,0 +1,26 @@
+"""Runs: the driver that performs what the engine asks, and what it acts through.
+
+Knows models, kernels, machines and the engine; knows nothing of MCP or of terminals.
+"""
+
+from __future__ import annotations
+
+from .calls import lost_variables, not_carried, run_cell
+from .driver import RunRequest, RunResult, run
+from .files import opened_files
+from .fleets import open_fleet
+from .workbench import Branches, Snapshot, Workbench
+
+__all__ = [
+    "Branches",
+    "RunRequest",
+    "RunResult",
+    "Snapshot",
+    "Workbench",
+    "lost_variables",
+    "not_carried",
+    "open_fleet",
+    "opened_files",
+    "run",
+    "run_cell",
+]

@@ -1,0 +1,283 @@
+"""What a cell may ask of the host: each function of the REPL that the machine cannot do alone.
+
+The guest is not trusted: its arguments are checked against the types below before anything is done.
+Results are JSON; the guest gives them their face in Python.
+"""
+
+import base64
+import time
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import anyio
+from pydantic import Base64Bytes, Field, JsonValue, ValidationError, validate_call
+
+from vers_rlm_mcp import rlm
+from vers_rlm_mcp.errors import ModelError, UsageError, VersRlmError
+from vers_rlm_mcp.kernel import Carried, CellResult, HostCall
+from vers_rlm_mcp.messages import Message, Usage
+from vers_rlm_mcp.models import Completion, Model
+
+from .workbench import Workbench
+
+OUTPUT_BYTES = 1024 * 1024
+"""Bytes of each output of a command on another machine that a cell gets back."""
+
+FILE_BYTES = 32 * 1024 * 1024
+"""Bytes of a file on another machine that a cell gets back in one call."""
+
+MAX_BRANCHES = 64
+"""Copies made by one call; the limit on machines alive is usually lower."""
+
+CONCURRENT_SUB_CALLS = 32
+"""Sub-calls of one run that are under way at once: what providers commonly allow one key."""
+
+SUB_CALL_MAX_CHARS = 10_000_000
+"""Characters of one prompt: beyond any model's context, and small enough for many at once."""
+
+COPYING = frozenset({"vmSnapshot", "vmBranch"})
+"""Calls before which the guest saves its variables."""
+
+KILLED = 128
+"""What a shell adds to a signal's number to make it an exit code."""
+
+Text = Annotated[str, Field(max_length=SUB_CALL_MAX_CHARS)]
+
+
+class MachineCalls:
+    """The machine functions: what the low-level tools do, from within a cell.
+
+    An instance is a `Handler` of the kernel.
+    """
+
+    def __init__(self, bench: Workbench) -> None:
+        self._bench = bench
+        self._notes: list[str] = []
+        self._functions = {
+            name: validate_call(function) for name, function in self._table().items()
+        }
+
+    async def __call__(self, call: HostCall) -> JsonValue:
+        """Answer one call. Raises `VersRlmError`, which the cell gets as an exception."""
+        function = self._functions.get(call.name)
+        if function is None:
+            raise UsageError(f"There is no {call.name}() here; this needs a run of vers_rlm.")
+        extra = {"carried": call.carried} if call.name in COPYING else {}
+        try:
+            return await function(**{**call.arguments, **extra})
+        except ValidationError as error:
+            faults = "; ".join(
+                f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+                for fault in error.errors(include_url=False, include_input=False)
+            )
+            raise UsageError(f"{call.name}() was called wrongly: {faults}.") from None
+
+    def take_notes(self) -> Sequence[str]:
+        """What the model should know of the calls since the last time, in whole sentences."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def _table(self) -> Mapping[str, Callable[..., Awaitable[Any]]]:
+        return {
+            "exec": self.exec,
+            "readFile": self.read_file,
+            "writeFile": self.write_file,
+            "vmSnapshot": self.vm_snapshot,
+            "vmBranch": self.vm_branch,
+            "vmSwitch": self.vm_switch,
+            "vmRestore": self.vm_restore,
+            "currentVmId": self.current_vm_id,
+        }
+
+    async def exec(self, command: str, timeout: float | None = None) -> JsonValue:
+        """Run a command on the current machine, which is not the kernel's own."""
+        result = await self._bench.exec(command, timeout=timeout, limit=OUTPUT_BYTES)
+        status = result.status
+        code = None
+        if status:
+            code = status.code if status.signal is None else KILLED + status.signal
+        return {"stdout": result.stdout.text, "stderr": result.stderr.text, "exit_code": code}
+
+    async def read_file(self, path: str) -> JsonValue:
+        """A file of the current machine, as base64."""
+        data = await self._bench.read_file(path, length=FILE_BYTES + 1)
+        if len(data) > FILE_BYTES:
+            raise UsageError(
+                f"{path!r} is larger than {FILE_BYTES:,} bytes, too large to bring over from "
+                "another machine; look at parts of it with exec()."
+            )
+        return base64.b64encode(data).decode()
+
+    async def write_file(self, path: str, base64: Base64Bytes) -> JsonValue:
+        """Write a file on the current machine."""
+        return await self._bench.write_file(path, base64)
+
+    async def vm_snapshot(self, carried: Carried | None) -> JsonValue:
+        """Commit the current machine; `carried` is what the guest saved of its variables."""
+        made = await self._bench.snapshot(carried=carried)
+        self._notes += [*made.commit.notes, *not_carried(made.carried)]
+        return made.commit.id
+
+    async def vm_branch(
+        self, carried: Carried | None, count: Annotated[int, Field(ge=1, le=MAX_BRANCHES)] = 1
+    ) -> JsonValue:
+        """Copy the current machine; the id of the copy, or the ids when there are several."""
+        made = await self._bench.branch(count, carried=carried)
+        self._notes += not_carried(made.carried)
+        ids: list[JsonValue] = [info.id for info in made.machines]
+        return ids[0] if count == 1 else ids
+
+    async def vm_switch(self, id: str) -> JsonValue:  # noqa: A002 - its name in the REPL
+        """Make another machine the current one."""
+        previous = await self._bench.switch(id)
+        return f"Switched from {previous} to {id}"
+
+    async def vm_restore(self, commit: str) -> JsonValue:
+        """Make a machine from a commit and switch to it; its id."""
+        return (await self._bench.restore(commit)).id
+
+    async def current_vm_id(self) -> JsonValue:
+        """The id of the current machine."""
+        return self._bench.current
+
+
+async def run_cell(
+    bench: Workbench,
+    code: str,
+    *,
+    timeout: float,
+    machine_id: str | None = None,
+    on_output: Callable[[str], None] | None = None,
+) -> tuple[CellResult, Sequence[str]]:
+    """Run one cell in a machine's kernel, outside of any run; see `Kernel.run`.
+
+    In the cell, the machine functions act on its own machine until it switches to another.
+
+    Returns:
+        What became of the cell, and whole sentences on what else the caller should know.
+    """
+    machine = await bench.machine(machine_id)
+    if machine.id != bench.current:
+        bench = bench.at(machine.id)
+    kernel = bench.home = await bench.kernel(machine.id)
+    await kernel.set_current(machine.id)
+    calls = MachineCalls(bench)
+    result = await kernel.run(code, timeout=timeout, handler=calls, on_output=on_output)
+    return result, (*lost_variables(result), *calls.take_notes())
+
+
+def not_carried(carried: Carried | None) -> Sequence[str]:
+    """What to say of variables that a copy of a machine does not have."""
+    if carried is None or not carried.lost:
+        return ()
+    named = "; ".join(f"{name} ({reason})" for name, reason in carried.lost.items())
+    return (f"A kernel started in the copy will not have these variables: {named}.",)
+
+
+def lost_variables(result: CellResult) -> Sequence[str]:
+    """What to say of variables that are gone because the kernel had to be started anew."""
+    if not result.lost:
+        return ()
+    return (f"These variables are lost: {', '.join(result.lost)}. Files are still there.",)
+
+
+class RunCalls(MachineCalls):
+    """The functions that a cell has in a run: the machine's, sub-models and the budget."""
+
+    def __init__(
+        self,
+        bench: Workbench,
+        model: Model,
+        budget: rlm.Budget,
+        publish: Callable[[rlm.Event], None],
+    ) -> None:
+        super().__init__(bench)
+        self.step = 0
+        """The step whose cell is running."""
+        self.sub_calls = 0
+        self._model = model
+        self._budget = budget
+        self._publish = publish
+        self._limiter = anyio.Semaphore(CONCURRENT_SUB_CALLS)
+
+    def _table(self) -> Mapping[str, Callable[..., Awaitable[Any]]]:
+        return {
+            **super()._table(),
+            "llmQuery": self.llm_query,
+            "llmQueryBatched": self.llm_query_batched,
+            "budget": self.budget,
+        }
+
+    async def vm_branch(
+        self, carried: Carried | None, count: Annotated[int, Field(ge=1, le=MAX_BRANCHES)] = 1
+    ) -> JsonValue:
+        """Copy the current machine, within the run's budget of machines."""
+        with self._reserved(count):
+            return await super().vm_branch(carried, count)
+
+    async def vm_restore(self, commit: str) -> JsonValue:
+        """Make a machine from a commit, within the run's budget of machines."""
+        with self._reserved(1):
+            return await super().vm_restore(commit)
+
+    @contextmanager
+    def _reserved(self, machines: int) -> Generator[None]:
+        self._budget.reserve_machines(machines)
+        try:
+            yield
+        except BaseException:
+            self._budget.release_machines(machines)
+            raise
+
+    async def llm_query(self, prompt: Text) -> JsonValue:
+        """Ask the sub-model."""
+        self._budget.reserve_sub_calls(1, time.monotonic())
+        return await self._ask(prompt)
+
+    async def llm_query_batched(self, prompts: list[Text]) -> JsonValue:
+        """Ask the sub-model many things at once; the answers in order.
+
+        One that fails is answered by a text that says so, since the others are paid for.
+        """
+        self._budget.reserve_sub_calls(len(prompts), time.monotonic())
+        answers: list[str] = [""] * len(prompts)
+
+        async def ask(index: int, prompt: str) -> None:
+            try:
+                answers[index] = await self._ask(prompt)
+            except VersRlmError as error:
+                answers[index] = f"[Error: {error}]"
+
+        async with anyio.create_task_group() as tasks:
+            for index, prompt in enumerate(prompts):
+                tasks.start_soon(ask, index, prompt)
+        return list[JsonValue](answers)
+
+    async def budget(self) -> JsonValue:
+        """What is used and left."""
+        return dict[str, JsonValue](self._budget.snapshot(time.monotonic()))
+
+    async def _ask(self, prompt: str) -> str:
+        async with self._limiter:
+            # Checked again: what is under way may have used up the tokens or the money.
+            self._budget.check(time.monotonic())
+            self.sub_calls += 1
+            number, started = self.sub_calls, time.monotonic()
+            self._publish(rlm.SubCallStarted(self.step, number, prompt))
+            try:
+                reply = await self._model.complete([Message("user", prompt)])
+            except ModelError as error:
+                self._answered(number, started, Completion("", Usage()), str(error))
+                raise
+            self._budget.settle(reply.usage)
+            self._answered(number, started, reply)
+            return reply.text
+
+    def _answered(
+        self, number: int, started: float, reply: Completion, error: str | None = None
+    ) -> None:
+        seconds = time.monotonic() - started
+        self._publish(
+            rlm.SubCallFinished(self.step, number, reply.text, reply.usage, seconds, error)
+        )

@@ -1,0 +1,247 @@
+"""The workbench: a current machine, and the kernels of the machines in use.
+
+The functions of the REPL and the low-level tools of the server are the same acts; both come here.
+A run has a workbench of its own, a stdio server one for its client.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import anyio
+
+from vers_rlm_mcp import rlm
+from vers_rlm_mcp.errors import KernelBusy
+from vers_rlm_mcp.kernel import Carried, Kernel
+from vers_rlm_mcp.machines import (
+    CommandResult,
+    Commit,
+    Fidelity,
+    Fleet,
+    Machine,
+    MachineInfo,
+    MachineSpec,
+    read_bytes,
+    run_command,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vers_rlm_mcp.settings import Settings
+
+NOT_SAVED = "a cell was running, so they could not be saved"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A commit, and what it carries of the kernel's variables (None: no kernel, or all of them)."""
+
+    commit: Commit
+    carried: Carried | None
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """Machines made from one instant of another, and what they carry of its variables."""
+
+    machines: tuple[MachineInfo, ...]
+    fidelity: Fidelity
+    carried: Carried | None
+
+
+class Workbench:
+    """Acts on machines by id, or on the current one when no id is given.
+
+    Args:
+        fleet: Where machines are made; it keeps the ledger.
+        settings: Time limits, and the size of a machine when none is asked for.
+        run: The run that machines made here belong to, if any.
+        on_event: Told of machines made, switched to and deleted, and of commits.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        settings: Settings,
+        *,
+        run: str | None = None,
+        on_event: Callable[[rlm.Event], None] = lambda _: None,
+    ) -> None:
+        self.current: str | None = None
+        self.home: Kernel | None = None
+        """The kernel whose cells act through this; told when the current machine moves."""
+        self._fleet = fleet
+        self._settings = settings
+        self._run = run
+        self._publish = on_event
+        self._machines: dict[str, Machine] = {}
+        self._kernels: dict[str, Kernel] = {}
+        self._making = anyio.Lock()
+        self._connecting = anyio.Lock()
+
+    async def machine(self, machine_id: str | None = None) -> Machine:
+        """The machine with this id, else the current one, else a new one that becomes current."""
+        machine_id = machine_id or self.current
+        if machine_id is None:
+            async with self._making:
+                if self.current is None:
+                    await self.create()
+            return await self.machine()
+        if machine_id not in self._machines:
+            self._machines[machine_id] = await self._fleet.attach(machine_id)
+        return self._machines[machine_id]
+
+    def at(self, machine_id: str) -> Workbench:
+        """A workbench that shares this one's machines, with a current machine of its own."""
+        view = copy.copy(self)
+        view.current, view.home = machine_id, None
+        return view
+
+    async def create(self, spec: MachineSpec | None = None, *, keep: bool = False) -> MachineInfo:
+        """Make a machine; it becomes the current one."""
+        machine = await self._fleet.create(spec, run=self._run, keep=keep)
+        return await self._arrive(machine, "created")
+
+    async def switch(self, machine_id: str) -> str | None:
+        """Make another machine the current one, and return the id of the one before."""
+        known = machine_id in self._machines
+        machine = await self.machine(machine_id)
+        if not known:
+            self._publish(rlm.MachineMade(machine.id, "attached"))
+        previous = self.current
+        await self._move(machine.id)
+        return previous
+
+    async def restore(self, commit_id: str) -> MachineInfo:
+        """Make a machine from a commit; it becomes the current one."""
+        machine = await self._fleet.restore(commit_id, run=self._run)
+        return await self._arrive(machine, "restored", commit_id)
+
+    async def snapshot(
+        self, machine_id: str | None = None, *, carried: Carried | None = None
+    ) -> Snapshot:
+        """Commit a machine; on a backend that keeps only the disk, with the kernel's variables.
+
+        `carried` says that a cell has just saved them itself, and what it could not save.
+        """
+        machine = await self.machine(machine_id)
+        carried = carried or await self.save_variables(machine)
+        commit = await self._fleet.snapshot(machine, run=self._run)
+        self._publish(rlm.CommitMade(commit.id, machine.id, commit.fidelity))
+        return Snapshot(commit, carried)
+
+    async def branch(
+        self,
+        count: int = 1,
+        machine_id: str | None = None,
+        *,
+        carried: Carried | None = None,
+    ) -> Branches:
+        """Make `count` copies of a machine, all from one instant. The current machine stays."""
+        machine = await self.machine(machine_id)
+        carried = carried or await self.save_variables(machine)
+        copies = await self._fleet.branch(machine, count, run=self._run)
+        for made in copies:
+            self._machines[made.id] = made
+            self._publish(rlm.MachineMade(made.id, "branched", machine.id))
+        infos = tuple([await made.info() for made in copies])
+        return Branches(infos, machine.capabilities.fidelity, carried)
+
+    async def delete(self, machine_id: str) -> None:
+        """Delete a machine, and its kernel with it."""
+        await self._let_go(machine_id)
+        await self._fleet.delete(machine_id)
+        self._publish(rlm.MachineDeleted(machine_id))
+        if self.current == machine_id:
+            self.current = None
+
+    async def list(self) -> tuple[Sequence[MachineInfo], Sequence[Commit]]:
+        """Every machine and every commit that this workbench may use."""
+        return await self._fleet.list(), await self._fleet.commits()
+
+    async def exec(
+        self,
+        command: str,
+        *,
+        machine_id: str | None = None,
+        timeout: float | None = None,
+        cwd: str | None = None,
+        limit: int,
+    ) -> CommandResult:
+        """Run a shell command; `limit` bounds each of its two outputs, in bytes."""
+        return await run_command(
+            await self.machine(machine_id),
+            command,
+            timeout=timeout or self._settings.exec_timeout,
+            cwd=cwd,
+            limit=limit,
+        )
+
+    async def read_file(
+        self, path: str, *, machine_id: str | None = None, offset: int = 0, length: int
+    ) -> bytes:
+        """At most `length` bytes of a file; a negative `offset` counts from its end."""
+        machine = await self.machine(machine_id)
+        return await read_bytes(machine, path, offset=offset, length=length)
+
+    async def write_file(self, path: str, data: bytes, *, machine_id: str | None = None) -> int:
+        """Write a file, byte for byte, and return its size."""
+        return await (await self.machine(machine_id)).write(path, data)
+
+    async def kernel(self, machine_id: str | None = None) -> Kernel:
+        """The kernel of a machine. A copy's kernel starts with the variables that were carried."""
+        machine = await self.machine(machine_id)
+        async with self._connecting:
+            kernel = self._kernels.get(machine.id)
+            if kernel is None or kernel.closed:
+                disk_only = machine.capabilities.fidelity == "disk"
+                kernel = await Kernel.connect(
+                    machine,
+                    home_id=machine.id,
+                    restore_variables=disk_only,
+                    save_on_copy=disk_only,
+                )
+                self._kernels[machine.id] = kernel
+        return kernel
+
+    async def save_variables(self, machine: Machine) -> Carried | None:
+        """Save the variables of a machine's kernel in its files, where its copies need that."""
+        kernel = self._kernels.get(machine.id)
+        if kernel is None or kernel.closed or machine.capabilities.fidelity == "memory":
+            return None
+        try:
+            return await kernel.save_variables()
+        except KernelBusy:
+            return Carried((), {"all variables": NOT_SAVED})
+
+    async def aclose(self) -> None:
+        """Let go of every kernel and machine. The machines live on; the fleet ends them."""
+        for machine_id in list(self._machines):
+            await self._let_go(machine_id)
+
+    async def _arrive(
+        self,
+        machine: Machine,
+        origin: Literal["created", "restored"],
+        parent: str | None = None,
+    ) -> MachineInfo:
+        self._machines[machine.id] = machine
+        self._publish(rlm.MachineMade(machine.id, origin, parent))
+        await self._move(machine.id)
+        return await machine.info()
+
+    async def _move(self, machine_id: str) -> None:
+        previous, self.current = self.current, machine_id
+        if previous and previous != machine_id:
+            self._publish(rlm.MachineSwitched(previous, machine_id))
+        if self.home:
+            await self.home.set_current(machine_id)
+
+    async def _let_go(self, machine_id: str) -> None:
+        if kernel := self._kernels.pop(machine_id, None):
+            await kernel.aclose()
+        if machine := self._machines.pop(machine_id, None):
+            await machine.aclose()
