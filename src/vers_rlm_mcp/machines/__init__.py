@@ -18,6 +18,8 @@ from .base import (
     MachineSpec,
     Process,
 )
+from .fleet import Fleet
+from .ledger import CommitRecord, Ledger, MachineRecord
 from .operations import Captured, CommandResult, read_bytes, run_command, shell, upload
 
 __all__ = [
@@ -27,11 +29,15 @@ __all__ = [
     "Captured",
     "CommandResult",
     "Commit",
+    "CommitRecord",
     "ExitStatus",
     "Fidelity",
+    "Fleet",
     "Isolation",
+    "Ledger",
     "Machine",
     "MachineInfo",
+    "MachineRecord",
     "MachineSpec",
     "Process",
     "read_bytes",

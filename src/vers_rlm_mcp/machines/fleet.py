@@ -1,0 +1,293 @@
+"""The fleet: the only way machines get made, and the one place that sees them gone."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING, Final, Self
+
+import anyio
+
+from vers_rlm_mcp.errors import MachineError
+
+from .base import INTENT
+from .handles import NAMED_HANDLES, unknown_handle
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+    from .base import Backend, Commit, Machine, MachineInfo, MachineSpec
+    from .ledger import Ledger, MachineRecord
+
+logger = logging.getLogger(__name__)
+
+REMOVE_SECONDS: Final = 15.0
+"""How long deleting may hold up a cancelled call or the end of the server: local machines take
+milliseconds each, remote ones have been seen to take 7 s. What is not done then, a sweep does."""
+
+DELETES_AT_ONCE: Final = 8
+"""Enough that remote waits overlap, few enough for a service's rate limit."""
+
+SETTLE_SECONDS: Final = 600.0
+"""How long a machine may take to appear after asking for it failed; remote boots take seconds."""
+
+
+class Fleet:
+    """Makes machines, each written to the ledger before it exists, and removes them.
+
+    Handles that are returned are the caller's to close. Backend and ledger are not closed with it.
+
+    Args:
+        backend: Where machines come from.
+        ledger: Where they are written down.
+        max_machines: How many this server may have alive at once.
+    """
+
+    def __init__(self, backend: Backend, ledger: Ledger, *, max_machines: int) -> None:
+        self.backend = backend
+        self.ledger = ledger
+        self._max_machines = max_machines
+
+    async def create(
+        self, spec: MachineSpec | None = None, *, run: str | None = None, keep: bool = False
+    ) -> Machine:
+        """Make a fresh machine.
+
+        Args:
+            spec: What is wanted of it.
+            run: The run it is made for: it is deleted with it, unless kept.
+            keep: Let it outlive its run and this server.
+
+        Raises:
+            MachineError: The limit is reached (the message says what can be deleted), or the
+                backend could not make it.
+        """
+
+        async def make(labels: Mapping[str, str]) -> Sequence[Machine]:
+            return [await self.backend.create(spec, labels=labels)]
+
+        (machine,) = await self._make(make, run=run, keep=keep)
+        return machine
+
+    async def restore(
+        self,
+        commit_id: str,
+        spec: MachineSpec | None = None,
+        *,
+        run: str | None = None,
+        keep: bool = False,
+    ) -> Machine:
+        """Make a machine from a commit; otherwise as `create`. Raises `UnknownHandle` too."""
+
+        async def make(labels: Mapping[str, str]) -> Sequence[Machine]:
+            return [await self.backend.restore(commit_id, spec, labels=labels)]
+
+        (machine,) = await self._make(make, parent=commit_id, run=run, keep=keep)
+        return machine
+
+    async def branch(
+        self, machine: Machine, count: int = 1, *, run: str | None = None, keep: bool = False
+    ) -> Sequence[Machine]:
+        """Make `count` copies of a machine, all from one instant; otherwise as `create`."""
+
+        async def make(labels: Mapping[str, str]) -> Sequence[Machine]:
+            return await machine.branch(count, labels=labels)
+
+        return await self._make(make, count=count, parent=machine.id, run=run, keep=keep)
+
+    async def snapshot(
+        self, machine: Machine, *, run: str | None = None, step: int | None = None
+    ) -> Commit:
+        """Commit a machine, and note at which step of which run."""
+        commit = await machine.snapshot()
+        self.ledger.committed(self.backend.name, commit, run=run, step=step)
+        return commit
+
+    async def attach(self, machine_id: str) -> Machine:
+        """A handle on any machine of the backend, whoever made it. Raises `UnknownHandle`."""
+        return await self.backend.attach(machine_id)
+
+    async def list(self) -> Sequence[MachineInfo]:
+        """Every machine of the backend, whoever made it, oldest first."""
+        return await self.backend.list()
+
+    async def commits(self) -> Sequence[Commit]:
+        """Every commit of the backend, oldest first."""
+        return await self.backend.commits()
+
+    async def keep(self, machine_id: str) -> None:
+        """Let a machine outlive its run and this server. Raises `UnknownHandle`."""
+        await self._require_known(machine_id)
+        self.ledger.keep(self.backend.name, machine_id)
+
+    async def delete(self, machine_id: str) -> None:
+        """Delete a machine. One that was deleted before is no error; raises `UnknownHandle`."""
+        await self._require_known(machine_id)
+        await self.backend.delete(machine_id)
+        self.ledger.deleted(self.backend.name, machine_id)
+
+    async def delete_commit(self, commit_id: str) -> None:
+        """Delete a commit; machines made from it live on. One that is gone is no error."""
+        await self.backend.delete_commit(commit_id)
+        self.ledger.commit_deleted(self.backend.name, commit_id)
+
+    async def release_run(self, run: str) -> Sequence[str]:
+        """Delete the machines of a run that are not kept, even when cancelled.
+
+        Returns:
+            A sentence on each that could not be deleted; a later sweep tries again.
+        """
+        own = [record for record in self._own() if record.run == run and not _is_kept(record)]
+        return (await self._remove(own)).warnings
+
+    async def sweep(self) -> Sequence[str]:
+        """Delete what servers that no longer run left behind, kept machines excepted.
+
+        An error on one machine is logged and does not stop the others.
+
+        Returns:
+            The ids of the machines that were deleted.
+        """
+        removal = await self._remove(
+            [
+                record
+                for record in self.ledger.live(self.backend.name)
+                if record.abandoned_at is not None
+                or not (_is_kept(record) or self.ledger.is_alive(record.owner))
+            ]
+        )
+        for warning in removal.warnings:
+            logger.warning("%s", warning)
+        return removal.deleted
+
+    async def aclose(self) -> None:
+        """Delete the machines that this server made and nobody asked to keep."""
+        removal = await self._remove([record for record in self._own() if not _is_kept(record)])
+        for warning in removal.warnings:
+            logger.warning("%s", warning)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _make(
+        self,
+        make: Callable[[Mapping[str, str]], Awaitable[Sequence[Machine]]],
+        *,
+        count: int = 1,
+        parent: str | None = None,
+        run: str | None,
+        keep: bool,
+    ) -> Sequence[Machine]:
+        """Ask for machines between writing down the intent and what came of it.
+
+        After an error or a cancellation, also one that comes when the backend is nearly done,
+        machines that bear the intent are looked for and deleted.
+        """
+        intent = self.ledger.ask(
+            self.backend.name,
+            count=count,
+            limit=self._max_machines,
+            run=run,
+            parent=parent,
+            keep=keep,
+        )
+        if intent is None:
+            raise self._limit_reached(count)
+        try:
+            machines = await make({INTENT: intent})
+            self.ledger.bind(intent, [machine.id for machine in machines])
+        except BaseException:
+            self.ledger.abandon(intent)
+            await self._remove(self.ledger.asked(intent))
+            raise
+        return machines
+
+    def _limit_reached(self, count: int) -> MachineError:
+        alive = [record.machine_id for record in self._own() if record.machine_id]
+        named = ", ".join(alive[:NAMED_HANDLES]) or "none can be deleted yet"
+        return MachineError(
+            f"{count} more would be too many machines: this server may have {self._max_machines} "
+            f"at once (VERS_RLM_MAX_MACHINES). Delete what is not needed; oldest first: {named}."
+        )
+
+    async def _require_known(self, machine_id: str) -> None:
+        if not self.ledger.knows(self.backend.name, machine_id):
+            known = [info.id for info in await self.backend.list()]
+            if machine_id not in known:
+                raise unknown_handle("machine", machine_id, known)
+
+    def _own(self) -> Sequence[MachineRecord]:
+        live = self.ledger.live(self.backend.name)
+        return [record for record in live if record.owner == self.ledger.owner]
+
+    async def _remove(self, records: Sequence[MachineRecord]) -> _Removal:
+        """Delete the machines of these records, several at a time, even when cancelled."""
+        removal = _Removal(self.backend, self.ledger)
+        with anyio.move_on_after(REMOVE_SECONDS, shield=True) as scope:
+            await removal.run(records)
+        if scope.cancelled_caught:
+            removal.warnings.append(
+                f"Deleting machines took longer than {REMOVE_SECONDS:.0f} s; the next server that "
+                "starts goes on with it."
+            )
+        return removal
+
+
+class _Removal:
+    """Deletes the machines of records, and gathers what came of it."""
+
+    def __init__(self, backend: Backend, ledger: Ledger) -> None:
+        self.deleted: list[str] = []
+        self.warnings: list[str] = []
+        self._backend = backend
+        self._ledger = ledger
+        self._limiter = anyio.CapacityLimiter(DELETES_AT_ONCE)
+
+    async def run(self, records: Sequence[MachineRecord]) -> None:
+        if any(record.machine_id is None for record in records):
+            records = await self._adopt(records)
+        async with anyio.create_task_group() as tasks:
+            for record in records:
+                tasks.start_soon(self._remove, record)
+
+    async def _adopt(self, records: Sequence[MachineRecord]) -> Sequence[MachineRecord]:
+        """Bind records without a machine to the machines that bear their intents as a label."""
+        intents = {record.intent for record in records if record.machine_id is None}
+        try:
+            for intent, ids in _by_intent(await self._backend.list()).items():
+                if intent in intents:
+                    self._ledger.bind(intent, ids)
+        except Exception as error:  # noqa: BLE001 - the machines whose ids are known must still go
+            self.warnings.append(f"Machines whose making failed cannot be looked for: {error}")
+        bound = [record for record in records if record.machine_id is not None]
+        return [*bound, *(record for intent in intents for record in self._ledger.asked(intent))]
+
+    async def _remove(self, record: MachineRecord) -> None:
+        if record.machine_id is None:
+            if time.time() - record.asked_at > SETTLE_SECONDS:
+                self._ledger.closed(record)
+            return
+        try:
+            async with self._limiter:
+                await self._backend.delete(record.machine_id)
+            self._ledger.closed(record)
+            self.deleted.append(record.machine_id)
+        except Exception as error:  # noqa: BLE001 - trouble with one must not save the others
+            self.warnings.append(f"Machine {record.machine_id} could not be deleted: {error}")
+
+
+def _is_kept(record: MachineRecord) -> bool:
+    """Whether to leave a machine alone; one that nobody was ever given is not worth keeping."""
+    return record.kept and record.machine_id is not None
+
+
+def _by_intent(infos: Iterable[MachineInfo]) -> Mapping[str, Sequence[str]]:
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for info in infos:
+        if INTENT in info.labels:
+            found[info.labels[INTENT]].append(info.id)
+    return found

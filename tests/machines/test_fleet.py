@@ -1,0 +1,271 @@
+"""The fleet: every machine that it makes is removed, whatever happens."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from vers_rlm_mcp.errors import MachineError, UnknownHandle
+from vers_rlm_mcp.machines import Fleet, Ledger, Machine, MachineSpec, read_bytes
+from vers_rlm_mcp.machines.fake import FakeBackend, FakeMachine
+from vers_rlm_mcp.machines.fleet import SETTLE_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+KILLED_SERVER = """
+import anyio, pathlib, sys
+from vers_rlm_mcp.machines import Fleet, Ledger
+from vers_rlm_mcp.machines.fake import FakeBackend
+
+class Halfway(FakeBackend):
+    async def create(self, spec=None, *, labels=None):
+        machine = await super().create(spec, labels=labels)
+        print(machine.id, flush=True)
+        await anyio.sleep_forever()
+
+async def main(directory):
+    ledger = Ledger(directory / "ledger")
+    fleet = Fleet(FakeBackend(directory / "machines"), ledger, max_machines=10)
+    plain = await fleet.create()
+    kept = await fleet.create(keep=True)
+    process = await plain.spawn(["sleep", "1000"])
+    print(plain.id, kept.id, flush=True)
+    await Fleet(Halfway(directory / "machines"), ledger, max_machines=10).create(keep=True)
+
+anyio.run(main, pathlib.Path(sys.argv[1]))
+"""
+
+
+class Stubborn(FakeBackend):
+    """Refuses to delete what is named in `stuck`, and delays making where `slow` is set."""
+
+    stuck: frozenset[str] = frozenset()
+    slow = False
+
+    async def delete(self, machine_id: str) -> None:
+        if machine_id in self.stuck:
+            raise MachineError("the disk is on fire")
+        await super().delete(machine_id)
+
+    async def create(
+        self, spec: MachineSpec | None = None, *, labels: Mapping[str, str] | None = None
+    ) -> FakeMachine:
+        machine = await super().create(spec, labels=labels)
+        if self.slow:
+            await anyio.sleep_forever()
+        return machine
+
+
+@pytest.fixture
+async def backend(tmp_path: Path) -> AsyncIterator[Stubborn]:
+    async with Stubborn(tmp_path / "machines") as backend:
+        yield backend
+        backend.stuck = frozenset()
+        for info in await backend.list():
+            await backend.delete(info.id)
+
+
+@pytest.fixture
+async def fleet(backend: Stubborn, tmp_path: Path) -> AsyncIterator[Fleet]:
+    ledger = Ledger(tmp_path / "ledger")
+    yield Fleet(backend, ledger, max_machines=4)
+    ledger.close()
+
+
+async def ids(fleet: Fleet) -> set[str]:
+    return {info.id for info in await fleet.list()}
+
+
+async def test_a_machine_bears_the_intent_that_the_ledger_holds(fleet: Fleet) -> None:
+    machine = await fleet.create(run="run-1")
+    (record,) = fleet.ledger.live("fake")
+    assert (record.machine_id, record.run, record.kept) == (machine.id, "run-1", False)
+    assert (await machine.info()).labels == {"intent": record.intent}
+
+
+async def test_copies_are_written_with_where_they_come_from(fleet: Fleet) -> None:
+    machine = await fleet.create()
+    await machine.write("/workspace/state", b"inherited")
+    commit = await fleet.snapshot(machine, run="run-1", step=2)
+    restored = await fleet.restore(commit.id)
+    (branch,) = await fleet.branch(machine)
+    assert await read_bytes(restored, "/workspace/state", length=99) == b"inherited"
+    assert await read_bytes(branch, "/workspace/state", length=99) == b"inherited"
+    parents = {record.machine_id: record.parent for record in fleet.ledger.live("fake")}
+    assert parents == {machine.id: None, restored.id: commit.id, branch.id: machine.id}
+    assert [(c.id, c.run, c.step) for c in fleet.ledger.commits("fake")] == [
+        (commit.id, "run-1", 2)
+    ]
+    assert await fleet.commits() == [commit]
+
+
+async def test_the_limit_names_what_can_be_deleted(fleet: Fleet) -> None:
+    machines = [await fleet.create() for _ in range(3)]
+    with pytest.raises(MachineError, match=f"2 more .* 4 .*oldest first: {machines[0].id}, "):
+        await fleet.branch(machines[0], 2)
+    assert len(await ids(fleet)) == 3
+    await fleet.delete(machines[0].id)
+    assert len(await fleet.branch(machines[1], 2)) == 2
+
+
+async def test_the_limit_holds_for_machines_made_at_once(fleet: Fleet) -> None:
+    made: list[Machine] = []
+    refused: list[MachineError] = []
+
+    async def create() -> None:
+        try:
+            made.append(await fleet.create())
+        except MachineError as error:
+            refused.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(10):
+            tasks.start_soon(create)
+    assert (len(made), len(refused)) == (4, 6)
+
+
+async def test_a_run_takes_its_machines_with_it(fleet: Fleet) -> None:
+    own, kept = await fleet.create(run="run-1"), await fleet.create(run="run-1", keep=True)
+    other = await fleet.create(run="run-2")
+    await fleet.branch(own, run="run-1")
+    assert await fleet.release_run("run-1") == []
+    assert await ids(fleet) == {kept.id, other.id}
+
+
+async def test_a_machine_can_be_kept_later(fleet: Fleet) -> None:
+    machine = await fleet.create(run="run-1")
+    await fleet.keep(machine.id)
+    await fleet.release_run("run-1")
+    await fleet.aclose()
+    assert await ids(fleet) == {machine.id}
+
+
+async def test_closing_deletes_what_is_not_kept_even_when_cancelled(fleet: Fleet) -> None:
+    kept = await fleet.create(keep=True)
+    await fleet.create()
+    with anyio.move_on_after(0):
+        async with fleet:
+            await fleet.create()
+    assert await ids(fleet) == {kept.id}
+
+
+async def test_one_machine_that_stays_does_not_save_the_others(
+    fleet: Fleet, backend: Stubborn, caplog: pytest.LogCaptureFixture
+) -> None:
+    stuck, _ = await fleet.create(run="run-1"), await fleet.create(run="run-1")
+    backend.stuck = frozenset({stuck.id})
+    (warning,) = await fleet.release_run("run-1")
+    assert warning == f"Machine {stuck.id} could not be deleted: the disk is on fire"
+    assert await ids(fleet) == {stuck.id}
+    await fleet.aclose()
+    assert warning in caplog.text
+    backend.stuck = frozenset()
+    await fleet.aclose()
+    assert await ids(fleet) == set()
+
+
+async def test_a_cancelled_creation_leaves_nothing(fleet: Fleet, backend: Stubborn) -> None:
+    backend.slow = True
+    started = time.monotonic()
+    with anyio.move_on_after(0.2) as scope:
+        await fleet.create(keep=True)
+    assert scope.cancelled_caught
+    assert time.monotonic() - started < 2
+    assert await ids(fleet) == set()
+    assert fleet.ledger.live("fake") == []
+
+
+async def test_creations_cancelled_at_any_moment_leave_nothing(fleet: Fleet) -> None:
+    machine = await fleet.create()
+    for number in range(30):
+        with anyio.move_on_after(number / 1000):
+            await fleet.create(run="run-1")
+        with anyio.move_on_after(number / 1000):
+            await fleet.branch(machine, 2, run="run-1")
+        await fleet.release_run("run-1")
+        assert await ids(fleet) == {machine.id}
+
+
+async def test_failed_creations_do_not_use_up_the_limit(fleet: Fleet) -> None:
+    for _ in range(10):
+        with pytest.raises(UnknownHandle):
+            await fleet.restore("no-such-commit")
+    assert len([await fleet.create() for _ in range(4)]) == 4
+
+
+async def test_a_failed_creation_is_forgotten_once_nothing_can_come_of_it(fleet: Fleet) -> None:
+    with pytest.raises(UnknownHandle):
+        await fleet.restore("no-such-commit")
+    await fleet.sweep()
+    assert len(fleet.ledger.live("fake")) == 1
+    with closing(sqlite3.connect(fleet.ledger.path)) as long_ago, long_ago:
+        long_ago.execute("UPDATE machines SET asked_at = asked_at - ?", (SETTLE_SECONDS,))
+    await fleet.sweep()
+    assert fleet.ledger.live("fake") == []
+
+
+async def test_a_machine_that_appears_late_is_swept(fleet: Fleet, backend: Stubborn) -> None:
+    with pytest.raises(UnknownHandle):
+        await fleet.restore("no-such-commit")
+    (record,) = fleet.ledger.live("fake")
+    late = await backend.create(labels={"intent": record.intent})
+    assert await fleet.sweep() == [late.id]
+    assert await ids(fleet) == set()
+
+
+async def test_a_sweep_leaves_machines_of_live_servers_and_strangers(
+    fleet: Fleet, backend: Stubborn, tmp_path: Path
+) -> None:
+    other = Ledger(tmp_path / "ledger")
+    wanted = {
+        (await fleet.create()).id,
+        (await Fleet(backend, other, max_machines=1).create()).id,
+        (await backend.create(labels={"intent": "of another ledger"})).id,
+    }
+    assert await fleet.sweep() == []
+    assert await ids(fleet) == wanted
+    other.close()
+
+
+async def test_machines_of_a_killed_server_are_swept(fleet: Fleet, tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", KILLED_SERVER, str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:  # noqa: ASYNC220 - ends here
+        assert server.stdout
+        plain, kept = server.stdout.readline().split()
+        halfway = server.stdout.readline().strip()
+        assert await ids(fleet) == {plain, kept, halfway}
+        assert await fleet.sweep() == []
+        server.kill()
+    assert sorted(await fleet.sweep()) == sorted([plain, halfway])
+    assert await ids(fleet) == {kept}
+    assert await fleet.sweep() == []
+
+
+async def test_unknown_machines_are_refused_by_name(fleet: Fleet) -> None:
+    machine = await fleet.create()
+    for attempt in (fleet.attach, fleet.delete, fleet.keep):
+        with pytest.raises(UnknownHandle, match=machine.id):
+            await attempt("no-such-machine")
+
+
+async def test_a_machine_can_be_deleted_twice(fleet: Fleet) -> None:
+    machine = await fleet.create()
+    await fleet.delete(machine.id)
+    await fleet.delete(machine.id)
+    assert fleet.ledger.live("fake") == []
+
+
+async def test_a_deleted_commit_is_written_down(fleet: Fleet) -> None:
+    commit = await fleet.snapshot(await fleet.create())
+    await fleet.delete_commit(commit.id)
+    assert await fleet.commits() == []
+    assert fleet.ledger.commits("fake")[0].deleted_at is not None

@@ -1,0 +1,201 @@
+"""The ledger: what is written down, by whom, and who is still alive."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vers_rlm_mcp.errors import BackendUnavailable
+from vers_rlm_mcp.machines import Commit, Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+OTHER_SERVER = """
+import pathlib, sys
+from vers_rlm_mcp.machines import Ledger
+ledger = Ledger(pathlib.Path(sys.argv[1]))
+ledger.bind(ledger.ask("fake", limit=1), ["fake-other"])
+print(ledger.owner, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger(tmp_path)
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def other_server(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", OTHER_SERVER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        process.kill()
+
+
+def ask(ledger: Ledger, count: int = 1, *, run: str | None = None) -> str:
+    intent = ledger.ask("fake", count=count, limit=100, run=run)
+    assert intent is not None
+    return intent
+
+
+def test_a_machine_is_on_disk_before_it_has_an_id(ledger: Ledger) -> None:
+    intent = ledger.ask("fake", limit=1, run="run-1", parent="commit-1", keep=True)
+    with sqlite3.connect(ledger.path) as elsewhere:
+        rows = elsewhere.execute(
+            "SELECT intent, owner, run, parent, kept, machine_id FROM machines"
+        )
+        assert rows.fetchall() == [(intent, ledger.owner, "run-1", "commit-1", 1, None)]
+    elsewhere.close()
+
+
+def test_a_machine_is_bound_kept_and_closed(ledger: Ledger) -> None:
+    ledger.bind(ask(ledger), ["fake-1"])
+    (record,) = ledger.live("fake")
+    assert (record.machine_id, record.kept) == ("fake-1", False)
+    ledger.keep("fake", "fake-1")
+    assert ledger.live("fake")[0].kept
+    ledger.deleted("fake", "fake-1")
+    assert ledger.live("fake") == []
+    assert ledger.knows("fake", "fake-1")
+    assert ledger.machines("fake")[0].deleted_at is not None
+
+
+def test_machines_asked_for_together_share_an_intent(ledger: Ledger) -> None:
+    intent = ask(ledger, 3)
+    ledger.bind(intent, ["a", "b", "c"])
+    assert [record.machine_id for record in ledger.asked(intent)] == ["a", "b", "c"]
+
+
+def test_nothing_is_written_beyond_the_limit(ledger: Ledger) -> None:
+    assert ledger.ask("fake", count=2, limit=3)
+    assert ledger.ask("fake", count=2, limit=3) is None
+    assert len(ledger.live("fake")) == 2
+    assert ledger.ask("fake", limit=3)
+
+
+def test_failed_and_deleted_machines_do_not_count(ledger: Ledger) -> None:
+    failed = ledger.ask("fake", limit=1)
+    assert failed is not None
+    ledger.abandon(failed)
+    alive = ledger.ask("fake", limit=1)
+    assert alive is not None
+    ledger.bind(alive, ["fake-1"])
+    assert ledger.ask("fake", limit=1) is None
+    ledger.deleted("fake", "fake-1")
+    assert ledger.ask("fake", limit=1) is not None
+
+
+def test_machines_of_other_backends_and_servers_do_not_count(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    ask(ledger)
+    other = Ledger(tmp_path)
+    try:
+        assert ledger.ask("vers", limit=1) is not None
+        assert other.ask("fake", limit=1) is not None
+    finally:
+        other.close()
+
+
+def test_a_commit_is_written_with_its_place_in_a_run(ledger: Ledger) -> None:
+    ledger.committed("fake", Commit("commit-1", "fake-1", 12.5, "disk"), run="run-1", step=3)
+    (record,) = ledger.commits("fake")
+    assert (record.id, record.machine_id, record.run, record.step) == (
+        "commit-1", "fake-1", "run-1", 3,
+    )  # fmt: skip
+    ledger.commit_deleted("fake", "commit-1")
+    assert ledger.commits("fake")[0].deleted_at is not None
+
+
+def test_what_is_written_is_there_after_a_restart(tmp_path: Path) -> None:
+    first = Ledger(tmp_path)
+    first.bind(ask(first), ["fake-1"])
+    first.close()
+    second = Ledger(tmp_path)
+    assert [record.machine_id for record in second.live("fake")] == ["fake-1"]
+    assert not second.is_alive(first.owner)
+    second.close()
+
+
+def test_a_server_is_alive_until_it_is_killed(
+    ledger: Ledger, other_server: subprocess.Popen[str]
+) -> None:
+    assert other_server.stdout
+    owner = other_server.stdout.readline().strip()
+    assert ledger.is_alive(owner)
+    assert ledger.is_alive(ledger.owner)
+    assert not ledger.is_alive("nobody")
+    other_server.kill()
+    other_server.wait(10)
+    assert not ledger.is_alive(owner)
+    assert not ledger.is_alive(owner)
+    assert [record.owner for record in ledger.live("fake")] == [owner]
+
+
+def test_many_servers_write_at_the_same_time(tmp_path: Path) -> None:
+    def serve() -> None:
+        ledger = Ledger(tmp_path)
+        for _ in range(20):
+            ledger.bind(ask(ledger), [ledger.owner])
+        ledger.close()
+
+    threads = [threading.Thread(target=serve) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ledger = Ledger(tmp_path)
+    assert len(ledger.live("fake")) == 100
+    ledger.close()
+
+
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite3").write_bytes(b"this is no database" * 1000)
+    with pytest.raises(BackendUnavailable, match=r"ledger.sqlite3, cannot be used.*move a damaged"):
+        Ledger(tmp_path)
+    assert list((tmp_path / "owners").iterdir()) == []
+
+
+def test_a_file_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    Ledger(tmp_path).close()
+    with sqlite3.connect(tmp_path / "ledger.sqlite3") as newer:
+        newer.execute("PRAGMA user_version = 99")
+    newer.close()
+    with pytest.raises(BackendUnavailable, match="newer version of this program made it: 99"):
+        Ledger(tmp_path)
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BackendUnavailable, match="VERS_RLM_STATE_DIR"):
+        Ledger(tmp_path / "file" / "state")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_without_permission_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(BackendUnavailable, match="can be written"):
+        Ledger(tmp_path)
+
+
+def test_a_ledger_that_fails_later_says_so(ledger: Ledger) -> None:
+    with sqlite3.connect(ledger.path) as elsewhere:
+        elsewhere.execute("DROP TABLE machines")
+    elsewhere.close()
+    with pytest.raises(BackendUnavailable, match="without it none is made"):
+        ledger.ask("fake", limit=1)
