@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from starlette.applications import Starlette
     from starlette.requests import Request
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from vers_rlm_mcp.settings import Settings
 
@@ -40,11 +41,8 @@ PATHS: dict[Transport, str] = {"http": "/mcp", "sse": "/sse"}
 BACKLOG = 128
 """Connections that may wait to be accepted: the kernel's usual limit."""
 
-GRACE_SECONDS = 1
-"""What open responses get to end by themselves when the server stops; then they are cancelled."""
-
-CLEAN_UP_SECONDS = 5.0
-"""What cancelled calls may take to clean up before the machines are deleted under them."""
+CLEAN_UP_SECONDS = 5
+"""What cancelled requests may take to clean up before the machines are deleted under them."""
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
@@ -88,7 +86,7 @@ async def serve_http(
         async with Application(settings, one_client=False) as app:
             asgi = _asgi(app, transport, base, security)
             logger.info("Serving MCP at %s%s", base, PATHS[transport])
-            await _serve(asgi, listener, settings.log_level)
+            await _serve(asgi, listener)
 
 
 class StaticToken(TokenVerifier):
@@ -104,15 +102,41 @@ class StaticToken(TokenVerifier):
         return AccessToken(token=token, client_id="token", scopes=[])
 
 
+class _Requests:
+    """An ASGI application whose requests can all be ended at once.
+
+    Without it uvicorn waits for streams that stay open, and then does not wait for their clean-up.
+    """
+
+    def __init__(self, asgi: ASGIApp) -> None:
+        self._asgi = asgi
+        self._scopes: set[anyio.CancelScope] = set()
+        self._ended = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._asgi(scope, receive, send)
+            return
+        with anyio.CancelScope() as request:
+            self._scopes.add(request)
+            try:
+                if not self._ended:
+                    await self._asgi(scope, receive, send)
+            finally:
+                self._scopes.discard(request)
+
+    def end(self) -> None:
+        self._ended = True
+        for request in self._scopes:
+            request.cancel()
+
+
 class _Server(uvicorn.Server):
     """Leaves signals to this process: uvicorn would raise them again before machines are gone."""
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
-
-    def stop(self) -> None:
-        self.should_exit = True
 
 
 def _asgi(
@@ -132,22 +156,25 @@ def _asgi(
     )
 
 
-async def _serve(asgi: Starlette, listener: socket.socket, log_level: str) -> None:
-    config = uvicorn.Config(
-        asgi,
-        log_config=None,
-        log_level=log_level,
-        access_log=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
+async def _serve(asgi: Starlette, listener: socket.socket) -> None:
+    requests = _Requests(asgi)
+    server = _Server(
+        uvicorn.Config(
+            requests,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=CLEAN_UP_SECONDS,
+        )
     )
-    server = _Server(config)
+
+    def stop() -> None:
+        server.should_exit = True
+        requests.end()
+
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(call_on_signal, server.stop)
+        tasks.start_soon(call_on_signal, stop)
         await server.serve(sockets=[listener])
-        with anyio.move_on_after(CLEAN_UP_SECONDS):
-            # Uvicorn cancels what is left of the requests, but does not wait for them.
-            while server.server_state.tasks:  # noqa: ASYNC110 - it sets no event
-                await anyio.sleep(0.01)
         tasks.cancel_scope.cancel()
 
 

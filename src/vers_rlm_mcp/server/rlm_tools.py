@@ -9,7 +9,16 @@ from mcp.server.mcpserver import Context
 from mcp_types import ToolAnnotations
 from pydantic import BaseModel, Field, JsonValue
 
-from vers_rlm_mcp.rlm import MAX_ITERATIONS, MAX_SUB_CALLS, CellOutput, Event, Step, narrate
+from vers_rlm_mcp.rlm import (
+    MAX_ITERATIONS,
+    MAX_SUB_CALLS,
+    Event,
+    Step,
+    SubCallFinished,
+    SubCallStarted,
+    ToolCalled,
+    narrate,
+)
 from vers_rlm_mcp.runs import RunRequest, RunResult, opened_files, run
 
 from .answers import cut
@@ -30,6 +39,10 @@ PREVIEW_STEPS = 20
 
 OUTPUTS_CHARS = 60_000
 """Characters of one text among the outputs: with it an answer stays below what clients cut at."""
+
+
+PASSING = (ToolCalled, SubCallStarted, SubCallFinished)
+"""Events of which a run may have thousands; a client is shown the latest."""
 
 
 class Budget(Options):
@@ -236,7 +249,7 @@ class RlmTools:
 def _tell(progress: Progress, event: Event) -> None:
     message = narrate(event)
     if message:
-        progress.say(message, passing=isinstance(event, CellOutput))
+        progress.say(message, passing=isinstance(event, PASSING))
 
 
 def _usage(result: RunResult) -> RunUsage:
