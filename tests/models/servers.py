@@ -152,7 +152,7 @@ class ModelServer(ABC):
         if isinstance(answer, Failure):
             _write_whole(answer, writer)
         elif isinstance(answer, Raw):
-            await _write_stream(writer, [answer.stream])
+            await _write_stream(writer, [answer.stream] if answer.stream else [])
         else:
             if answer.seconds:
                 self.stalled.set()
