@@ -9,7 +9,10 @@ import io
 import marshal
 import zipfile
 from importlib import resources
-from importlib.resources.abc import Traversable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 _PACKAGE = "vers_rlm_kernel"
 _MAIN = f"from {_PACKAGE}.guest.attach import main\n\nmain()\n"
@@ -29,7 +32,7 @@ def guest_archive() -> tuple[str, bytes]:
 
 
 def _sources() -> dict[str, bytes]:
-    kernel = resources.files(__package__)
+    kernel = resources.files(__name__.rpartition(".")[0])
     return {
         "__main__.py": _MAIN.encode(),
         f"{_PACKAGE}/__init__.py": b"",

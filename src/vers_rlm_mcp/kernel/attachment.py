@@ -5,15 +5,17 @@ from __future__ import annotations
 import signal
 from collections import deque
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
 from vers_rlm_mcp.errors import KernelError, PathRefused, WireError
 
 from .archive import guest_archive
-from .base import GuestMachine, GuestProcess
 from .wire import FROM_GUEST, Decoder, Frame, FrameError, encode
+
+if TYPE_CHECKING:
+    from .base import GuestMachine, GuestProcess
 
 Mode = Literal["attach", "restart", "kill"]
 
@@ -34,7 +36,7 @@ _SIGNAL_EXIT = 128
 _UNKNOWN_EXIT = 120
 
 
-class Lost(Exception):
+class Lost(Exception):  # noqa: N818 - an event for `host`, which tells what it means
     """The attachment ended from the other side; the text says how, as far as it is known."""
 
 

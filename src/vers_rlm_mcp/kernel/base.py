@@ -1,23 +1,24 @@
 """What a kernel needs of a machine, and what it gives back."""
 
+# ruff: noqa: D102 - the protocols promise what `machines` says of the same methods
+
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
-from anyio.abc import ByteReceiveStream, ByteSendStream
+if TYPE_CHECKING:
+    from anyio.abc import ByteReceiveStream, ByteSendStream
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 
 class GuestExit(Protocol):
-    """How a process in a machine ended."""
+    """How a process in a machine ended: by itself, with a code, or by a signal (code None)."""
 
     @property
     def code(self) -> int | None: ...
-    @property
-    def signal(self) -> int | None: ...
 
 
 class GuestProcess(Protocol):
@@ -30,7 +31,6 @@ class GuestProcess(Protocol):
     @property
     def stderr(self) -> ByteReceiveStream: ...
     async def wait(self) -> GuestExit: ...
-    async def kill(self) -> None: ...
     async def aclose(self) -> None: ...
 
 

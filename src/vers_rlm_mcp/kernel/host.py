@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
 from vers_rlm_mcp.errors import InputError, KernelBusy, KernelError, KernelGone, WireError
 
 from .attachment import Attachment, Lost, Mode, start_program, upload
-from .base import (
-    Carried,
-    CellResult,
-    CellStatus,
-    GuestMachine,
-    Handler,
-    Json,
-    Variable,
-)
-from .messages import (
-    Done,
-    integer,
-    parse_answer,
-    parse_carried,
-    parse_ready,
-    parse_variables,
-)
+from .base import CellResult
+from .messages import parse_answer, parse_carried, parse_ready, parse_variables
 from .run import CellRun, Output
 from .wire import PROTOCOL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+
+    from .base import Carried, CellStatus, GuestMachine, Handler, Json, Variable
+    from .messages import Done
 
 OUTPUT_LIMIT = 1024 * 1024
 """Bytes of a cell's output that are kept: a hundred times what a model is shown."""
@@ -185,10 +175,8 @@ class Kernel:
         """Say where commands and files act from now on. May be called while a cell runs."""
         self._current_id = machine_id
         if self._attachment and not self._attachment.broken:
-            try:
+            with suppress(Lost):  # the next attachment says it
                 await self._attachment.send("current", machine=machine_id)
-            except Lost:
-                pass  # the next attachment says it
 
     async def aclose(self) -> None:
         """Let go of the kernel, which goes on."""
@@ -266,9 +254,7 @@ class Kernel:
                 with anyio.fail_after(seconds):
                     await attachment.send(kind, id=request, **fields)
                     frame = await attachment.receive()
-                if frame.kind != "done" or integer(frame, "id") != request:
-                    raise WireError(f"The kernel answered {kind!r} with something else.")
-                return parse_answer(frame)
+                return parse_answer(frame, request)
             except RuntimeError as error:
                 raise KernelError(str(error)) from None
             except BaseException as error:
@@ -345,7 +331,7 @@ class Kernel:
     # Small change.
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def _exclusive(self) -> Generator[None]:
         if self._busy:
             raise KernelBusy("A cell is running in this kernel; wait until it is over.")
         self._busy = True

@@ -71,8 +71,10 @@ def parse_done(frame: Frame) -> Done:
     return Done(cast("Ending", status), error, final, _names(value.get("names")))
 
 
-def parse_answer(frame: Frame) -> Json:
+def parse_answer(frame: Frame, request: int) -> Json:
     """The value of any other request's `done` frame; raises RuntimeError with the guest's text."""
+    if frame.kind != "done" or integer(frame, "id") != request:
+        raise _violation(f"a frame of kind {frame.kind!r} where an answer was due")
     if not _flag(frame, "ok"):
         raise RuntimeError(error_text(frame))
     return _load(frame)

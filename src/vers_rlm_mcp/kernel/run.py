@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import anyio
-from anyio.abc import TaskGroup
 
 from vers_rlm_mcp.errors import VersRlmError, WireError
 
-from .attachment import Attachment, Lost
-from .base import Handler, HostCall, Json
-from .messages import Done, integer, parse_call, parse_done
-from .wire import MAX_CALLS, Frame, FrameError, dump
+from .attachment import Lost
+from .messages import integer, parse_call, parse_done
+from .wire import MAX_CALLS, FrameError, dump
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anyio.abc import TaskGroup
+
+    from .attachment import Attachment
+    from .base import Handler, HostCall, Json
+    from .messages import Done
+    from .wire import Frame
 
 MAX_CALL_BYTES = 64 * 1024 * 1024
 """Bytes of calls that are being handled; beyond, the guest is not read until some are done."""
@@ -136,10 +145,8 @@ class CellRun:
             del self._calls[number]
             self._settled.set()
             self._settled = anyio.Event()
-        try:
+        with suppress(Lost):  # who receives the frames sees it too
             await self._reply(number, value, ok=ok)
-        except Lost:
-            pass  # who receives the frames sees it too
 
     async def _reply(self, number: int, value: Json, *, ok: bool) -> None:
         try:

@@ -113,9 +113,10 @@ class Decoder:
             yield self._frame(head, body)
 
     def _frame(self, head: bytes, body: bytes) -> Frame:
-        fields = load(head)
-        if not isinstance(fields, dict):
-            raise FrameError(f"a frame's header is a JSON {type(fields).__name__}, not an object")
+        header: Any = load(head)
+        if not isinstance(header, dict):
+            raise FrameError(f"a frame's header is a JSON {type(header).__name__}, not an object")
+        fields: dict[str, Any] = header  # pyright: ignore[reportUnknownVariableType] - its keys are str
         kind = fields.pop("kind", None)
         if kind not in self._kinds:
             raise FrameError(f"unknown kind of frame: {str(kind)[:40]!r}")

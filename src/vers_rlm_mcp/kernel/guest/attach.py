@@ -16,6 +16,7 @@ import sys
 
 # The C core of `socket`, which itself would take a third of the time that a kernel takes to start.
 from _socket import AF_UNIX, SCM_RIGHTS, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET, socket
+from contextlib import suppress
 
 SOCKET = "kernel.sock"
 FAREWELL = b"\0"
@@ -67,15 +68,11 @@ def _kill(connection: socket) -> None:
     credentials = connection.getsockopt(SOL_SOCKET, SO_PEERCRED, _CREDENTIALS.size)
     kernel: int = _CREDENTIALS.unpack(credentials)[0]
     for pid in [kernel, *_descendants(kernel)]:
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     connection.settimeout(KILL_SECONDS)
-    try:
+    with suppress(OSError):
         connection.recv(1)
-    except OSError:
-        pass
     connection.close()
 
 
@@ -97,10 +94,8 @@ def _descendants(ancestor: int) -> list[int]:
 
 def _start(address: str, lock: int, variables: str) -> tuple[socket, int]:
     """Start a kernel; return a connection to it and its process id."""
-    try:
+    with suppress(FileNotFoundError):
         os.unlink(address)
-    except FileNotFoundError:
-        pass
     listener = socket(AF_UNIX, SOCK_STREAM)
     listener.bind(address)
     listener.listen()
@@ -122,8 +117,8 @@ def _become_kernel(listener: socket, variables: str) -> None:
         from .service import serve
 
         serve(listener, variables)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
+    except BaseException as error:  # noqa: BLE001 - the process ends here, and says why
+        sys.excepthook(type(error), error, error.__traceback__)
     finally:
         os._exit(1)
 

@@ -8,15 +8,16 @@ rest only the end is kept.
 from __future__ import annotations
 
 import fcntl
-import io
 import os
 import select
 import sys
 import threading
 import time
+from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import io
     from typing import Callable
 
     Send = Callable[[bytes, int], None]
@@ -80,10 +81,8 @@ class Capture:
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
-        try:
+        with suppress(OSError):  # this user's pipes take much memory already: a small one will do
             fcntl.fcntl(self._write, 1031, PIPE_SIZE)  # F_SETPIPE_SZ has a name since Python 3.10
-        except OSError:
-            pass  # this user's pipes take too much memory already: a small one works too
         self._lock = threading.Lock()
         self._output = HeadTail(0)
         self._limit = 0
@@ -141,10 +140,9 @@ class Capture:
     def flush(self) -> None:
         """Let nothing that was written linger in this process."""
         for stream in {*self._streams, sys.stdout, sys.stderr}:
-            try:
+            # A cell may have closed it or put something else in its place.
+            with suppress(AttributeError, OSError, ValueError):
                 stream.flush()
-            except (AttributeError, OSError, ValueError):
-                pass  # a cell has closed it or put something else in its place
 
     def _redirect(self) -> None:
         """Point the streams back to the pipe, whatever the last cell did to them."""

@@ -94,7 +94,7 @@ def describe_error(error: BaseException) -> str:
         report = traceback.TracebackException.from_exception(error)
         _keep_own_frames(report, set())
         text = "".join(report.format())
-    except Exception as broken:
+    except Exception as broken:  # noqa: BLE001 - the code of any class runs
         text = f"{type(error).__name__} (its text cannot be made: {type(broken).__name__})\n"
     text = _CELL_FRAME.sub(r"\1, line", text).rstrip()
     if len(text) > MAX_ERROR:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import threading
 import time
+from contextlib import suppress
 
 from .capture import HeadTail
 
@@ -55,10 +57,8 @@ def run(command: str, timeout: float | None) -> dict[str, Any]:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    try:
-        os.killpg(process.pid, 9)
-    except ProcessLookupError:
-        pass
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
@@ -91,10 +91,8 @@ class _Outputs:
         return True
 
     def _wait(self, seconds: float | None) -> None:
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            pass
 
     def _read_ready(self, seconds: float) -> bool:
         """Read what comes within `seconds`. False when nothing did."""

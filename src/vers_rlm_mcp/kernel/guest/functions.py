@@ -6,6 +6,7 @@ import base64
 import functools
 import os
 import stat
+from contextlib import suppress
 
 from ..wire import MAX_PAYLOAD, dump
 from .results import CommandOutput, awaitable
@@ -178,10 +179,8 @@ class Functions:
 
 def refresh_directory() -> None:
     """Enter the current directory anew: a snapshot may have put other mounts in its place."""
-    try:
+    with suppress(OSError):  # it was deleted; the next command says so
         os.chdir(os.getcwd())
-    except OSError:
-        pass  # it was deleted; the next command says so
 
 
 _TWINS = {

@@ -6,6 +6,7 @@ import os
 import select
 import threading
 from _socket import socket
+from contextlib import suppress
 
 from ..wire import TO_GUEST, Decoder, FrameError, encode
 from .attach import FAREWELL, receive_descriptors
@@ -37,7 +38,7 @@ BLOCKED_POLL_MS = 100
 """How often a blocked writer looks whether its attachment was closed meanwhile."""
 
 
-class Detached(ConnectionError):
+class Detached(ConnectionError):  # noqa: N818 - the word for it
     """The host is gone."""
 
 
@@ -82,10 +83,8 @@ class Attachment:
         with self._lock:
             os.close(self._send)
             os.close(self.receive)
-            try:
+            with suppress(OSError):
                 self.bridge.send(FAREWELL)
-            except OSError:
-                pass
             self.bridge.close()
 
     def forget(self) -> None:
@@ -128,7 +127,8 @@ class Link:
                 self._detach()  # the bridge was killed
 
     def _accept(self) -> None:
-        descriptor, _ = self._listener._accept()  # pyright: ignore
+        listener: Any = self._listener
+        descriptor, _ = listener._accept()
         bridge = socket(fileno=descriptor)
         bridge.settimeout(HANDSHAKE_SECONDS)
         try:

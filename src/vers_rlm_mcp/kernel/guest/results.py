@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Generator, Optional
+    from typing import Any, Generator
 
 
 class _Settled:
@@ -53,10 +53,11 @@ class CommandOutput(Text):
 
     stdout: str
     stderr: str
-    exit_code: Optional[int]
+    exit_code: int | None
     """None when the command was killed because its time was up."""
 
     def __new__(cls, stdout: str, stderr: str, exit_code: int | None) -> CommandOutput:
+        """All that was printed, with the exit code at the end when it is not 0."""
         parts = [part for part in (stdout.rstrip("\n"), stderr.rstrip("\n")) if part]
         if exit_code is None:
             parts.append("[timed out and was killed]")
@@ -69,9 +70,13 @@ class CommandOutput(Text):
     def __reduce__(self) -> tuple[Any, ...]:
         return CommandOutput, (self.stdout, self.stderr, self.exit_code)
 
+    def __repr__(self) -> str:
+        """As it was printed: the echo of a command is read by people and models."""
+        return str(self)
+
 
 def awaitable(value: Any) -> Any:
     """`value` as the equal value that can also be awaited, where there is one."""
-    kinds = {str: Text, int: Number, bytes: Bytes, list: Items, dict: Mapping}
-    kind = kinds.get(type(value))
+    kinds: dict[type, Any] = {str: Text, int: Number, bytes: Bytes, list: Items, dict: Mapping}
+    kind = kinds.get(value.__class__)  # exactly: a bool is no number here
     return kind(value) if kind else value

@@ -6,12 +6,13 @@ another thread, so that an interrupt or a reply gets through while a cell runs.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
 import threading
 import types
-import uuid
+from contextlib import suppress
 from queue import SimpleQueue
 
 from ..wire import PROTOCOL, FrameError, dump
@@ -19,6 +20,7 @@ from .calls import Calls
 from .capture import Capture
 from .functions import Finished, Functions, bind, refresh_directory
 from .link import Attachment, Detached, Link
+from .variables import Variables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ class Kernel:
     """The state of the REPL."""
 
     def __init__(self, listener: socket, variables_path: str) -> None:
-        self.id = uuid.uuid4().hex
+        self.id = os.urandom(16).hex()
         self.cells = 0
         self._pid = os.getpid()
         self._main_thread = threading.get_ident()
@@ -68,6 +70,7 @@ class Kernel:
         self._functions = Functions(self._namespace, self._calls, self._save_before_copy)
         self._bound = bind(self._functions)
         self._namespace.update(self._bound)
+        self._variables = Variables(self._namespace, self._bound, variables_path)
         self._link = Link(listener, self)
 
     def serve(self) -> None:
@@ -175,7 +178,7 @@ class Kernel:
             self._capture.write("[exit() ends the cell, not the kernel]\n")
         except KeyboardInterrupt as error:
             return "interrupted", describe_error(error)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whatever a cell raises is its result
             return "error", describe_error(error)
         return "ok", None
 
@@ -184,7 +187,17 @@ class Kernel:
         self._done(request, value, ok=status == "ok")
 
     def _operate(self, request: _Request) -> Any:
-        raise NotImplementedError
+        fields = request.frame.fields
+        variables = self._variables
+        if request.frame.kind == "load":
+            return variables.load(fields["name"], fields["path"], fields["form"])
+        refresh_directory()
+        operations = {
+            "save": variables.save,
+            "restore": variables.restore,
+            "variables": variables.listing,
+        }
+        return operations[request.frame.kind]()
 
     def _guarded(self, request: _Request, act: Callable[[], tuple[str, Any]]) -> tuple[str, Any]:
         """Act for a request; meanwhile, an interrupt raises KeyboardInterrupt."""
@@ -194,7 +207,7 @@ class Kernel:
             return act()
         except KeyboardInterrupt:
             return "interrupted", "interrupted"
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - saving and listing run the code of any class
             return "error", f"{type(error).__name__}: {error}"[:1000]
         finally:
             self._interruptible = False
@@ -210,14 +223,10 @@ class Kernel:
                 )
 
     def _names(self) -> list[str]:
-        names = [name for name in self._namespace if self._is_variable(name)]
-        return [name[:MAX_NAME] for name in names[:MAX_NAMES]]
-
-    def _is_variable(self, name: str) -> bool:
-        return not name.startswith("_") and name not in self._bound
+        return [name[:MAX_NAME] for name in self._variables.names()[:MAX_NAMES]]
 
     def _save_before_copy(self) -> dict[str, Any] | None:
-        return None
+        return self._variables.save() if self._saving else None
 
     def _done(self, request: _Request, value: Any, *, ok: bool = True) -> None:
         payload = dump(value) if ok else value.encode(errors="replace")
@@ -229,10 +238,8 @@ class Kernel:
 
     @staticmethod
     def _send(host: Attachment, kind: str, fields: dict[str, Any], payload: bytes) -> None:
-        try:
+        with suppress(Detached):  # nobody is left to be told
             host.send(kind, fields, payload)
-        except Detached:
-            pass  # nobody is left to be told
 
 
 def _main_namespace() -> dict[str, Any]:
@@ -247,4 +254,5 @@ def _main_namespace() -> dict[str, Any]:
 
 def _warm_up() -> None:
     """Import what nearly every run needs, while the host has nothing to ask for."""
-    from . import cells, commands  # noqa: F401
+    for module in ("cells", "commands"):
+        importlib.import_module(f"{__package__}.{module}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import KeysView, ValuesView
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,8 +27,10 @@ def to_json(value: Any, where: str, depth: int = 0) -> Any:
         return value
     if depth > MAX_DEPTH:
         raise ValueError(f"{where[:200]} is nested deeper than {MAX_DEPTH} levels")
-    if hasattr(value, "tolist") or hasattr(type(value), "__members__"):
-        value = value.tolist() if hasattr(value, "tolist") else value.value
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    elif hasattr(value.__class__, "__members__"):
+        value = value.value
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, (int, float)):
@@ -37,12 +41,15 @@ def to_json(value: Any, where: str, depth: int = 0) -> Any:
             _key(key, where): to_json(item, f"{where}[{key!r:.40}]", depth + 1)
             for key, item in items.items()
         }
-    if isinstance(value, (list, tuple, set, frozenset, range, type({}.keys()), type({}.values()))):
+    if isinstance(value, _SEQUENCES):
         return [
             to_json(item, f"{where}[{index}]", depth + 1)
             for index, item in enumerate(_ordered(value))
         ]
     return _from_object(value, where)
+
+
+_SEQUENCES: Any = (list, tuple, set, frozenset, range, deque, KeysView, ValuesView)
 
 
 def _text(value: str) -> str:
@@ -71,7 +78,7 @@ def _as_mapping(value: Any) -> dict[Any, Any] | None:
         return value.model_dump()
     if hasattr(value, "_asdict"):
         return value._asdict()
-    fields = getattr(type(value), "__dataclass_fields__", None)
+    fields = getattr(value.__class__, "__dataclass_fields__", None)
     if fields is not None:
         return {name: getattr(value, name) for name in fields}
     return None

@@ -1,0 +1,199 @@
+"""Values of cells in a file: for a copy of the machine that takes only the disk along."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import pickle
+import sys
+import time
+from contextlib import suppress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+SAVE_SECONDS = 30.0
+"""How long each of the two passes of saving may take: about what 10 GB of plain data take."""
+
+SPARE_SIZE = 1024 * 1024
+"""Bytes up to which a variable is also saved on its own, should all of them together not load."""
+
+MAX_REASON = 300
+
+ARCHIVE = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+"""What this program was started as: cloudpickle came along in it."""
+
+
+def write(
+    path: str, values: dict[str, Any], functions: dict[str, Any], extra: dict[str, Any]
+) -> tuple[list[str], dict[str, str]]:
+    """Write `values` to `path`; return which were kept, and why each other one was not.
+
+    Each is tried on its own, to find those that cannot be saved; the others are then written
+    together, so that what they share stays shared. The file is complete, or there is none.
+
+    Args:
+        path: Of the file, which is replaced.
+        values: By their names.
+        functions: Known by name wherever the file will be read.
+        extra: Goes along, for `read`. Must be plain data.
+    """
+    pickler = _pickler(functions)
+    spare, lost = _try_each(values, pickler)
+    header = {
+        "directory": os.getcwd(),
+        "search": sys.path,
+        "names": list(spare),
+        "spare": {name: data for name, data in spare.items() if data is not None},
+        "lost": lost,
+        "extra": extra,
+    }
+    scratch = path + ".new"
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(scratch, "wb") as file:
+            pickle.dump(header, file)
+            out = _Timed(file, time.monotonic() + SAVE_SECONDS)
+            pickler(out).dump({name: values[name] for name in spare})
+        os.replace(scratch, path)
+    except Exception as error:  # noqa: BLE001 - the code of any class runs; the disk may be full
+        for file in (scratch, path):  # an older one must not pass for this one
+            with suppress(FileNotFoundError):
+                os.unlink(file)
+        return [], dict.fromkeys(values, describe(error))
+    return list(spare), lost
+
+
+def read(path: str) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
+    """What `write` wrote: the values, why others are missing, and what went along.
+
+    Also enters the directory that cells were in, and looks for modules where they did. Raises
+    FileNotFoundError, and for a file that is not of `write` anything.
+    """
+    with open(path, "rb") as file:
+        header = pickle.load(file)
+        sys.path[:] = header["search"]
+        with suppress(OSError):  # it may be gone; cells see where they are
+            os.chdir(header["directory"])
+        _cloudpickle()
+        try:
+            values, lost = pickle.load(file), {}
+        except Exception as error:  # noqa: BLE001 - the code of any class runs
+            values, lost = _read_each(header, describe(error))
+    return values, {**header["lost"], **lost}, header["extra"]
+
+
+def describe(error: BaseException) -> str:
+    """Why a variable is lost."""
+    return f"{type(error).__name__}: {error}"[:MAX_REASON]
+
+
+def _try_each(
+    values: dict[str, Any], pickler: Any
+) -> tuple[dict[str, bytes | None], dict[str, str]]:
+    """The values that can be pickled, with their pickles where these are small; why others not."""
+    deadline = time.monotonic() + SAVE_SECONDS
+    good: dict[str, bytes | None] = {}
+    lost: dict[str, str] = {}
+    for name, value in values.items():
+        sink = _Sink()
+        try:
+            pickler(_Timed(sink, deadline)).dump(value)
+            good[name] = sink.data
+        except Exception as error:  # noqa: BLE001 - the code of any class runs
+            lost[name] = describe(error)
+    return good, lost
+
+
+def _read_each(header: dict[str, Any], reason: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values that were also saved on their own, since all together do not load."""
+    values: dict[str, Any] = {}
+    lost: dict[str, str] = {}
+    for name in header["names"]:
+        try:
+            values[name] = pickle.loads(header["spare"][name])
+        except KeyError:
+            lost[name] = reason
+        except Exception as error:  # noqa: BLE001 - the code of any class runs
+            lost[name] = describe(error)
+    return values, lost
+
+
+class _Timed:
+    """Passes on what is written until the time is up."""
+
+    def __init__(self, file: Any, deadline: float) -> None:
+        self._file = file
+        self._deadline = deadline
+
+    def write(self, data: bytes) -> int:
+        if time.monotonic() > self._deadline:
+            raise TimeoutError(f"saving the variables took longer than {SAVE_SECONDS:g} s")
+        return self._file.write(data)
+
+
+class _Sink:
+    """Takes what is written, and keeps it as long as it is little."""
+
+    def __init__(self) -> None:
+        self.data: bytes | None = b""
+
+    def write(self, data: bytes) -> int:
+        if self.data is not None and len(self.data) + len(data) <= SPARE_SIZE:
+            self.data += bytes(data)
+        else:
+            self.data = None
+        return len(data)
+
+
+def _pickler(functions: dict[str, Any]) -> Any:
+    """A cloudpickle for what the namespace of the cells holds.
+
+    A function of a cell is bound to the namespace it is read back into. Cloudpickle alone would
+    give it a copy of the variables it uses, as is right for functions that travel alone.
+    """
+    names = {id(function): name for name, function in functions.items()}
+    namespace = _namespace()
+
+    base: Any = _cloudpickle().Pickler
+
+    class Pickler(base):
+        def reducer_override(self, obj: Any) -> Any:
+            if id(obj) in names:
+                return _function, (names[id(obj)],)
+            if isinstance(obj, (io.TextIOWrapper, io.FileIO)):
+                raise pickle.PicklingError("an open file cannot be saved")
+            return base.reducer_override(self, obj)
+
+        def _dynamic_function_reduce(self, func: Any) -> Any:
+            reduced = base._dynamic_function_reduce(self, func)
+            make, args, (attributes, slots), *rest = reduced
+            if func.__globals__ is namespace:
+                code, _, *others = args
+                make, args = _make_in_namespace, (make, code, *others)
+                slots = {**slots, "__globals__": {}}
+            return (make, args, (attributes, slots), *rest)
+
+    return Pickler
+
+
+def _cloudpickle() -> Any:
+    sys.path.append(ARCHIVE)
+    try:
+        return importlib.import_module("cloudpickle")
+    finally:
+        sys.path.remove(ARCHIVE)
+
+
+def _namespace() -> dict[str, Any]:
+    return sys.modules["__main__"].__dict__
+
+
+def _make_in_namespace(make: Any, code: Any, *rest: Any) -> Any:
+    return make(code, _namespace(), *rest)
+
+
+def _function(name: str) -> Any:
+    return _namespace()[name]
