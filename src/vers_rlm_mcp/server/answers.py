@@ -105,26 +105,28 @@ class WrittenAnswer(Answer):
 class CellAnswer(Answer):
     """How a cell went."""
 
+    vm_id: str
     status: Literal["ok", "error", "final", "timeout", "died", "interrupted"]
     output: str
     error: str | None = None
     final: Any = None
-    lost: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     seconds: float
 
     @classmethod
-    def of(cls, result: CellResult) -> "CellAnswer":
-        """Of a cell's result."""
+    def of(cls, machine_id: str, result: CellResult, notes: Sequence[str]) -> "CellAnswer":
+        """Of a cell's result, and what else there is to know."""
         final = result.final and (
             result.final.kwargs
             or (result.final.args[0] if len(result.final.args) == 1 else result.final.args)
         )
         return cls(
+            vm_id=machine_id,
             status=result.status,
             output=cut(result.output, TEXT_LIMIT),
             error=cut(result.error, TEXT_LIMIT) if result.error else None,
             final=final,
-            lost=result.lost,
+            notes=tuple(notes),
             seconds=round(result.seconds, 3),
         )
 
@@ -135,8 +137,7 @@ class CellAnswer(Answer):
             parts.append(f"[{self.status} after {self.seconds:.1f} s]")
         if self.final is not None:
             parts.append(f"FINAL: {self.final}")
-        if self.lost:
-            parts.append(f"[the kernel was restarted; lost: {', '.join(self.lost)}]")
+        parts += [f"[{note}]" for note in self.notes]
         return "\n".join(part for part in parts if part) or "(no output)"
 
 

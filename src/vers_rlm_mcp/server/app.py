@@ -28,9 +28,9 @@ SWEEP_DELAY_SECONDS = 0.5
 """Time left to a client that has just started this process to shake hands, before the backend is
 loaded and the machines of dead servers are looked for."""
 
-CLOSE_SECONDS = 3.0
-"""What clean-up at the end may take. Clients give a server two seconds after closing its input and
-two more after SIGTERM; what is not deleted by then is swept by the next server."""
+LET_GO_SECONDS = 2.0
+"""What closing connections to kernels may take at the end; deleting the machines ends them anyway,
+and takes only as long as the fleet lets it."""
 
 
 class Application:
@@ -48,7 +48,6 @@ class Application:
         self._workbench: Workbench | None = None
         self._opening = anyio.Lock()
         self._resources = AsyncExitStack()
-        self._background = anyio.create_task_group()
 
     async def fleet(self) -> Fleet:
         """Where machines are made. The backend is opened by the first call.
@@ -66,11 +65,10 @@ class Application:
         fleet = await self.fleet()
         if self._workbench is None:
             self._workbench = Workbench(fleet, self.settings)
-            self._resources.push_async_callback(self._workbench.aclose)
         return self._workbench
 
     async def __aenter__(self) -> Self:
-        await self._background.__aenter__()
+        self._background = await anyio.create_task_group().__aenter__()
         self._background.start_soon(self._sweep)
         return self
 
@@ -84,13 +82,14 @@ class Application:
         try:
             await self._background.__aexit__(None, None, None)
         finally:
-            await self._close()
+            with anyio.CancelScope(shield=True):
+                await self._let_go()
+                await self._resources.aclose()
 
-    async def _close(self) -> None:
-        with anyio.move_on_after(CLOSE_SECONDS, shield=True) as scope:
-            await self._resources.aclose()
-        if scope.cancelled_caught:
-            logger.warning("Clean-up was cut off; the next server deletes the machines left over.")
+    async def _let_go(self) -> None:
+        if self._workbench:
+            with anyio.move_on_after(LET_GO_SECONDS, shield=True):
+                await self._workbench.aclose()
 
     async def _sweep(self) -> None:
         await anyio.sleep(SWEEP_DELAY_SECONDS)

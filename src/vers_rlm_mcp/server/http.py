@@ -41,8 +41,8 @@ PATHS: dict[Transport, str] = {"http": "/mcp", "sse": "/sse"}
 BACKLOG = 128
 """Connections that may wait to be accepted: the kernel's usual limit."""
 
-CLEAN_UP_SECONDS = 5
-"""What cancelled requests may take to clean up before the machines are deleted under them."""
+CLEAN_UP_SECONDS = 20
+"""What cancelled requests may take to clean up, deleting machines included."""
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 

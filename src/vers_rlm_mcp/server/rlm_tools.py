@@ -48,9 +48,9 @@ PASSING = (ToolCalled, SubCallStarted, SubCallFinished)
 class Budget(Options):
     """What a run may use; the server's settings are the upper limit."""
 
-    usd: float | None = Field(None, gt=0)
-    tokens: int | None = Field(None, gt=0)
-    seconds: float | None = Field(None, gt=0)
+    usd: float | None = Field(default=None, gt=0)
+    tokens: int | None = Field(default=None, gt=0)
+    seconds: float | None = Field(default=None, gt=0)
 
 
 class RunMachine(BaseModel):
@@ -183,12 +183,12 @@ class RlmTools:
         inputs: Annotated[
             dict[str, Any] | None, Field(description="A value for each input")
         ] = None,
-        instructions: str | None = None,
+        instructions: str = "",
         maxIterations: Annotated[
-            int, Field(ge=1, le=200, description="Default 20")
+            int, Field(ge=1, le=200, description="Default 20, max 200")
         ] = MAX_ITERATIONS,
         maxLLMCalls: Annotated[
-            int, Field(ge=0, le=10_000, description="Sub-model calls. Default 30")
+            int, Field(ge=0, le=10_000, description="Sub-model calls. Default 30, max 10000")
         ] = MAX_SUB_CALLS,
         vmId: Annotated[
             str | None, Field(description="Work in this VM. Default: a new one")

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 CHUNK = 65_536
 """Bytes moved at a time: what a pipe holds on Linux."""
 
-EXIT_SECONDS = 10.0
+EXIT_SECONDS = 20.0
 """After the input's end, the time after which the process ends come what may: clean-up is bounded
 below it, so this is for a client that lives but no longer reads, on which the SDK would wait."""
 

@@ -147,7 +147,7 @@ def _slim(schema: Json, definitions: Json | None = None, *, output: bool = False
     are empty, which fields of an output are always there, and references, which some clients do
     not follow: each is replaced by its target.
     """
-    definitions = definitions or schema.get("$defs", {})
+    definitions = definitions or cast("Json", schema.get("$defs", {}))
     if "$ref" in schema:
         schema = definitions[schema["$ref"].removeprefix("#/$defs/")]
     left_out = {"$defs", "title", "description", *(["required"] if output else [])}

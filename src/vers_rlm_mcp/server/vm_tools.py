@@ -15,9 +15,8 @@ from mcp_types import ToolAnnotations
 from pydantic import Field
 
 from vers_rlm_mcp.errors import InputError, UsageError
-from vers_rlm_mcp.kernel import Carried
 from vers_rlm_mcp.machines import MachineInfo, MachineSpec
-from vers_rlm_mcp.runs import Workbench
+from vers_rlm_mcp.runs import Workbench, not_carried, run_cell
 
 from .answers import (
     Answer,
@@ -77,9 +76,9 @@ VmId = Annotated[str | None, Field(description="Default: current VM. Required ov
 class VmConfig(Options):
     """The size of a machine; the server's settings fill in the rest."""
 
-    vcpu_count: int | None = Field(None, ge=1)
-    mem_size_mib: int | None = Field(None, ge=128)
-    fs_size_mib: int | None = Field(None, ge=64)
+    vcpu_count: int | None = Field(default=None, ge=1)
+    mem_size_mib: int | None = Field(default=None, ge=128)
+    fs_size_mib: int | None = Field(default=None, ge=64)
 
     def spec(self) -> MachineSpec:
         """As the machines room says it."""
@@ -116,7 +115,7 @@ class VmTools:
         command: str,
         vmId: VmId = None,
         timeout: Annotated[
-            float | None, Field(gt=0, le=86_400, description="Seconds. Default 120")
+            float | None, Field(gt=0, le=86_400, description="Seconds. Default 120, max 86400")
         ] = None,
         cwd: Annotated[str | None, Field(description="Default /workspace")] = None,
     ) -> ExecAnswer:
@@ -137,7 +136,7 @@ class VmTools:
         code: str,
         vmId: VmId = None,
         timeout: Annotated[
-            float | None, Field(gt=0, le=86_400, description="Seconds. Default 300")
+            float | None, Field(gt=0, le=86_400, description="Seconds. Default 300, max 86400")
         ] = None,
     ) -> CellAnswer:
         """Run a Python cell in the VM's persistent REPL, whose variables survive between calls.
@@ -146,13 +145,14 @@ class VmTools:
         """
         bench, machine_id = await self._target(vmId)
         async with Progress(context.report_progress, "The cell") as progress:
-            result = await bench.python(
+            result, notes = await run_cell(
+                bench,
                 code,
+                timeout=timeout or self._app.settings.cell_timeout,
                 machine_id=machine_id,
-                timeout=timeout,
                 on_output=lambda text: progress.say(text[-PROGRESS_CHARS:], passing=True),
             )
-        return CellAnswer.of(result)
+        return CellAnswer.of(machine_id, result, notes)
 
     async def read_file(
         self,
@@ -217,7 +217,7 @@ class VmTools:
             commit_id=made.commit.id,
             vm_id=machine_id,
             fidelity=made.commit.fidelity,
-            notes=(*made.commit.notes, *_lost(made.carried)),
+            notes=(*made.commit.notes, *not_carried(made.carried)),
         )
 
     async def vm_branch(
@@ -237,7 +237,7 @@ class VmTools:
             vm_ids=[info.id for info in made.machines],
             parent=machine_id,
             fidelity=made.fidelity,
-            notes=_lost(made.carried),
+            notes=tuple(not_carried(made.carried)),
         )
 
     async def vm_switch(self, vmId: str) -> CurrentAnswer:
@@ -260,16 +260,19 @@ class VmTools:
         return CurrentAnswer(vm_id=(await self._app.workbench()).current)
 
     async def _target(self, machine_id: str | None) -> tuple[Workbench, str]:
-        """The workbench, and the id of the machine that a call means, which then exists."""
+        """A workbench for a call, and the id of the machine that it means, which then exists."""
         bench = await self._app.workbench()
-        if machine_id is None and not self._app.one_client:
+        if self._app.one_client:
+            return bench, (await bench.machine(machine_id)).id
+        if machine_id is None:
             machines, _ = await bench.list()
             yours = ", ".join(info.id for info in machines[-PAGE:])
             raise UsageError(
                 "Over HTTP there is no current VM: pass vmId. "
                 + (f"There are: {yours}." if yours else "There is none yet; call vmCreate first.")
             )
-        return bench, (await bench.machine(machine_id)).id
+        # A current machine of its own: cells of several clients must not move each other's.
+        return bench.at(machine_id), (await bench.machine(machine_id)).id
 
     async def _described(
         self, bench: Workbench, info: MachineInfo, *, kept: bool = False
@@ -322,10 +325,3 @@ def _decoded(content: str, encoding: Literal["utf-8", "base64"]) -> bytes:
         return base64.b64decode(content, validate=True)
     except binascii.Error as error:
         raise InputError(f"The content is not base64: {error}.") from error
-
-
-def _lost(carried: Carried | None) -> tuple[str, ...]:
-    if carried is None or not carried.lost:
-        return ()
-    reasons = "; ".join(f"{name} ({reason})" for name, reason in carried.lost.items())
-    return (f"Python variables that are not in it: {reasons}.",)

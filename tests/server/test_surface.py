@@ -1,0 +1,70 @@
+"""What clients are shown: the list of tools."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from inline_snapshot import external_file
+from mcp import Client
+from mcp_types import Tool
+
+from vers_rlm_mcp.server import Application, create_server
+
+LIST_CHARS = 12_000
+"""Of JSON: some 3,000 tokens, all that a tool list should cost a model's context."""
+
+NAME_CHARS = 60
+"""What Cursor allows for server and tool name together."""
+
+
+@pytest.fixture
+async def tools(application: Application) -> list[Tool]:
+    async with Client(create_server(application)) as client:
+        return list((await client.list_tools()).tools)
+
+
+def dumped(tools: list[Tool]) -> list[dict[str, Any]]:
+    return [tool.model_dump(mode="json", by_alias=True, exclude_none=True) for tool in tools]
+
+
+async def test_the_tools_are_as_recorded(tools: list[Tool]):
+    assert dumped(tools) == external_file("tools.json")
+
+
+async def test_the_list_is_the_same_for_one_client_and_for_many(
+    tools: list[Tool], application: Application
+):
+    many = create_server(Application(application.settings, one_client=False))
+    assert [tool.parameters for tool in many._tool_manager.list_tools()] == [  # pyright: ignore[reportPrivateUsage]
+        tool.input_schema for tool in tools
+    ]
+
+
+async def test_the_list_costs_a_model_little(tools: list[Tool]):
+    assert len(json.dumps(dumped(tools), separators=(",", ":"))) <= LIST_CHARS
+
+
+async def test_every_tool_says_what_it_is_and_does(tools: list[Tool]):
+    for tool in tools:
+        assert tool.title
+        assert tool.description
+        assert tool.output_schema
+        assert tool.annotations
+        assert tool.annotations.read_only_hint is not None
+        assert tool.annotations.open_world_hint is not None
+        assert tool.annotations.read_only_hint or tool.annotations.destructive_hint is not None
+        assert len(f"mcp__vers-rlm__{tool.name}") <= NAME_CHARS
+
+
+async def test_defaults_and_limits_are_repeated_in_words_for_clients_that_drop_them(
+    tools: list[Tool],
+):
+    for tool in tools:
+        for name, field in tool.input_schema["properties"].items():
+            for key in ("default", "maximum"):
+                if key in field and "enum" not in field:
+                    words = re.findall(r"[\w.]+", field.get("description", ""))
+                    assert str(field[key]).lower() in [w.lower().rstrip(".") for w in words], (
+                        f"{tool.name}.{name}: {key}"
+                    )

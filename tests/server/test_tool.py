@@ -1,0 +1,143 @@
+"""A tool's strictness, seen by a real client."""
+
+from typing import Annotated
+
+import pytest
+from mcp import Client
+from mcp.server.mcpserver import MCPServer
+from mcp_types import CallToolResult, TextContent, ToolAnnotations
+from pydantic import Field
+
+from vers_rlm_mcp.errors import MachineGone
+from vers_rlm_mcp.server.tool import Answer, Options, StrictTool
+
+
+class Size(Options):
+    width: int = Field(1, ge=1)
+    height: int = 1
+
+
+class Drawn(Answer):
+    area: int
+    note: str | None = None
+
+    def text(self) -> str:
+        return f"An area of {self.area}"
+
+
+async def draw(
+    size: Size,
+    colour: Annotated[str | None, Field(description="Its colour")] = None,
+    lineWidth: int = 1,  # noqa: N803 - as clients send it
+) -> Drawn:
+    """Draw a box.
+
+    In one colour.
+    """
+    if colour == "gone":
+        raise MachineGone("The machine is gone; make another with vmCreate.")
+    if colour == "broken":
+        raise RuntimeError("a secret of the server")
+    return Drawn(area=size.width * size.height * lineWidth)
+
+
+@pytest.fixture
+def server() -> MCPServer:
+    annotations = ToolAnnotations(read_only_hint=True)
+    return MCPServer("test", tools=[StrictTool.of(draw, "draw", "Draw", annotations)])
+
+
+async def call(server: MCPServer, **arguments: object) -> CallToolResult:
+    async with Client(server) as client:
+        return await client.call_tool("draw", arguments)
+
+
+async def error(server: MCPServer, **arguments: object) -> str:
+    result = await call(server, **arguments)
+    assert result.is_error
+    return text_of(result)
+
+
+def text_of(result: CallToolResult) -> str:
+    (content,) = result.content
+    assert isinstance(content, TextContent)
+    return content.text
+
+
+async def test_an_answer_is_complete_as_text_and_as_structured_content(server: MCPServer):
+    result = await call(server, size={"width": 3, "height": 2})
+    assert (text_of(result), result.structured_content) == ("An area of 6", {"area": 6})
+
+
+async def test_an_invented_argument_is_refused_with_the_closest_and_all_the_right_ones(
+    server: MCPServer,
+):
+    assert await error(server, size={}, line_width=2) == (
+        "draw: there is no argument 'line_width' (did you mean 'lineWidth'?). "
+        "It takes: size, colour, lineWidth."
+    )
+
+
+async def test_an_invented_field_of_an_argument_is_refused_likewise(server: MCPServer):
+    assert await error(server, size={"widht": 2}) == (
+        "draw: 'size': there is no argument 'widht' (did you mean 'width'?). "
+        "It takes: width, height."
+    )
+
+
+async def test_missing_and_wrong_arguments_are_named_together(server: MCPServer):
+    assert await error(server, lineWidth="wide") == (
+        "draw: 'size' is missing; 'lineWidth': Input should be a valid integer, "
+        "unable to parse string as an integer"
+    )
+    assert "size.width" in await error(server, size={"width": 0})
+
+
+async def test_an_argument_given_as_a_string_of_json_is_understood(server: MCPServer):
+    assert text_of(await call(server, size='{"width": 5}')) == "An area of 5"
+
+
+async def test_null_leaves_an_optional_argument_out(server: MCPServer):
+    assert not (await call(server, size={}, colour=None)).is_error
+
+
+async def test_an_error_of_this_project_reaches_the_model_as_it_is(server: MCPServer):
+    text = await error(server, size={}, colour="gone")
+    assert text == "The machine is gone; make another with vmCreate."
+
+
+async def test_a_fault_is_logged_and_the_model_is_told_without_its_secrets(
+    server: MCPServer, caplog: pytest.LogCaptureFixture
+):
+    text = await error(server, size={}, colour="broken")
+    assert "fault of this server (RuntimeError)" in text
+    assert "secret" not in text
+    assert "a secret of the server" in caplog.text
+    assert not (await call(server, size={})).is_error
+
+
+async def test_schemas_are_short_flat_and_closed(server: MCPServer):
+    async with Client(server) as client:
+        (tool,) = (await client.list_tools()).tools
+    assert tool.description == "Draw a box. In one colour."
+    assert tool.input_schema == {
+        "type": "object",
+        "properties": {
+            "size": {
+                "type": "object",
+                "properties": {
+                    "width": {"type": "integer", "default": 1, "minimum": 1},
+                    "height": {"type": "integer", "default": 1},
+                },
+                "additionalProperties": False,
+            },
+            "colour": {"type": "string", "description": "Its colour"},
+            "lineWidth": {"type": "integer", "default": 1},
+        },
+        "required": ["size"],
+        "additionalProperties": False,
+    }
+    assert tool.output_schema == {
+        "type": "object",
+        "properties": {"area": {"type": "integer"}, "note": {"type": "string"}},
+    }
