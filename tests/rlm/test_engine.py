@@ -1,0 +1,377 @@
+"""The engine, fed with replies: no model, no machine, no clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from inline_snapshot import snapshot
+
+from vers_rlm_mcp.messages import Message, Usage
+from vers_rlm_mcp.rlm import (
+    CallModel,
+    CellReply,
+    Emit,
+    Event,
+    Feedback,
+    FinalCall,
+    ModelFailure,
+    ModelReply,
+    Outcome,
+    Reply,
+    Request,
+    RunCell,
+    Signature,
+    StepFinished,
+    Stop,
+    Task,
+    run,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+CODE = "Look.\n```python\nprint(1)\n```"
+
+
+@dataclass
+class Recorded:
+    """A whole run: what was asked and emitted on the way, and how it ended."""
+
+    outcome: Outcome
+    calls: list[CallModel] = field(default_factory=list[CallModel])
+    cells: list[str] = field(default_factory=list[str])
+    events: list[Event] = field(default_factory=list[Event])
+
+    @property
+    def told(self) -> list[str]:
+        """What the model was told after its replies, in order."""
+        return [m.content for m in self.calls[-1].messages[2:] if m.role == "user"]
+
+
+def play(replies: Iterable[Reply], signature: str = "task -> answer", steps: int = 20) -> Recorded:
+    """Feed replies until the run ends; every one of them must be asked for."""
+    recorded = Recorded(Outcome("partial", {}, (), "", ""))
+    generator = run(Task(Signature.parse(signature), max_iterations=steps))
+    remaining = iter(replies)
+    reply: Reply = None
+    try:
+        request: Request = next(generator)
+        while True:
+            if isinstance(request, Emit):
+                recorded.events.append(request.event)
+                reply = None
+            else:
+                if isinstance(request, CallModel):
+                    recorded.calls.append(request)
+                else:
+                    recorded.cells.append(request.code)
+                reply = next(remaining)
+            request = generator.send(reply)
+    except StopIteration as end:
+        recorded.outcome = end.value
+    assert list(remaining) == []
+    return recorded
+
+
+def model(text: str = CODE) -> ModelReply:
+    return ModelReply(text, Usage(10, 5))
+
+
+def final(*args: object, **kwargs: object) -> CellReply:
+    return CellReply("final", final=FinalCall(args, kwargs))  # pyright: ignore[reportArgumentType]
+
+
+def printed(output: str) -> CellReply:
+    return CellReply("ok", output=output, seconds=0.25)
+
+
+def test_a_run_asks_runs_and_ends_with_the_outputs_that_final_gave() -> None:
+    played = play([model(), printed("1\n"), model("So.\n```python\nFINAL('x')\n```"), final("x")])
+    assert played.outcome.status == "finished"
+    assert played.outcome.outputs == {"answer": "x"}
+    assert played.outcome.final_reasoning == "So."
+    assert played.cells == ["print(1)", "FINAL('x')"]
+    assert [step.output for step in played.outcome.steps] == ["1\n", ""]
+    assert [message.role for message in played.calls[0].messages] == ["system", "user"]
+    assert played.told == ["Step 1 of 20, 0.25 s.\n<output>\n1\n</output>"]
+
+
+def test_a_step_is_emitted_when_it_is_complete() -> None:
+    played = play([model(), printed("1"), model(), final("x")])
+    assert played.events == [
+        StepFinished(1, 20, "Look.", "print(1)", "1", None, 0.25, Usage(10, 5)),
+        StepFinished(2, 20, "Look.", "print(1)", "", None, 0.0, Usage(10, 5), done=True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("signature", "call", "outputs"),
+    [
+        ("-> a", final("x"), {"a": "x"}),
+        ("-> a", final(a="x"), {"a": "x"}),
+        ("-> a", final({"a": "x"}), {"a": "x"}),
+        ("-> a: dict", final({"k": 1}), {"a": {"k": 1}}),
+        ("-> a: dict", final({"a": 1}), {"a": {"a": 1}}),
+        ("-> a: dict", final({"a": {"k": 1}}), {"a": {"k": 1}}),
+        ("-> a, b: int", final({"a": "x", "b": 2}), {"a": "x", "b": 2}),
+        ("-> a, b: int", final("x", 2), {"a": "x", "b": 2}),
+        ("-> a, b: int", final("x", b=2), {"a": "x", "b": 2}),
+        ("-> a, b?", final("x"), {"a": "x", "b": None}),
+        ("-> a?", final(), {"a": None}),
+    ],
+)
+def test_final_is_understood_however_the_outputs_are_passed(
+    signature: str, call: CellReply, outputs: dict[str, object]
+) -> None:
+    assert play([model(), call], signature).outcome.outputs == outputs
+
+
+@pytest.mark.parametrize(
+    ("signature", "call", "told"),
+    [
+        ("-> a, b: float", final("x"), "missing fields: b"),
+        ("-> a, b: float", final(a="x", b="high"), "b: expected float, got 'high'"),
+        ("-> a", final(), "missing fields: a"),
+        ("-> a", final({"b": 1}), "a: expected str, got a dict of 1"),
+        ("-> a", final({"a": 1}), "a: expected str, got 1"),
+        ("-> a", final(a="x", c=1), "unknown fields: c (there are: a)"),
+        ("-> a", final("x", "y"), "at most 1 values, each once"),
+        ("-> a", final("x", a="y"), "at most 1 values, each once"),
+    ],
+)
+def test_a_wrong_answer_is_answered_and_the_loop_goes_on(
+    signature: str, call: CellReply, told: str
+) -> None:
+    right = final(a="x", b=1) if "b" in signature else final(a="x")
+    played = play([model(), call, model(), right], signature)
+    assert played.outcome.status == "finished"
+    assert "FINAL was not accepted: " in played.told[0]
+    assert told in played.told[0]
+    assert isinstance(played.events[0], Feedback)
+    assert told in (played.outcome.steps[0].error or "")
+
+
+def test_what_the_model_is_told_after_a_failed_cell_has_its_output_error_and_notes() -> None:
+    failed = CellReply("error", "before", "line 2\nZeroDivisionError", None, 1.5, ("Lost: db.",))
+    played = play([model(), failed, model(), final("x")], steps=4)
+    assert played.told[0] == snapshot("""\
+Step 1 of 4, 1.50 s.
+<output>
+before
+</output>
+<error>
+line 2
+ZeroDivisionError
+</error>
+Lost: db.
+3 steps are left.\
+""")
+
+
+@pytest.mark.parametrize(
+    ("cell", "told"),
+    [
+        (CellReply("ok"), "It printed nothing"),
+        (CellReply("timeout", "so far"), "stopped at its time limit"),
+        (CellReply("died", notes=("Lost: a, b.",)), "was started again.\nLost: a, b."),
+        (CellReply("interrupted"), "was interrupted"),
+        (CellReply("ok", "a" * 6_000 + "z" * 6_000), "… 2,000 characters left out …"),
+        (CellReply("error", error="a" * 6_000), "… 2,000 characters left out …"),
+    ],
+)
+def test_what_a_cell_did_is_told(cell: CellReply, told: str) -> None:
+    played = play([model(), cell, model(), final("x")])
+    assert told in played.told[0]
+    assert played.outcome.steps[0].output == cell.output
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        (ModelReply("  \n"), "Your reply was empty"),
+        (ModelReply("The answer is 42."), "no code that can be run"),
+        (ModelReply("```python\nprint(", stop_reason="length"), "cut off"),
+        (ModelReply("Thinking on", stop_reason="length"), "cut off"),
+    ],
+)
+def test_a_reply_that_cannot_be_run_gets_feedback_and_costs_a_step(
+    reply: ModelReply, told: str
+) -> None:
+    played = play([reply, model(), final("x")])
+    assert told in played.told[0]
+    assert [step.code for step in played.outcome.steps] == ["", "print(1)"]
+    assert isinstance(played.events[0], Feedback)
+    assert isinstance(played.events[1], StepFinished)
+
+
+def test_a_whole_block_is_run_even_when_the_text_after_it_was_cut_off() -> None:
+    reply = ModelReply("```python\nprint(1)\n```\nand then", stop_reason="length")
+    assert play([reply, final("x")]).cells == ["print(1)"]
+
+
+def test_an_answer_written_before_its_evidence_was_seen_is_not_taken() -> None:
+    eager = model("```python\nprint(n)\n```\n3!\n```python\nFINAL(3)\n```")
+    played = play([eager, printed("4"), model(), final("4")])
+    assert played.cells[0] == "print(n)"
+    assert "it and what followed it were not run" in played.told[0]
+
+
+def test_the_last_steps_are_announced() -> None:
+    played = play([model(), printed("1"), model(), printed("2"), model(), final("x")], steps=3)
+    assert played.told[0].endswith("2 steps are left.")
+    assert "One step is left: call FINAL" in played.told[1]
+
+
+def test_when_the_steps_are_used_the_outputs_are_extracted_from_the_conversation() -> None:
+    replies = [model(), printed("1"), model(), printed("2"), model('{"answer": "two"}')]
+    played = play(replies, steps=2)
+    assert played.outcome.status == "extracted"
+    assert played.outcome.outputs == {"answer": "two"}
+    assert played.outcome.reason == (
+        "All 2 steps are used. The outputs were extracted from the conversation."
+    )
+    assert [call.purpose for call in played.calls] == ["step", "step", "extraction"]
+    assert "<output>\n2\n</output>" in played.told[-1]
+    assert '{"answer": <str>}' in played.told[-1]
+
+
+def test_replies_without_code_lead_to_the_extraction_instead_of_more_of_the_same() -> None:
+    replies = [model("It is 42.")] * 3 + [model('```json\n{"answer": "42"}\n```')]
+    played = play(replies)
+    assert played.outcome.status == "extracted"
+    assert played.outcome.reason.startswith("3 replies in a row held no code.")
+
+
+def test_code_in_between_starts_the_count_of_silent_replies_anew() -> None:
+    silent = model("Hm.")
+    replies = [silent, silent, model(), printed("1"), silent, silent, model(), final("x")]
+    assert play(replies).outcome.status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("I cannot say.", "held no JSON object"), ('{"answer": 3}', "expected str, got 3")],
+)
+def test_an_extraction_that_fails_leaves_a_partial_outcome(text: str, reason: str) -> None:
+    outcome = play([model(), printed("1"), model(text)], steps=1).outcome
+    assert (outcome.status, outcome.outputs) == ("partial", {})
+    assert reason in outcome.reason
+
+
+def test_the_first_object_that_fits_is_the_extraction() -> None:
+    replies = [model(), printed(""), model('Not {"a": 1} but {"answer": "x"}')]
+    assert play(replies, steps=1).outcome.outputs == {"answer": "x"}
+
+
+def test_a_partial_outcome_keeps_the_outputs_that_were_right() -> None:
+    replies = [model(), final(a="x", b="high"), Stop("The time is used up.")]
+    outcome = play(replies, "-> a, b: float").outcome
+    assert (outcome.status, outcome.outputs) == ("partial", {"a": "x"})
+    assert outcome.reason == "The time is used up."
+
+
+def test_a_model_that_fails_ends_the_run_with_the_trajectory_so_far() -> None:
+    outcome = play([model(), printed("1"), ModelFailure("overloaded")]).outcome
+    assert (outcome.status, len(outcome.steps)) == ("partial", 1)
+    assert outcome.reason == "The model did not answer: overloaded"
+
+
+def test_a_stop_during_a_cell_keeps_its_code_in_the_trajectory() -> None:
+    outcome = play([model(), Stop("The money is used up.")]).outcome
+    assert outcome.status == "partial"
+    assert [(s.code, s.error) for s in outcome.steps] == [("print(1)", "The money is used up.")]
+
+
+def test_a_stop_is_heeded_in_place_of_every_reply() -> None:
+    script: list[Reply] = [model("Hm."), None, None, model(), final(), None, None, model()]
+    for stopped_at in range(len(script)):
+        generator = run(Task(Signature.parse("-> answer")))
+        next(generator)
+        for reply in script[:stopped_at]:
+            generator.send(reply)
+        with pytest.raises(StopIteration) as caught:
+            generator.send(Stop("Enough."))
+        assert caught.value.value.reason == "Enough."
+
+
+def test_an_accepted_answer_is_not_lost_to_a_stop() -> None:
+    generator = run(Task(Signature.parse("-> answer")))
+    next(generator)
+    generator.send(model())
+    assert isinstance(generator.send(final("x")), Emit)
+    with pytest.raises(StopIteration) as caught:
+        generator.send(Stop("Enough."))
+    assert caught.value.value.outputs == {"answer": "x"}
+
+
+def test_a_reply_that_does_not_belong_to_its_request_is_a_mistake_of_the_driver() -> None:
+    generator = run(Task(Signature.parse("-> answer")))
+    next(generator)
+    with pytest.raises(TypeError, match="expected ModelReply or Stop"):
+        generator.send(CellReply("ok"))
+
+
+def test_a_task_without_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one step"):
+        Task(Signature.parse("-> answer"), max_iterations=0)
+
+
+CELLS = st.one_of(
+    st.builds(CellReply, st.sampled_from(["ok", "error", "timeout", "died"]), st.text(), st.text()),
+    st.builds(final, st.integers() | st.text()),
+)
+TEXTS = st.text() | st.just(CODE) | st.just("```python\nx\n```\n```python\nFINAL(x)\n```")
+STEPS = st.integers(1, 6)
+
+
+class Dice:
+    """A world that answers from lists, round and round."""
+
+    def __init__(self, texts: list[str], cells: list[CellReply]) -> None:
+        self.texts, self.cells, self.turn = texts, cells, 0
+
+    def answer(self, request: Request) -> Reply:
+        self.turn += 1
+        match request:
+            case CallModel():
+                return ModelReply(self.texts[self.turn % len(self.texts)])
+            case RunCell():
+                return self.cells[self.turn % len(self.cells)]
+            case Emit():
+                return None
+
+
+def requests_of(dice: Dice, steps: int) -> tuple[list[Request], Outcome]:
+    generator = run(Task(Signature.parse("-> answer"), max_iterations=steps))
+    requests = [next(generator)]
+    while True:
+        try:
+            requests.append(generator.send(dice.answer(requests[-1])))
+        except StopIteration as end:
+            return requests, end.value
+
+
+@given(st.lists(TEXTS, min_size=1), st.lists(CELLS, min_size=1), STEPS)
+def test_every_request_begins_with_the_one_before_and_roles_alternate(
+    texts: list[str], cells: list[CellReply], steps: int
+) -> None:
+    requests, outcome = requests_of(Dice(texts, cells), steps)
+    before: tuple[Message, ...] = ()
+    for request in requests:
+        if isinstance(request, CallModel):
+            assert request.messages[: len(before)] == before
+            before = request.messages
+    roles = [message.role for message in before]
+    assert roles == ["system", "user"] + ["assistant", "user"] * (len(roles) // 2 - 1)
+    assert len(outcome.steps) <= steps
+
+
+@given(st.lists(TEXTS, min_size=1), st.lists(CELLS, min_size=1), STEPS)
+def test_the_same_replies_give_the_same_run(
+    texts: list[str], cells: list[CellReply], steps: int
+) -> None:
+    assert requests_of(Dice(texts, cells), steps) == requests_of(Dice(texts, cells), steps)
