@@ -139,7 +139,7 @@ class Kernel:
             self._cells += 1
             status, done, error = await self._perform(run, code, timeout, handler)
             if done:
-                self._names = done.names
+                self._names = done.names or self._names
             return CellResult(
                 status,
                 output.text,
@@ -213,12 +213,18 @@ class Kernel:
         self, run: CellRun, timeout: float
     ) -> tuple[CellStatus, Done | None, str | None]:
         text = f"The cell ran into its time limit of {timeout:g} s and was interrupted"
-        with anyio.move_on_after(INTERRUPT_SECONDS):
-            done = await run.interrupt()
-            if done.status == "final":
-                return "final", done, None
-            return "timeout", done, f"{text}.\n{done.error or ''}".rstrip()
-        await self._attach("restart")
+        before = self._identity
+        try:
+            with anyio.move_on_after(INTERRUPT_SECONDS):
+                done = await run.interrupt()
+                if done.status == "final":
+                    return "final", done, None
+                return "timeout", done, f"{text}.\n{done.error or ''}".rstrip()
+            await self._attach("restart")
+        except Lost:
+            await self._attach()
+        if self._identity == before:
+            return "timeout", None, f"{text}."
         return "timeout", None, f"{text}; it did not stop, so the kernel was started anew."
 
     async def _recover(self, lost: Lost) -> tuple[CellStatus, None, str]:
@@ -281,7 +287,7 @@ class Kernel:
         """Attach anew; a kernel that does not admit us is started anew."""
         await self._detach()
         if mode == "attach":
-            with anyio.move_on_after(ADMIT_SECONDS):
+            with anyio.move_on_after(ADMIT_SECONDS), suppress(Lost):
                 await self._admit("attach")
                 return
         try:
@@ -289,6 +295,8 @@ class Kernel:
                 await self._admit("restart")
         except TimeoutError:
             raise KernelError(f"No kernel could be started within {ATTACH_SECONDS:g} s.") from None
+        except Lost as lost:
+            raise KernelError(f"The kernel could not be started: {lost}.") from None
 
     async def _admit(self, mode: Mode) -> None:
         attachment = Attachment(await start_program(self._machine, self._directory, mode))
@@ -302,15 +310,14 @@ class Kernel:
                 saving=self._save_on_copy,
             )
             ready = parse_ready(await attachment.receive())
-        except BaseException as error:
+        except BaseException:
             with anyio.CancelScope(shield=True):
                 await _close(attachment)
-            if isinstance(error, Lost):
-                raise KernelError(f"The kernel could not be started: {error}.") from None
             raise
         if self._identity and self._identity != ready.kernel:
             self._lost += self._names
-        self._identity, self._cells, self._names = ready.kernel, ready.cells, ready.names
+        self._identity, self._names = ready.kernel, ready.names
+        self._cells = max(self._cells, ready.cells)
         self._attachment = attachment
 
     async def _detach(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeGuard, cast, get_args
 from vers_rlm_mcp.errors import WireError
 
 from .base import Carried, Final, HostCall, Json, Variable
-from .wire import PROTOCOL, Frame, FrameError, load
+from .wire import MAX_CALL_VALUES, MAX_VALUES, PROTOCOL, Frame, FrameError, load
 
 MAX_NAME = 256
 MAX_TEXT = 64 * 1024
@@ -83,7 +83,7 @@ def parse_answer(frame: Frame, request: int) -> Json:
 def parse_call(frame: Frame) -> HostCall:
     """The call in a `call` frame."""
     name = _text(frame.fields.get("name"), MAX_NAME)
-    value = _object(_load(frame, surrogates=name in _CARRY_PATHS))
+    value = _object(_load(frame, most=MAX_CALL_VALUES, surrogates=name in _CARRY_PATHS))
     carried = value.get("carried")
     return HostCall(
         name,
@@ -134,9 +134,9 @@ def _final(value: dict[str, Json]) -> Final:
     return Final(_list(value.get("args")), _object(value.get("kwargs")))
 
 
-def _load(frame: Frame, *, surrogates: bool = False) -> Json:
+def _load(frame: Frame, *, most: int = MAX_VALUES, surrogates: bool = False) -> Json:
     try:
-        return load(frame.payload, surrogates=surrogates)
+        return load(frame.payload, most=most, surrogates=surrogates)
     except FrameError as error:
         raise _violation(str(error)) from None
 

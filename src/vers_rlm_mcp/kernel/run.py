@@ -28,6 +28,10 @@ MAX_CALL_BYTES = 64 * 1024 * 1024
 """Bytes of calls that are being handled; beyond, the guest is not read until some are done."""
 
 
+REPEAT_SECONDS = 0.5
+"""Until a cell is interrupted again: code may swallow one interrupt by mistake."""
+
+
 class Output:
     """What a cell has written, as the guest sends it: beginning, gap, end."""
 
@@ -93,9 +97,11 @@ class CellRun:
         return done
 
     async def interrupt(self) -> Done:
-        """Interrupt the cell and wait until it is over; its calls are refused."""
-        await self._attachment.send("interrupt", id=self._request)
-        return await self._until_done(None, None)
+        """Interrupt the cell, again if need be, and wait until it is over; refuse its calls."""
+        while True:
+            await self._attachment.send("interrupt", id=self._request)
+            with anyio.move_on_after(REPEAT_SECONDS):
+                return await self._until_done(None, None)
 
     async def _until_done(self, handlers: TaskGroup | None, handler: Handler | None) -> Done:
         while True:

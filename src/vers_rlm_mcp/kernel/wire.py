@@ -56,6 +56,9 @@ MAX_PAYLOAD = 32 * 1024 * 1024
 MAX_VALUES = 500_000
 """Values in one JSON payload: parsed, they take about 80 bytes each, whatever they look like."""
 
+MAX_CALL_VALUES = 10_000
+"""Values in the arguments of one call: many calls may be in flight, and few have long lists."""
+
 MAX_CALLS = 256
 """Calls to the host that one cell may have in flight. The guest lets further ones wait."""
 
@@ -130,7 +133,7 @@ def _check_lengths(header: int, payload: int) -> None:
         raise FrameError(f"a payload of {payload} bytes is over the limit of {MAX_PAYLOAD}")
 
 
-def dump(value: Any) -> bytes:
+def dump(value: Any, *, most: int = MAX_VALUES) -> bytes:
     """A JSON value as bytes. A str may hold lone surrogates, as names of files do.
 
     Raises `FrameError` when the other half would refuse it for its size.
@@ -141,18 +144,18 @@ def dump(value: Any) -> bytes:
     except UnicodeEncodeError:
         data = json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
     _check_lengths(0, len(data))
-    _check_values(data)
+    _check_values(data, most)
     return data
 
 
-def load(data: bytes, *, surrogates: bool = False) -> Any:
+def load(data: bytes, *, most: int = MAX_VALUES, surrogates: bool = False) -> Any:
     """The JSON value in `data`, which nobody vouches for.
 
     Raises `FrameError` for what is not strict JSON (NaN and infinities included), nests too deep,
     or would take much more memory than its bytes. Lone surrogates, which no UTF-8 can carry on,
     become ``?`` unless `surrogates` are wanted.
     """
-    _check_values(data)
+    _check_values(data, most)
     try:
         value = json.loads(data.decode(), parse_constant=_refuse_constant)
         if not surrogates and _SURROGATE.search(data):
@@ -163,10 +166,10 @@ def load(data: bytes, *, surrogates: bool = False) -> Any:
     return value
 
 
-def _check_values(data: bytes) -> None:
+def _check_values(data: bytes, most: int) -> None:
     """Refuse too many values; strings are only looked past when it matters."""
-    if _marks(data) > MAX_VALUES and _marks(_STRINGS.sub(b"", data)) > MAX_VALUES:
-        raise FrameError(f"a JSON payload holds more than {MAX_VALUES} values")
+    if _marks(data) > most and _marks(_STRINGS.sub(b"", data)) > most:
+        raise FrameError(f"a JSON payload holds more than {most} values")
 
 
 def _marks(data: bytes) -> int:

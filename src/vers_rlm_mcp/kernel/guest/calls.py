@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 
-from ..wire import MAX_CALLS, FrameError, dump, load
+from ..wire import MAX_CALL_VALUES, MAX_CALLS, FrameError, dump, load
 from .link import Attachment, Detached
 
 TYPE_CHECKING = False
@@ -58,7 +58,7 @@ class Calls:
     def call(self, name: str, arguments: dict[str, Any], **extra: Any) -> Any:
         """Call a function of the host and wait for its value. Raises `HostError`."""
         try:
-            payload = dump({"arguments": arguments, **extra})
+            payload = dump({"arguments": arguments, **extra}, most=MAX_CALL_VALUES)
         except FrameError as error:
             raise HostError(f"{name} was given too much: {error}") from None
         with self._slots:

@@ -133,9 +133,9 @@ class Capture:
     def write(self, text: str) -> None:
         """Add the kernel's own words to the output, wherever `sys.stdout` leads."""
         self.flush()
-        stream = self._streams[0]
-        stream.write(text)
-        stream.flush()
+        data = memoryview(text.encode(errors="backslashreplace"))
+        while data:
+            data = data[os.write(self._write, data) :]
 
     def flush(self) -> None:
         """Let nothing that was written linger in this process."""

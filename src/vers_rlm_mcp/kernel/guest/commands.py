@@ -26,13 +26,13 @@ EXIT_POLL_SECONDS = 0.02
 
 
 def run(command: str, timeout: float | None) -> dict[str, Any]:
-    """Run `command` with bash, in a session of its own, and wait until it has ended.
+    """Run `command` with a shell, in a session of its own, and wait until it has ended.
 
     Returns `stdout`, `stderr` and `exit_code`; the latter is None when the time was up and the
     command killed. What it left running in the background goes on, its output thrown away.
     """
     process = subprocess.Popen(
-        ["bash", "-c", os.fsencode(command)],
+        ["bash" if os.path.exists("/bin/bash") else "sh", "-c", os.fsencode(command)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -58,6 +58,8 @@ class Functions:
     def exec(self, command: str, timeout: float | None = None) -> Any:
         """Run a shell command in the current machine and return what it printed."""
         _require(command, str, "exec", "command", "a str")
+        if timeout is not None:
+            _require(timeout, (int, float), "exec", "timeout", "a number of seconds")
         if self._is_home:
             from . import commands
 

@@ -90,6 +90,7 @@ class Attachment:
     def forget(self) -> None:
         """Close the descriptors in a forked child, where the lock may be held for ever."""
         self.closed = True
+        self._lock = threading.Lock()
         os.close(self._send)
         os.close(self.receive)
         self.bridge.close()

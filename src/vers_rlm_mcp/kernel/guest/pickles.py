@@ -173,7 +173,7 @@ def _pickler(functions: dict[str, Any]) -> Any:
             if func.__globals__ is namespace:
                 code, _, *others = args
                 make, args = _make_in_namespace, (make, code, *others)
-                slots = {**slots, "__globals__": {}}
+                slots = dict(slots, __globals__={})
             return (make, args, (attributes, slots), *rest)
 
     return Pickler

@@ -61,6 +61,7 @@ class Kernel:
         self._main_thread = threading.get_ident()
         self._requests: SimpleQueue[_Request] = SimpleQueue()
         self._running: _Request | None = None
+        self._stopped: tuple[Attachment, int] | None = None
         self._interruptible = False
         self._limit = DEFAULT_OUTPUT_LIMIT
         self._saving = False
@@ -100,7 +101,8 @@ class Kernel:
             self._calls.reply(frame)
         elif frame.kind == "interrupt":
             running = self._running
-            if running and running.host is host and running.id == frame.fields["id"]:
+            self._stopped = (host, frame.fields["id"])
+            if running and self._is_stopped(running):
                 self._interrupt()
         elif frame.kind == "current":
             self._functions.current = frame.fields["machine"]
@@ -108,6 +110,10 @@ class Kernel:
             os._exit(0)
         else:
             self._requests.put(_Request(frame, host))
+
+    def _is_stopped(self, request: _Request) -> bool:
+        """Whether nobody wants the request to be performed any more."""
+        return request.host.closed or self._stopped == (request.host, request.id)
 
     def _interrupt(self) -> None:
         signal.pthread_kill(self._main_thread, signal.SIGINT)
@@ -193,7 +199,7 @@ class Kernel:
             return variables.load(fields["name"], fields["path"], fields["form"])
         refresh_directory()
         operations = {
-            "save": variables.save,
+            "save": self._save,
             "restore": variables.restore,
             "variables": variables.listing,
         }
@@ -204,6 +210,8 @@ class Kernel:
         try:
             self._running = request
             self._interruptible = True
+            if self._is_stopped(request):  # before it could be interrupted
+                raise KeyboardInterrupt
             return act()
         except KeyboardInterrupt:
             return "interrupted", "interrupted"
@@ -226,7 +234,15 @@ class Kernel:
         return [name[:MAX_NAME] for name in self._variables.names()[:MAX_NAMES]]
 
     def _save_before_copy(self) -> dict[str, Any] | None:
-        return self._variables.save() if self._saving else None
+        return self._save() if self._saving else None
+
+    def _save(self) -> dict[str, Any]:
+        saved = self._variables.save()
+        lost = list(saved["lost"].items())[:MAX_NAMES]
+        return {
+            "kept": [name[:MAX_NAME] for name in saved["kept"][:MAX_NAMES]],
+            "lost": {name[:MAX_NAME]: reason for name, reason in lost},
+        }
 
     def _done(self, request: _Request, value: Any, *, ok: bool = True) -> None:
         payload = dump(value) if ok else value.encode(errors="replace")

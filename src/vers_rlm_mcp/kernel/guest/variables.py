@@ -27,7 +27,7 @@ class Variables:
         path: The file that they are saved in.
     """
 
-    def __init__(self, namespace: dict[str, Any], functions: dict[str, Any], path: str) -> None:
+    def __init__(self, namespace: dict[Any, Any], functions: dict[str, Any], path: str) -> None:
         self._namespace = namespace
         self._functions = functions
         self._path = path
@@ -35,7 +35,11 @@ class Variables:
 
     def names(self) -> list[str]:
         """The names of all variables, the oldest first."""
-        return [n for n in self._namespace if n[:1] != "_" and n not in self._functions]
+        return [
+            name
+            for name in self._namespace
+            if isinstance(name, str) and name[:1] != "_" and name not in self._functions
+        ]
 
     def load(self, name: str, path: str, form: str) -> None:
         """Make a variable of a file: a str (`text`), a JSON value (`json`) or bytes (`bytes`)."""
