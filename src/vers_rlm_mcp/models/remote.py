@@ -82,7 +82,8 @@ class Endpoint:
 
         Raises `ModelUnavailable` when either cannot be used.
         """
-        key_variable, url_variable = (f"{provider.upper()}_{part}" for part in _VARIABLES)
+        key_variable = f"{provider.upper()}_API_KEY"
+        url_variable = f"{provider.upper()}_BASE_URL"
         key = env.get(key_variable, "").strip() or default_key
         if not key:
             raise ModelUnavailable(f"No key for {provider}: set {key_variable}.")
@@ -141,9 +142,6 @@ class Endpoint:
             f"{self.provider} at {self.address} {what}{cause}. "
             f"Check the network and {self.url_variable}."
         )
-
-
-_VARIABLES = ("API_KEY", "BASE_URL")
 
 
 def _split_credentials(url: str, variable: str) -> tuple[str, str | None]:
