@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from inline_snapshot import snapshot
 
+from vers_rlm_mcp.errors import InputError
 from vers_rlm_mcp.messages import Message, Usage
 from vers_rlm_mcp.rlm import (
     CallModel,
@@ -316,7 +317,7 @@ def test_a_reply_that_does_not_belong_to_its_request_is_a_mistake_of_the_driver(
 
 
 def test_a_task_without_steps_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one step"):
+    with pytest.raises(InputError, match="at least 1 iteration"):
         Task(Signature.parse("-> answer"), max_iterations=0)
 
 

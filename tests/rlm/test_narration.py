@@ -13,6 +13,7 @@ from vers_rlm_mcp.rlm import (
     CellOutput,
     CommitMade,
     Event,
+    Feedback,
     MachineDeleted,
     MachineMade,
     MachineSwitched,
@@ -89,6 +90,7 @@ def test_of_an_error_the_end_is_told() -> None:
         (ModelAsked(1, "step", 2), None),
         (ModelAsked(1, "extraction", 2), "🧾 Asking for the outputs"),
         (CellOutput(1, "x"), None),
+        (Feedback(1, "No code."), "↩️ No code."),
         (RunStarted("r1", "a -> b", "m1", "m", "s", 20), "🧠 Run r1 starts: a -> b"),
         (
             RunFinished("r1", "finished", {}, "The model called FINAL.", 1, Usage(), 2.0),

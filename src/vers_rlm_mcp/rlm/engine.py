@@ -7,7 +7,6 @@ give the same requests, events and outcome. Tests, replay and resuming a run all
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import count
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from . import feedback
@@ -84,7 +83,8 @@ class _Engine:
 
     def _loop(self) -> Run:
         silent = 0
-        for number in count(1):
+        while True:
+            number = len(self._steps) + 1
             turn = yield from self._step(number)
             if turn.outputs is not None:
                 return self._outcome("finished", turn.outputs, "The model called FINAL.")
@@ -92,7 +92,6 @@ class _Engine:
             if why := self._exhausted(number, silent):
                 return (yield from self._extract(turn.message, why))
             self._transcript.tell(turn.message)
-        raise AssertionError("counting has no end")
 
     def _exhausted(self, number: int, silent: int) -> str | None:
         if number == self._task.max_iterations:

@@ -28,14 +28,19 @@ FUNCTIONS = (
         "run a shell command in the current machine. Returns a str: stdout, stderr, then "
         "`[exit code: N]` if not 0; also `.stdout`, `.stderr`, `.exit_code`",
     ),
-    ReplFunction("readFile", "read_file", "readFile(path)", "the text of a file there"),
+    ReplFunction(
+        "readFile",
+        "read_file",
+        "readFile(path)",
+        "the text of a file there; `readFile(path, binary=True)` gives its bytes",
+    ),
     ReplFunction("writeFile", "write_file", "writeFile(path, text)", "write a file there"),
     ReplFunction("llmQuery", "llm_query", "llmQuery(prompt)", "ask a sub-model; returns its text"),
     ReplFunction(
         "llmQueryBatched",
         "llm_query_batched",
         "llmQueryBatched(prompts)",
-        "ask many at once; returns their texts, in order",
+        "ask many at once; returns their texts, in order. One that failed begins with `[Error:`",
     ),
     ReplFunction(
         "vmSnapshot",
@@ -59,7 +64,7 @@ FUNCTIONS = (
     ReplFunction("currentVmId", "current_vm_id", "currentVmId()", "the id of the current machine"),
     ReplFunction("budget", "budget", "budget()", "what is used and left, as a dict"),
     ReplFunction(
-        "FINAL", "FINAL", "FINAL(name=value, ...)", "hand in the outputs and end the task"
+        "FINAL", "FINAL", "FINAL(name=value, ...)", "hand in the outputs, by name, and end the task"
     ),
     ReplFunction(
         "FINAL_VAR", "FINAL_VAR", 'FINAL_VAR("variable")', "the same, with a variable's value"

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vers_rlm_mcp.errors import InputError
+
 from .budget import MAX_ITERATIONS, MAX_SUB_CALLS
 from .transcript import PREVIEW_CHARS, truncate
 
@@ -55,7 +57,7 @@ class MachineFacts:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One run's task."""
+    """One run's task. Raises `InputError` when no step is allowed."""
 
     signature: Signature
     inputs: tuple[InputVariable, ...] = ()
@@ -67,7 +69,7 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.max_iterations < 1:
-            raise ValueError(f"a run has at least one step, not {self.max_iterations}")
+            raise InputError(f"A run has at least 1 iteration, not {self.max_iterations}.")
 
 
 def describe(name: str, value: JsonValue, *, encoded: str | None = None) -> InputVariable:
