@@ -121,7 +121,7 @@ class Decoder:
             raise FrameError(f"a frame's header is a JSON {type(header).__name__}, not an object")
         fields: dict[str, Any] = header  # pyright: ignore[reportUnknownVariableType] - its keys are str
         kind = fields.pop("kind", None)
-        if kind not in self._kinds:
+        if not isinstance(kind, str) or kind not in self._kinds:
             raise FrameError(f"unknown kind of frame: {str(kind)[:40]!r}")
         return Frame(kind, fields, body)
 

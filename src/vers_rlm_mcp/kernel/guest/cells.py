@@ -40,23 +40,39 @@ class Cell:
 
         Whatever the cell raises comes out, SyntaxError included.
         """
-        tree = ast.parse(self._code, self.name)
-        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-        self._evaluate(tree, "exec", namespace)
-        if isinstance(last, ast.Expr):
-            value = self._evaluate(ast.Expression(last.value), "eval", namespace)
-            if isinstance(value, types.CoroutineType):
-                value = _await(value)  # main() where `await main()` was meant
-            if value is not None:
-                namespace["_"] = value
-                echo(represent(value) + "\n")
+        value = self._evaluate(namespace)
+        if isinstance(value, types.CoroutineType):
+            value = _await(value)  # main() where `await main()` was meant
+        if value is not None:
+            namespace["_"] = value
+            echo(represent(value) + "\n")
 
-    def _evaluate(
-        self, tree: ast.Module | ast.Expression, mode: str, namespace: dict[str, Any]
-    ) -> Any:
-        code = compile(tree, self.name, mode, ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-        result = eval(code, namespace)
-        return _await(result) if code.co_flags & _AWAITS else result
+    def _evaluate(self, namespace: dict[str, Any]) -> Any:
+        """Run everything; return the value of the last statement if it is an expression."""
+        tree = ast.parse(self._code, self.name)
+        last = tree.body[-1] if tree.body else None
+        parts: list[ast.Module | ast.Expression] = [tree]
+        if isinstance(last, ast.Expr):
+            tree.body.pop()
+            parts.append(ast.Expression(last.value))
+        codes = [self._compile(part) for part in parts]
+        if any(code.co_flags & _AWAITS for code in codes):
+            return _await(_evaluate_awaiting(codes, namespace))
+        return [eval(code, namespace) for code in codes][-1]
+
+    def _compile(self, tree: ast.Module | ast.Expression) -> types.CodeType:
+        mode = "exec" if isinstance(tree, ast.Module) else "eval"
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        return compile(tree, self.name, mode, flags, dont_inherit=True)
+
+
+async def _evaluate_awaiting(codes: list[types.CodeType], namespace: dict[str, Any]) -> Any:
+    value = None
+    for code in codes:
+        value = eval(code, namespace)
+        if code.co_flags & _AWAITS:
+            value = await value
+    return value
 
 
 _loop: Any = None

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+from vers_rlm_mcp.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vers_rlm_mcp.kernel import CellResult, HostCall, Json, Kernel
+
+
+class Host:
+    """Answers calls with themselves, and remembers them."""
+
+    def __init__(self) -> None:
+        self.calls: list[HostCall] = []
+
+    async def __call__(self, call: HostCall) -> Json:
+        self.calls.append(call)
+        if call.name == "llmQueryBatched":
+            prompts = call.arguments["prompts"]
+            assert isinstance(prompts, list)
+            return [f"re: {prompt}" for prompt in prompts]
+        if call.name == "vmRestore":
+            raise UsageError("There is no such commit; the valid ones are c1 and c2.")
+        return call.arguments.get("prompt", call.name)
+
+
+class Repl:
+    """A kernel with a host that answers, for tests that only run cells."""
+
+    def __init__(self, kernel: Kernel, host: Host) -> None:
+        self.kernel = kernel
+        self.host = host
+
+    async def __call__(
+        self,
+        code: str,
+        *,
+        timeout: float = 20,
+        on_output: Callable[[str], None] | None = None,
+    ) -> CellResult:
+        with anyio.fail_after(timeout + 10):
+            return await self.kernel.run(
+                code, timeout=timeout, handler=self.host, on_output=on_output
+            )
+
+    async def output(self, code: str) -> str:
+        """What a cell that must succeed writes."""
+        result = await self(code)
+        assert result.status == "ok", result.error
+        return result.output
+
+    async def error(self, code: str) -> str:
+        """The error of a cell that must fail."""
+        result = await self(code)
+        assert result.status == "error", result
+        assert result.error
+        return result.error

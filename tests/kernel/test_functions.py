@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vers_rlm_mcp.kernel import HostCall
+from vers_rlm_mcp.kernel.guest.functions import NAMES
+from vers_rlm_mcp.rlm import REPL_NAMES
+
+if TYPE_CHECKING:
+    from repl import Repl
+
+
+def test_the_functions_are_those_that_the_model_is_told_about() -> None:
+    assert NAMES <= REPL_NAMES
+
+
+async def test_every_function_is_there_under_both_its_names(repl: Repl) -> None:
+    output = await repl.output(f"sorted(n for n in {sorted(NAMES)!r} if callable(globals()[n]))")
+    assert output == f"{sorted(NAMES)!r}\n"
+
+
+@pytest.mark.parametrize("call", ["exec('{}')", "await exec('{}')", "exec(cmd='{}')"])
+async def test_a_command_returns_what_it_printed(repl: Repl, call: str) -> None:
+    code = call.format("echo out; echo err >&2; exit 3")
+    assert await repl.output(f"print({code})") == "out\nerr\n[exit code: 3]\n"
+    await repl.output(f"r = {code}")
+    assert await repl.output("r.stdout, r.stderr, r.exit_code") == "('out\\n', 'err\\n', 3)\n"
+
+
+async def test_the_echo_of_a_command_is_what_it_printed(repl: Repl) -> None:
+    assert await repl.output("exec('printf \"a\\nb\"')") == "a\nb\n"
+
+
+async def test_output_of_commands_that_is_no_text_is_replaced(repl: Repl) -> None:
+    assert await repl.output(r"exec('printf \"\\xff\"')") == "�\n"
+
+
+async def test_a_command_over_its_time_is_killed_with_its_children(repl: Repl) -> None:
+    output = await repl.output(
+        "r = exec('echo $$ > pid; sleep 99 & echo started; wait', timeout=0.2)\n"
+        "print(r, r.exit_code)\n"
+        "pid = int(open('pid').read())\n"
+        "def is_there():\n"
+        "    import subprocess\n"
+        "    return subprocess.run(['pgrep', '-g', str(pid)], stdout=-3).returncode == 0\n"
+        "import time\n"
+        "for _ in range(200):\n"
+        "    if not is_there(): break\n"
+        "    time.sleep(0.01)\n"
+        "is_there()"
+    )
+    assert output == "started\n[timed out and was killed] None\nFalse\n"
+
+
+async def test_a_background_process_does_not_keep_a_command_from_returning(repl: Repl) -> None:
+    output = await repl.output(
+        "import time\n"
+        "start = time.monotonic()\n"
+        "r = exec('(sleep 0.3; echo late; touch done) & echo now')\n"
+        "print(r, time.monotonic() - start < 0.25)\n"
+        "import os\n"
+        "while not os.path.exists('done'): time.sleep(0.01)"
+    )
+    assert output == "now True\n"
+
+
+async def test_output_of_commands_is_kept_within_bounds(repl: Repl) -> None:
+    output = await repl.output(
+        "import resource\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "r = exec('head -c 200000000 /dev/zero | tr \"\\\\0\" x; echo end')\n"
+        "grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before\n"
+        "len(r) < 9_000_000, r[-10:], 'bytes left out' in r, grown < 60_000"
+    )
+    assert output == "(True, 'xxxxxxxend', True, True)\n"
+
+
+async def test_text_and_bytes_are_written_and_read_back(repl: Repl) -> None:
+    output = await repl.output(
+        "n = await writeFile('a b/$(x)/ü.txt', 'hällo')\n"
+        "write_file(filename='raw', contents=b'\\xff')\n"
+        "n, read_file('a b/$(x)/ü.txt'), await readFile(path='raw', binary=True)"
+    )
+    assert output == "(6, 'hällo', b'\\xff')\n"
+
+
+async def test_reading_what_is_no_text_says_how_to_get_the_bytes(repl: Repl) -> None:
+    error = await repl.error("writeFile('raw', b'\\xff')\nreadFile('raw')")
+    assert "readFile(path, binary=True)" in error
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("readFile('missing')", "No such file or directory: 'missing'"),
+        ("readFile('/')", "'/'"),
+        ("import os; os.mkfifo('pipe'); readFile('pipe')", "not a regular file"),
+        ("readFile('/dev/zero')", "not a regular file"),
+        ("readFile(5.5)", "a path must be a str, not float"),
+        ("writeFile('x', 5)", "content must be a str or bytes, not int"),
+        ("exec(['ls'])", "command must be a str, not list"),
+        ("exec('ls', timeout='soon')", "timeout must be a number of seconds"),
+        ("exec()", "call exec(command, timeout=None)"),
+        ("exec('ls', 1, 2)", "call exec(command, timeout=None)"),
+        ("exec('ls', shell=True)", "shell= does not fit: call exec(command, timeout=None)"),
+        ("exec('ls', command='x')", "command= does not fit"),
+        ("llmQuery(['a', 'b'])", "llmQueryBatched(prompts)"),
+        ("llmQuery(5)", "must be a str, not int"),
+        ("llmQueryBatched('a')", "takes a list of prompts"),
+        ("llmQueryBatched(['a', 5])", "llmQueryBatched(prompts[1]) must be a str"),
+        ("vmBranch('two')", "count must be an int"),
+    ],
+)
+async def test_wrong_arguments_are_answered_with_what_is_right(
+    repl: Repl, code: str, message: str
+) -> None:
+    assert message in await repl.error(code)
+    assert repl.host.calls == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "llmQueryBatched(['a', 'b'])",
+        "llm_query_batched(queries=['a', 'b'])",
+        "await llm_query_batched(prompts=('a', 'b'))",
+        "llmQueryBatched(x for x in 'ab')",
+    ],
+)
+async def test_batched_queries_are_one_call_whatever_the_argument_is_named(
+    repl: Repl, code: str
+) -> None:
+    assert await repl.output(code) == "['re: a', 're: b']\n"
+    assert repl.host.calls == [HostCall("llmQueryBatched", {"prompts": ["a", "b"]})]
+
+
+async def test_no_prompts_are_no_call(repl: Repl) -> None:
+    assert await repl.output("llmQueryBatched([])") == "[]\n"
+    assert repl.host.calls == []
+
+
+async def test_queries_can_be_gathered_as_if_they_were_asynchronous(repl: Repl) -> None:
+    output = await repl.output(
+        "import asyncio\nawait asyncio.gather(llmQuery('a'), llm_query(prompt='b'))"
+    )
+    assert output == "['a', 'b']\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "call"),
+    [
+        ("currentVmId()", HostCall("currentVmId", {})),
+        ("vm_switch(vm_id='m1')", HostCall("vmSwitch", {"id": "m1"})),
+        ("budget()", HostCall("budget", {})),
+    ],
+)
+async def test_functions_of_the_host_are_calls(repl: Repl, code: str, call: HostCall) -> None:
+    assert await repl.output(f"print(await {code})") == f"{call.name}\n"
+    assert repl.host.calls == [call]
+
+
+async def test_a_refused_call_is_an_exception_with_the_hosts_text(repl: Repl) -> None:
+    error = await repl.error("vmRestore('c3')")
+    assert error.endswith("There is no such commit; the valid ones are c1 and c2.")
+    assert await repl.output("try:\n    vmRestore('c3')\nexcept Exception as e: print('caught')")
+
+
+async def test_on_another_machine_commands_and_files_go_through_the_host(repl: Repl) -> None:
+    answers = {
+        "exec": {"stdout": "there\n", "stderr": "", "exit_code": 1},
+        "readFile": base64.b64encode(b"text").decode(),
+        "writeFile": 3,
+    }
+
+    async def handler(call: HostCall) -> object:
+        repl.host.calls.append(call)
+        return answers[call.name]
+
+    await repl.kernel.set_current("other")
+    result = await repl.kernel.run(
+        "print(exec('ls'), readFile('a\\udcff'), readFile('b', binary=True), writeFile('c', 'ab'))",
+        timeout=10,
+        handler=handler,  # type: ignore[arg-type]
+    )
+    assert result.output == "there\n[exit code: 1] text b'text' 3\n"
+    assert repl.host.calls == [
+        HostCall("exec", {"command": "ls", "timeout": None}),
+        HostCall("readFile", {"path": "a\udcff"}),
+        HostCall("readFile", {"path": "b"}),
+        HostCall("writeFile", {"path": "c", "base64": "YWI="}),
+    ]
+
+
+async def test_switching_in_the_midst_of_a_cell_acts_at_once(repl: Repl) -> None:
+    async def handler(call: HostCall) -> object:
+        if call.name == "vmSwitch":
+            await repl.kernel.set_current(str(call.arguments["id"]))
+            return None
+        return {"stdout": "other", "stderr": "", "exit_code": 0}
+
+    result = await repl.kernel.run(
+        "print(exec('echo home'))\nvmSwitch('other')\nprint(exec('echo home'))",
+        timeout=10,
+        handler=handler,  # type: ignore[arg-type]
+    )
+    assert result.output == "home\nother\n"
+
+
+async def test_a_function_that_a_cell_overwrites_is_put_back_with_a_note(repl: Repl) -> None:
+    assert "exec is a function of this REPL and was put back" in await repl.output("exec = 5")
+    assert "budget is a function" in await repl.output("del budget")
+    assert await repl.output("print(exec('echo hi'), budget())") == "hi budget\n"
+
+
+async def test_a_wrong_call_can_be_looked_up(repl: Repl) -> None:
+    output = await repl.output("help(llm_query_batched)")
+    assert "llmQueryBatched(prompts" in output
+    assert "Ask a sub-model many things at once" in output
+
+
+async def test_prompts_that_utf8_cannot_carry_are_cleaned(repl: Repl) -> None:
+    assert await repl.output("llmQuery('a\\udcffb')") == "'a?b'\n"
+
+
+async def test_a_prompt_too_large_to_send_is_an_error_in_the_cell(repl: Repl) -> None:
+    assert "over the limit" in await repl.error("llmQuery('x' * 40_000_000)")
+    assert "more than 10000 values" in await repl.error("llmQueryBatched(['x'] * 20_000)")
+    assert await repl.output("llmQuery('still here')") == "'still here'\n"
