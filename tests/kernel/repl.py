@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -60,3 +61,18 @@ class Repl:
         assert result.status == "error", result
         assert result.error
         return result.error
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and not only waits for its parent to take notice of its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+async def ended(pid: int) -> None:
+    """Wait until a process has ended."""
+    with anyio.fail_after(5):
+        while is_running(pid):  # noqa: ASYNC110 - nothing tells of the end of a stranger
+            await anyio.sleep(0.01)

@@ -88,10 +88,14 @@ def _await(coroutine: Any) -> Any:
     task = _loop.create_task(coroutine)
     try:
         return _loop.run_until_complete(task)
-    except BaseException:
-        if not task.done():  # interrupted: the loop has stopped in the midst of it
-            task.cancel()
-            _loop.run_until_complete(asyncio.wait([task]))
+    except KeyboardInterrupt as interrupt:
+        if task.done():
+            raise
+        task.cancel()  # the loop was interrupted while it waited
+        try:
+            _loop.run_until_complete(task)
+        except asyncio.CancelledError as cancelled:
+            raise interrupt.with_traceback(cancelled.__traceback__) from None
         raise
 
 
