@@ -15,15 +15,12 @@ behind a symlink are the host's, and nothing is limited. Users cannot select it.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
 import posixpath
 import secrets
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
@@ -37,7 +34,7 @@ from anyio import to_thread
 from anyio.abc import ByteReceiveStream
 from anyio.streams.file import FileReadStream
 
-from vers_rlm_mcp.errors import MachineError, MachineFull, MachineGone, PathRefused
+from vers_rlm_mcp.errors import MachineError, MachineGone, PathRefused
 
 from .base import (
     Backend,
@@ -49,15 +46,24 @@ from .base import (
     MachineSpec,
     Process,
 )
+from .fake_host import (
+    KILL_SECONDS,
+    ROOT_VARIABLE,
+    freeze,
+    in_machine,
+    in_session,
+    kill,
+    open_to_read,
+    open_to_write,
+    send_signal,
+    translated,
+    write_all,
+)
 from .handles import unknown_handle
 
 if TYPE_CHECKING:
     from collections.abc import (
         AsyncIterable,
-        Callable,
-        Generator,
-        Iterable,
-        Iterator,
         Mapping,
         Sequence,
     )
@@ -66,13 +72,6 @@ if TYPE_CHECKING:
 
 WORKSPACE: Final = "/workspace"
 OWN: Final = (WORKSPACE, "/tmp", "/run", "/root", "/home")  # noqa: S108 - a path in the machine
-ROOT_VARIABLE: Final = "MACHINE_ROOT"
-
-KILL_SECONDS: Final = 5.0
-"""How long a killed process may take to be gone; only one stuck in the kernel takes longer."""
-
-KILL_POLL: Final = 0.005
-"""Seconds between two looks at whether the killed are gone: about what one look costs."""
 
 CAPABILITIES: Final = Capabilities(
     isolation="none",
@@ -99,7 +98,7 @@ class FakeProcess(Process):
 
     async def kill(self) -> None:
         session = self._process.pid
-        await _kill(lambda: _in_session(session))
+        await kill(lambda: in_session(session))
 
     async def aclose(self) -> None:
         with anyio.move_on_after(KILL_SECONDS, shield=True):
@@ -150,8 +149,8 @@ class FakeMachine(Machine):
     ) -> ByteReceiveStream:
         self._check()
         real = self._locate(path)
-        with _translated(path):
-            descriptor = await to_thread.run_sync(_open_to_read, real, offset)
+        with translated(path):
+            descriptor = await to_thread.run_sync(open_to_read, real, offset)
         return _Slice(FileReadStream(os.fdopen(descriptor, "rb", buffering=0)), length)
 
     async def write(
@@ -162,12 +161,12 @@ class FakeMachine(Machine):
         if self._root not in real.parents:
             raise PathRefused(f"Cannot write {path!r}: only {', '.join(OWN)} can be written here.")
         size = 0
-        with _translated(path):
-            descriptor = await to_thread.run_sync(_open_to_write, real, mode)
+        with translated(path):
+            descriptor = await to_thread.run_sync(open_to_write, real, mode)
         try:
             async for chunk in _chunks(data):
-                with _translated(path):  # Errors of the source are not the machine's.
-                    size += await to_thread.run_sync(_write_all, descriptor, chunk)
+                with translated(path):  # Errors of the source are not the machine's.
+                    size += await to_thread.run_sync(write_all, descriptor, chunk)
         finally:
             os.close(descriptor)
         return size
@@ -222,11 +221,11 @@ class FakeMachine(Machine):
 
     async def _copy_frozen(self, target: Path, about: dict[str, Any]) -> None:
         """Copy the tree while no process of the machine runs, so that it is from one instant."""
-        frozen = _freeze(self._root)
+        frozen = freeze(self._root)
         try:
             await self._backend.place(self._root, target, about)
         finally:
-            _signal(frozen, signal.SIGCONT)
+            send_signal(frozen, signal.SIGCONT)
 
 
 class FakeBackend(Backend):
@@ -282,7 +281,7 @@ class FakeBackend(Backend):
         home = self.machines / machine_id
         if machine_id in {info.id for info in await self.list()}:
             doomed = home.rename(self.making / machine_id)
-            await _kill(lambda: _in_machine(home / "root"))
+            await kill(lambda: in_machine(home / "root"))
             await _remove(doomed)
 
     async def delete_commit(self, commit_id: str) -> None:
@@ -363,56 +362,6 @@ async def _chunks(data: bytes | AsyncIterable[bytes]) -> AsyncIterable[bytes]:
             yield chunk
 
 
-@contextlib.contextmanager
-def _translated(path: str) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise MachineFull(f"No space left while writing {path!r}; delete something.") from error
-        raise PathRefused(f"Cannot use {path!r}: {error.strerror}.") from error
-
-
-def _open_to_read(path: Path, offset: int) -> int:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        _require_regular(descriptor)
-        size = os.fstat(descriptor).st_size
-        os.lseek(descriptor, max(0, size + offset) if offset < 0 else offset, os.SEEK_SET)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _open_to_write(path: Path, mode: int) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-    except FileNotFoundError:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, mode)
-        os.fchmod(descriptor, mode)
-    try:
-        _require_regular(descriptor)
-        os.ftruncate(descriptor, 0)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _write_all(descriptor: int, data: bytes) -> int:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]
-    return len(data)
-
-
-def _require_regular(descriptor: int) -> None:
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise OSError(errno.EINVAL, "it is not a regular file")
-
-
 async def _remove(directory: Path) -> None:
     """Remove a tree that may not be there; runs to its end even when cancelled."""
     with anyio.CancelScope(shield=True):
@@ -443,50 +392,3 @@ def _path() -> str:
     """The usual directories, then that of our own Python, so that there is a python3 anywhere."""
     usual = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     return f"{usual}:{Path(sys.executable).parent}"
-
-
-def _processes() -> Iterator[tuple[int, Path]]:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            yield int(entry.name), entry
-
-
-def _in_session(session: int) -> Iterator[int]:
-    """The live processes of a session."""
-    for pid, entry in _processes():
-        with contextlib.suppress(OSError):
-            state, _, _, its_session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-            if int(its_session) == session and state != "Z":
-                yield pid
-
-
-def _in_machine(root: Path) -> Iterator[int]:
-    """The live processes that carry a machine's root in their environment, in any session."""
-    mark = f"{ROOT_VARIABLE}={root}".encode()
-    for pid, entry in _processes():
-        with contextlib.suppress(OSError):
-            if mark in (entry / "environ").read_bytes().split(b"\0"):
-                yield pid
-
-
-def _signal(processes: Iterable[int], number: signal.Signals) -> None:
-    for pid in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-def _freeze(root: Path) -> Sequence[int]:
-    """Stop every process of a machine, those that it forked meanwhile as well."""
-    frozen: list[int] = []
-    while found := [pid for pid in _in_machine(root) if pid not in frozen]:
-        _signal(found, signal.SIGSTOP)
-        frozen += found
-    return frozen
-
-
-async def _kill(find: Callable[[], Iterable[int]]) -> None:
-    """Kill processes until none is found, even when cancelled."""
-    with anyio.move_on_after(KILL_SECONDS, shield=True):
-        while found := tuple(find()):
-            _signal(found, signal.SIGKILL)
-            await anyio.sleep(KILL_POLL)

@@ -25,6 +25,9 @@ Needs = Callable[["Capabilities"], "str | None"]
 COMMAND_SECONDS: Final = 60.0
 """How long one command of a check may take: most take milliseconds, over a network seconds."""
 
+END_SECONDS: Final = 5.0
+"""How long a killed process may be seen; one look at it takes up to 3 s over a network."""
+
 CLEAN_SECONDS: Final = 60.0
 """How long removing what a check made may take, on a slow remote service."""
 
@@ -205,7 +208,7 @@ async def is_running(machine: Machine, pid: int) -> bool:
 
 async def expect_end(machine: Machine, pids: Sequence[int], what: str) -> None:
     """Fail the check unless all these processes end soon."""
-    with anyio.move_on_after(COMMAND_SECONDS / 6):
+    with anyio.move_on_after(END_SECONDS):
         for pid in pids:
             while await is_running(machine, pid):  # noqa: ASYNC110 - the machine gives no event
                 await anyio.sleep(0.01)

@@ -1,0 +1,129 @@
+"""What the fake machine needs of its host: plain files, and ways to find and end processes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from vers_rlm_mcp.errors import MachineFull, PathRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+
+ROOT_VARIABLE: Final = "MACHINE_ROOT"
+"""In the environment of every program of a machine: where its tree really lies."""
+
+KILL_SECONDS: Final = 5.0
+"""How long a killed process may take to be gone; only one stuck in the kernel takes longer."""
+
+KILL_POLL: Final = 0.005
+"""Seconds between two looks at whether the killed are gone: about what one look costs."""
+
+
+@contextlib.contextmanager
+def translated(path: str) -> Generator[None]:
+    """Turn errors about a file into the project's own."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise MachineFull(f"No space left while writing {path!r}; delete something.") from error
+        raise PathRefused(f"Cannot use {path!r}: {error.strerror}.") from error
+
+
+def open_to_read(path: Path, offset: int) -> int:
+    """Open a regular file at an offset; a negative one counts from the end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        _require_regular(descriptor)
+        size = os.fstat(descriptor).st_size
+        os.lseek(descriptor, max(0, size + offset) if offset < 0 else offset, os.SEEK_SET)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_to_write(path: Path, mode: int) -> int:
+    """Open a regular file, empty; a new one gets this mode, an old one keeps its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, mode)
+        os.fchmod(descriptor, mode)
+    try:
+        _require_regular(descriptor)
+        os.ftruncate(descriptor, 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def write_all(descriptor: int, data: bytes) -> int:
+    """Write everything, and return how much that was."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
+    return len(data)
+
+
+def _require_regular(descriptor: int) -> None:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+
+
+def _processes() -> Iterator[tuple[int, Path]]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            yield int(entry.name), entry
+
+
+def in_session(session: int) -> Iterator[int]:
+    """The live processes of a session."""
+    for pid, entry in _processes():
+        with contextlib.suppress(OSError):
+            state, _, _, its_session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state != "Z":
+                yield pid
+
+
+def in_machine(root: Path) -> Iterator[int]:
+    """The live processes that carry a machine's root in their environment, in any session."""
+    mark = f"{ROOT_VARIABLE}={root}".encode()
+    for pid, entry in _processes():
+        with contextlib.suppress(OSError):
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                yield pid
+
+
+def send_signal(processes: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to those that are still there."""
+    for pid in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def freeze(root: Path) -> Sequence[int]:
+    """Stop every process of a machine, those that it forked meanwhile as well."""
+    frozen: list[int] = []
+    while found := [pid for pid in in_machine(root) if pid not in frozen]:
+        send_signal(found, signal.SIGSTOP)
+        frozen += found
+    return frozen
+
+
+async def kill(find: Callable[[], Iterable[int]]) -> None:
+    """Kill processes until none is found, even when cancelled."""
+    with anyio.move_on_after(KILL_SECONDS, shield=True):
+        while found := tuple(find()):
+            send_signal(found, signal.SIGKILL)
+            await anyio.sleep(KILL_POLL)
