@@ -33,11 +33,20 @@ COMPLAINT_SECONDS = 1.0
 """What a process that has ended had to say is there already."""
 
 _SIGNAL_EXIT = 128
-_UNKNOWN_EXIT = 120
+_UNKNOWN_END = 120
+_LET_GO = 121
+"""Exit statuses of the program; see `guest.attach`."""
+
+_UNKNOWN = "nothing is known of how it ended"
 
 
 class Lost(Exception):  # noqa: N818 - an event for `host`, which tells what it means
     """The attachment ended from the other side; the text says how, as far as it is known."""
+
+    def __init__(self, how: str, *, taken_over: bool = False) -> None:
+        super().__init__(how)
+        self.taken_over = taken_over
+        """Whether the kernel lives on, for another host."""
 
 
 class Attachment:
@@ -61,7 +70,7 @@ class Attachment:
             try:
                 await self._process.stdin.send(data)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-                raise Lost(await self._how_it_ended()) from None
+                raise await self._end() from None
             self.broken = False
 
     async def receive(self) -> Frame:
@@ -70,7 +79,7 @@ class Attachment:
             try:
                 data = await self._process.stdout.receive(READ_SIZE)
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
-                raise Lost(await self._how_it_ended()) from None
+                raise await self._end() from None
             try:
                 self._frames.extend(self._decoder.feed(data))
             except FrameError as error:
@@ -82,14 +91,14 @@ class Attachment:
         self.broken = True
         await self._process.aclose()
 
-    async def _how_it_ended(self) -> str:
+    async def _end(self) -> Lost:
         with anyio.move_on_after(COMPLAINT_SECONDS):
-            status = await self._process.wait()
+            code = (await self._process.wait()).code
+            if code == _LET_GO:
+                return Lost("another host has taken it over", taken_over=True)
             complaint = await self._complaint()
-            if complaint:
-                return f"its program failed: {complaint}"
-            return _describe_exit(status.code)
-        return "nothing is known of how it ended"
+            return Lost(f"its program failed: {complaint}" if complaint else _describe_exit(code))
+        return Lost(_UNKNOWN)
 
     async def _complaint(self) -> str:
         text = b""
@@ -102,8 +111,8 @@ class Attachment:
 
 
 def _describe_exit(code: int | None) -> str:
-    if code is None or code == _UNKNOWN_EXIT:
-        return "nothing is known of how it ended"
+    if code is None or code == _UNKNOWN_END:
+        return _UNKNOWN
     if code > _SIGNAL_EXIT:
         number = code - _SIGNAL_EXIT
         why = _LIKELY_CAUSES.get(number, "")

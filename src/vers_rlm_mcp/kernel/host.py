@@ -228,6 +228,9 @@ class Kernel:
         return "timeout", None, f"{text}; it did not stop, so the kernel was started anew."
 
     async def _recover(self, lost: Lost) -> tuple[CellStatus, None, str]:
+        if lost.taken_over:
+            await self._detach()
+            return "interrupted", None, "Another host took the kernel over and ended this cell."
         before = self._identity
         await self._attach()
         if self._identity == before:
@@ -286,17 +289,24 @@ class Kernel:
     async def _attach(self, mode: Mode = "attach") -> None:
         """Attach anew; a kernel that does not admit us is started anew."""
         await self._detach()
-        if mode == "attach":
-            with anyio.move_on_after(ADMIT_SECONDS), suppress(Lost):
-                await self._admit("attach")
-                return
         try:
+            if mode == "attach" and await self._is_admitted():
+                return
             with anyio.fail_after(ATTACH_SECONDS):
                 await self._admit("restart")
         except TimeoutError:
             raise KernelError(f"No kernel could be started within {ATTACH_SECONDS:g} s.") from None
         except Lost as lost:
-            raise KernelError(f"The kernel could not be started: {lost}.") from None
+            raise KernelError(f"No kernel could be reached or started: {lost}.") from None
+
+    async def _is_admitted(self) -> bool:
+        with anyio.move_on_after(ADMIT_SECONDS):
+            try:
+                await self._admit("attach")
+            except Lost:  # it was just ending, or another host came in between
+                await self._admit("attach")
+            return True
+        return False
 
     async def _admit(self, mode: Mode) -> None:
         attachment = Attachment(await start_program(self._machine, self._directory, mode))

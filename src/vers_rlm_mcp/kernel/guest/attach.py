@@ -3,7 +3,7 @@
 It finds the kernel of this machine by its socket in DIRECTORY or starts one, passes its own
 standard input and output on to it, and then only waits: frames go straight from the kernel to the
 host. The kernel is in a session of its own and lives on when this process is killed. The exit
-status says how the kernel ended, as a shell would; a kernel that merely let go gives 0.
+status says how the kernel ended, as a shell would, or one of the two below.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from contextlib import suppress
 SOCKET = "kernel.sock"
 FAREWELL = b"\0"
 """Sent by a kernel that lets go of an attachment; the end of the stream alone means it died."""
+
+LET_GO = 121
+"""Exit status when the kernel goes on, but no longer for this host."""
 
 UNKNOWN_END = 120
 """Exit status when the kernel was started by another process, which alone knows how it ended."""
@@ -143,7 +146,7 @@ def _end(connection: socket, child: int) -> int:
     """Wait until the kernel lets go or dies."""
     try:
         if connection.recv(1):
-            return 0
+            return LET_GO
     except ConnectionError:
         pass
     if not child:

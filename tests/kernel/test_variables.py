@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from repl import Host, Repl
+
+from vers_rlm_mcp.kernel import Carried, Kernel
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from vers_rlm_mcp.kernel import HostCall, Json
+    from vers_rlm_mcp.machines.fake import FakeMachine
+
+
+def size_of(name: str, directory: Path) -> int:
+    """Of the only file of that name below a directory, in bytes."""
+    [file] = directory.rglob(name)
+    return file.stat().st_size
+
+
+def writable_files(pid: int) -> set[str]:
+    """What a process has open for writing: paths, or kinds of what has none."""
+    found: set[str] = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        flags = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text().split()[3]
+        if int(flags, 8) & (os.O_WRONLY | os.O_RDWR):
+            found.add(str(entry.readlink()).partition(":")[0])
+    return found
+
+
+@contextlib.asynccontextmanager
+async def copy_of(machine: FakeMachine) -> AsyncGenerator[Repl]:
+    """The kernel of a copy of a machine's disk, with the variables that were carried."""
+    [copy] = await machine.branch()
+    kernel = await Kernel.connect(copy, home_id=copy.id, restore_variables=True)
+    try:
+        yield Repl(kernel, Host())
+    finally:
+        await kernel.aclose()
+        await copy.delete()
+
+
+async def test_data_functions_classes_and_modules_go_along(
+    machine: FakeMachine, repl: Repl
+) -> None:
+    await repl.output(
+        "import json, dataclasses\n"
+        "n = 1\n"
+        "text = 'a' * 100_000\n"
+        "def up():\n    global n\n    n += 1\n    return json.dumps(n)\n"
+        "@dataclasses.dataclass\nclass P:\n    x: int\n    def double(self): return 2 * self.x\n"
+        "p = P(4)\n"
+        "square = lambda v: v * v\n"
+        "out = exec('echo hi; exit 2')"
+    )
+    carried = await repl.kernel.save_variables()
+    names = ("json", "dataclasses", "n", "text", "up", "P", "p", "square", "out")
+    assert carried == Carried(names, {})
+    async with copy_of(machine) as copy:
+        assert copy.kernel.carried == carried
+        assert await copy.output("up(), up(), n") == "('2', '3', 3)\n"
+        assert await copy.output("p.double(), P(1), isinstance(p, P), square(3)") == (
+            "(8, P(x=1), True, 9)\n"
+        )
+        assert await copy.output("len(text), out.exit_code, out.stdout") == "(100000, 2, 'hi\\n')\n"
+
+
+async def test_functions_of_cells_use_the_variables_of_later_cells(
+    machine: FakeMachine, repl: Repl
+) -> None:
+    await repl.output(
+        "rate = 1\ndef cost(n): return n * rate\n"
+        "def outer():\n    def inner(n): return cost(n) if n else inner(1)\n    return inner\n"
+        "inner = outer()"
+    )
+    await repl.kernel.save_variables()
+    async with copy_of(machine) as copy:
+        assert await copy.output("rate = 5\ncost(2), inner(0)") == "(10, 5)\n"
+
+
+async def test_what_variables_share_stays_shared(machine: FakeMachine, repl: Repl) -> None:
+    await repl.output("a = [1]\nb = {'a': a}\nb['self'] = b\nbroken = (i for i in a)")
+    await repl.kernel.save_variables()
+    async with copy_of(machine) as copy:
+        assert await copy.output("a.append(2); b['a'], b['self'] is b") == "([1, 2], True)\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("open('/etc/hostname')", "an open file cannot be saved"),
+        ("open('/etc/hostname', 'rb')", "cannot"),
+        ("__import__('socket').socket()", "cannot pickle 'socket' object"),
+        ("(i for i in [])", "cannot pickle 'generator' object"),
+        ("__import__('threading').Lock()", "cannot pickle '_thread.lock' object"),
+        ("__import__('sqlite3').connect(':memory:')", "cannot pickle 'sqlite3.Connection' object"),
+        ("type('Bad', (), {'__reduce__': lambda self: 1 / 0})()", "ZeroDivisionError"),
+    ],
+)
+async def test_what_cannot_go_along_is_named_with_the_reason(
+    machine: FakeMachine, repl: Repl, value: str, reason: str
+) -> None:
+    await repl.output(f"bad = {value}\nholder = [bad]\ngood = 1")
+    carried = await repl.kernel.save_variables()
+    assert carried.kept == ("good",)
+    assert list(carried.lost) == ["bad", "holder"]
+    assert reason in carried.lost["bad"]
+    async with copy_of(machine) as copy:
+        assert copy.kernel.carried == carried
+        assert await copy.output("good") == "1\n"
+
+
+async def test_a_variable_that_does_not_load_takes_no_other_with_it(
+    machine: FakeMachine, repl: Repl
+) -> None:
+    await repl.output(
+        "import os\nwriteFile('here.py', 'class C: pass')\nimport here\nbad = here.C()\ngood = [1]"
+    )
+    await repl.kernel.save_variables()
+    await repl.output("os.unlink('here.py')")
+    async with copy_of(machine) as copy:
+        # The copy of this kind of machine comes back to the directory of the original.
+        assert copy.kernel.carried
+        assert set(copy.kernel.carried.kept) == {"os", "good"}
+        assert set(copy.kernel.carried.lost) == {"here", "bad"}
+        assert "No module named 'here'" in copy.kernel.carried.lost["bad"]
+        assert await copy.output("good") == "[1]\n"
+
+
+async def test_unchanged_inputs_are_read_from_their_files_again(
+    machine: FakeMachine, repl: Repl, tmp_path: Path
+) -> None:
+    size = 20_000_000
+    await machine.write("/workspace/in", b"x" * size)
+    await machine.write("/workspace/other", b"y" * size)
+    await repl.kernel.load("kept", "/workspace/in", "text")
+    await repl.kernel.load("changed", "/workspace/other", "text")
+    await repl.output("changed += '!'")
+    carried = await repl.kernel.save_variables()
+    assert set(carried.kept) == {"kept", "changed"}
+    assert size < size_of("variables", tmp_path) < 1.1 * size
+    async with copy_of(machine) as copy:
+        assert await copy.output("len(kept), changed[-2:]") == "(20000000, 'y!')\n"
+        again = await copy.kernel.save_variables()
+        assert set(again.kept) == {"kept", "changed"}
+
+
+async def test_an_input_whose_file_was_changed_is_saved_itself(
+    machine: FakeMachine, repl: Repl
+) -> None:
+    await machine.write("/workspace/in", b"before")
+    await repl.kernel.load("text", "/workspace/in", "text")
+    await repl.output("writeFile('in', 'after it')")
+    await repl.kernel.save_variables()
+    async with copy_of(machine) as copy:
+        assert await copy.output("text") == "'before'\n"
+
+
+@pytest.mark.parametrize("call", ["vmSnapshot()", "vm_branch(2)"])
+async def test_a_cell_that_copies_its_machine_saves_the_variables_first(
+    machine: FakeMachine, repl: Repl, call: str
+) -> None:
+    await repl.output(f"x = 1\nbad = (i for i in [])\n{call}\nx = 2")
+    [made] = repl.host.calls
+    assert made.carried
+    assert made.carried.kept == ("x",)
+    assert list(made.carried.lost) == ["bad"]
+    async with copy_of(machine) as copy:
+        assert await copy.output("x") == "1\n"
+
+
+async def test_copying_another_machine_saves_nothing(repl: Repl) -> None:
+    await repl.kernel.set_current("other")
+    await repl.output("x = 1\nvmSnapshot()")
+    assert repl.host.calls[0].carried is None
+
+
+async def test_where_copies_carry_memory_nothing_is_saved(machine: FakeMachine) -> None:
+    kernel = await Kernel.connect(machine, home_id="home", save_on_copy=False)
+    repl = Repl(kernel, Host())
+    await repl.output("x = 1\nvmSnapshot()")
+    assert repl.host.calls[0].carried is None
+    await kernel.aclose()
+
+
+async def test_no_file_is_open_for_writing_while_a_copy_is_made(repl: Repl) -> None:
+    pid = await repl.output("import os; os.getpid()")
+    writable: set[str] = set()
+
+    async def look(call: HostCall) -> Json:
+        writable.update(writable_files(int(pid)))
+        return "commit"
+
+    assert (await repl.kernel.run("vmSnapshot()", timeout=10, handler=look)).status == "ok"
+    assert writable <= {"pipe", "socket", "/dev/null"}
+
+
+async def test_a_full_disk_loses_the_variables_by_name_and_leaves_no_old_ones(
+    machine: FakeMachine, repl: Repl
+) -> None:
+    await repl.output("x = 1")
+    await repl.kernel.save_variables()
+    await repl.output(
+        "import resource\nx = bytes(3_000_000)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, -1))\n"
+        "import signal; _ = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"
+    )
+    carried = await repl.kernel.save_variables()
+    assert carried.kept == ()
+    assert "File too large" in carried.lost["x"]
+    async with copy_of(machine) as copy:
+        assert copy.kernel.carried == Carried((), {})
+        assert "NameError" in await copy.error("x")
+
+
+async def test_restoring_where_nothing_was_saved_is_no_error(machine: FakeMachine) -> None:
+    kernel = await Kernel.connect(machine, home_id="home", restore_variables=True)
+    assert kernel.carried == Carried((), {})
+    await kernel.aclose()
+
+
+async def test_a_file_that_holds_something_else_is_a_reason_and_no_crash(
+    machine: FakeMachine,
+) -> None:
+    await machine.write("/workspace/.vers-rlm/variables", b"not a pickle")
+    kernel = await Kernel.connect(machine, home_id="home", restore_variables=True)
+    assert kernel.carried
+    assert list(kernel.carried.lost) == ["(all variables)"]
+    await kernel.aclose()
