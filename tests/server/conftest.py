@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import os
-import sys
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
 import pytest
 from anyio.streams.text import TextReceiveStream
+from clients import COMMAND, environment_in
 from mcp import StdioServerParameters
 
 from vers_rlm_mcp.server import Application
@@ -17,20 +15,14 @@ from vers_rlm_mcp.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
+    from pathlib import Path
 
     from anyio.abc import Process
-
-COMMAND = str(Path(sys.executable).with_name("vers-rlm-mcp"))
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Of a server: a state directory of its own, and nobody's keys."""
-    return {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
-        "VERS_RLM_STATE_DIR": str(tmp_path / "state"),
-    }
+    return environment_in(tmp_path)
 
 
 @pytest.fixture

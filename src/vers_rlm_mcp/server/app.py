@@ -97,6 +97,9 @@ class Application:
             swept = await (await self.fleet()).sweep()
         except VersRlmError as error:
             logger.warning("No machines can be made yet: %s", error)
+        except Exception:
+            # A fault here must not end the server; a call that meets it again reports it.
+            logger.exception("The machines of dead servers could not be looked for")
         else:
             if swept:
                 logger.info("Deleted machines of servers that ended early: %s", ", ".join(swept))

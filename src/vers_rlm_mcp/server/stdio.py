@@ -46,9 +46,11 @@ async def serve_stdio(settings: Settings) -> None:
     async def lifespan(_: object) -> AsyncGenerator[Application]:
         # The SDK leaves this before it waits for the last writes, so that machines go even if the
         # client reads no more.
-        async with app:
-            yield app
-        end_of_input.cancel()
+        try:
+            async with app:
+                yield app
+        finally:
+            end_of_input.cancel()
 
     app = Application(settings, one_client=True)
     server = create_server(app, lifespan=lifespan)

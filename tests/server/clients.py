@@ -1,0 +1,82 @@
+"""What the tests of a running server have in common."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from mcp_types import CallToolResult, TextContent
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from mcp import Client
+
+COMMAND = str(Path(sys.executable).with_name("vers-rlm-mcp"))
+
+POLL_SECONDS = 0.02
+
+
+def environment_in(home: Path) -> dict[str, str]:
+    """Of a server: a state directory of its own, and nobody's keys."""
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "VERS_RLM_STATE_DIR": str(home / "state"),
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+    }
+
+
+def text_of(result: CallToolResult) -> str:
+    (content,) = result.content
+    assert isinstance(content, TextContent)
+    return content.text
+
+
+async def call(client: Client, tool: str, /, **arguments: Any) -> dict[str, Any]:
+    """The structured content of a call that must succeed."""
+    result = await client.call_tool(tool, arguments)
+    assert not result.is_error, text_of(result)
+    assert result.structured_content is not None
+    return result.structured_content
+
+
+async def error(client: Client, tool: str, /, **arguments: Any) -> str:
+    """The text of a call that must fail."""
+    result = await client.call_tool(tool, arguments)
+    assert result.is_error, text_of(result)
+    return text_of(result)
+
+
+async def vm_ids(client: Client) -> list[str]:
+    return [vm["id"] for vm in (await call(client, "vmList"))["vms"]]
+
+
+async def eventually(condition: Callable[[], bool], within: float) -> None:
+    with anyio.fail_after(within):
+        while not condition():  # noqa: ASYNC110 - it is another process that changes it
+            await anyio.sleep(POLL_SECONDS)
+
+
+@asynccontextmanager
+async def calling(client: Client, tool: str, **arguments: Any) -> AsyncGenerator[anyio.CancelScope]:
+    """A call under way, which is cancelled at the end."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: client.call_tool(tool, arguments))
+        yield tasks.cancel_scope
+        tasks.cancel_scope.cancel()
+
+
+def script(path: Path, *replies: str) -> str:
+    """A scripted model, as `VERS_RLM_MODEL` names it. A reply is code, or a whole reply."""
+    text = "".join(f"{reply if reply.startswith('--- ') else cell(reply)}\n" for reply in replies)
+    path.write_text(text)
+    return f"scripted:{path}"
+
+
+def cell(code: str, reasoning: str = "Let me see.") -> str:
+    return f"--- reply\n{reasoning}\n```python\n{code}\n```"

@@ -1,0 +1,195 @@
+"""The life of a stdio server: how it starts, and every way in which it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+from clients import call, eventually, vm_ids
+from mcp import Client, StdioServerParameters
+
+from vers_rlm_mcp.machines import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from anyio.abc import Process
+
+END_SECONDS = 5
+"""What a server may take to end in these tests: a kernel's clean-up on a busy machine included."""
+
+
+class Server:
+    """A stdio server whose every byte and signal is the test's."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self._buffer = b""
+
+    async def send(self, **message: Any) -> None:
+        assert self.process.stdin
+        await self.process.stdin.send(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+
+    async def request(self, number: int, method: str, **params: Any) -> None:
+        await self.send(id=number, method=method, params=params)
+
+    async def receive(self) -> dict[str, Any]:
+        assert self.process.stdout
+        with anyio.fail_after(20):
+            while b"\n" not in self._buffer:
+                self._buffer += await self.process.stdout.receive()
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return json.loads(line)
+
+    async def initialize(self) -> dict[str, Any]:
+        client = {"name": "test", "version": "1"}
+        await self.request(
+            1, "initialize", protocolVersion="2025-11-25", capabilities={}, clientInfo=client
+        )
+        result = await self.receive()
+        await self.send(method="notifications/initialized")
+        return result
+
+    async def exec(self, number: int, command: str) -> None:
+        await self.request(number, "tools/call", name="exec", arguments={"command": command})
+
+    async def end(self) -> int:
+        with anyio.fail_after(END_SECONDS):
+            return await self.process.wait()
+
+
+@asynccontextmanager
+async def started(stdio: StdioServerParameters) -> AsyncGenerator[Server]:
+    async with await anyio.open_process([stdio.command], env=stdio.env, stderr=None) as process:
+        try:
+            yield Server(process)
+        finally:
+            if process.returncode is None:
+                process.kill()
+
+
+def left_behind(stdio: StdioServerParameters) -> list[str | None]:
+    """The machines that the ledger still has."""
+    assert stdio.env
+    ledger = Ledger(Path(stdio.env["VERS_RLM_STATE_DIR"]))
+    try:
+        return [record.machine_id for record in ledger.live("bubblewrap")]
+    finally:
+        ledger.close()
+
+
+@pytest.mark.parametrize("way", ["end of input", "SIGTERM", "SIGINT"])
+async def test_every_way_to_end_stops_the_call_and_deletes_the_machines(
+    stdio: StdioServerParameters, way: str
+):
+    async with started(stdio) as server:
+        await server.initialize()
+        await server.exec(2, "echo ready")
+        assert (await server.receive())["id"] == 2
+        await server.exec(3, "sleep 600")
+        assert len(left_behind(stdio)) == 1
+        if way == "end of input":
+            assert server.process.stdin
+            await server.process.stdin.aclose()
+        else:
+            server.process.send_signal(signal.Signals[way])
+        assert await server.end() == 0
+    assert left_behind(stdio) == []
+
+
+async def test_a_second_signal_does_not_cut_the_clean_up_off(stdio: StdioServerParameters):
+    async with started(stdio) as server:
+        await server.initialize()
+        await server.exec(2, "true")
+        await server.receive()
+        server.process.terminate()
+        server.process.terminate()
+        assert await server.end() == 0
+    assert left_behind(stdio) == []
+
+
+async def test_the_machines_of_a_killed_server_are_swept_by_the_next_but_for_kept_ones(
+    stdio: StdioServerParameters,
+):
+    async with started(stdio) as server:
+        await server.initialize()
+        await server.exec(2, "true")
+        await server.receive()
+        await server.request(3, "tools/call", name="vmCreate", arguments={"keepVM": True})
+        kept = (await server.receive())["result"]["structuredContent"]["vm_id"]
+        assert len(left_behind(stdio)) == 2
+        server.process.kill()
+        await server.process.wait()
+    async with Client(stdio):
+        await eventually(lambda: left_behind(stdio) == [kept], within=10)
+    assert left_behind(stdio) == [kept]
+
+
+async def test_a_kept_machine_is_there_for_the_next_server(stdio: StdioServerParameters):
+    async with Client(stdio) as client:
+        vm_id = (await call(client, "vmCreate", keepVM=True))["vm_id"]
+        await call(client, "exec", command="echo kept > note")
+    async with Client(stdio) as client:
+        assert (await call(client, "exec", command="cat note", vmId=vm_id))["stdout"] == "kept\n"
+        await call(client, "vmDelete", vmId=vm_id)
+        assert await vm_ids(client) == []
+
+
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+async def test_a_cancelled_call_is_stopped_in_the_machine_within_a_second(
+    stdio: StdioServerParameters, mode: Any
+):
+    async with Client(stdio, mode=mode) as client, AsyncExitStack() as stack:
+        await call(client, "exec", command="true")
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        command = "touch started; exec sleep 611"
+        tasks.start_soon(lambda: client.call_tool("exec", {"command": command}))
+        with anyio.fail_after(10):
+            while not (await call(client, "exec", command="ls started; true"))["stdout"]:
+                pass
+        tasks.cancel_scope.cancel()
+        with anyio.fail_after(1):
+            while (await call(client, "exec", command="pgrep -f '^sleep 611'"))["stdout"]:
+                pass
+
+
+async def test_input_from_a_file_is_served_to_its_end(stdio: StdioServerParameters, tmp_path: Path):
+    client = {"name": "test", "version": "1"}
+    params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client}
+    request = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
+    source = tmp_path / "requests"
+    source.write_text(json.dumps(request) + "\n")
+    with source.open("rb") as stdin:
+        finished = await anyio.run_process(
+            [stdio.command], stdin=stdin, stderr=subprocess.PIPE, env=stdio.env
+        )
+    assert json.loads(finished.stdout)["result"]["serverInfo"]["name"] == "vers-rlm"
+
+
+async def test_what_is_not_the_protocol_is_survived(stdio: StdioServerParameters):
+    async with started(stdio) as server:
+        assert server.process.stdin
+        await server.process.stdin.send(b"not JSON\n\xff\xfe\n[]\n{}\n")
+        assert (await server.initialize())["id"] == 1
+        await server.request(2, "tools/call", name="invented", arguments={})
+        assert "invented" in (await server.receive())["result"]["content"][0]["text"]
+
+
+async def test_a_client_that_leaves_without_reading_is_survived(stdio: StdioServerParameters):
+    async with started(stdio) as server:
+        await server.initialize()
+        await server.exec(2, "true")
+        await server.receive()
+        assert server.process.stdout
+        assert server.process.stdin
+        await server.process.stdout.aclose()
+        await server.request(3, "tools/list")
+        await server.process.stdin.aclose()
+        assert await server.end() == 0
+    assert left_behind(stdio) == []

@@ -1,0 +1,149 @@
+"""The low-level tools, used by a real client of a real server over stdio."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+from clients import COMMAND, call, environment_in, error, text_of, vm_ids
+from mcp import Client, StdioServerParameters
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+
+@pytest.fixture(scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Client]:
+    """One for the module: a process takes a second to start."""
+    env = environment_in(tmp_path_factory.mktemp("server"))
+    async with Client(StdioServerParameters(command=COMMAND, env=env)) as client:
+        yield client
+
+
+@pytest.fixture
+async def client(server: Client) -> AsyncGenerator[Client]:
+    """With a current machine, fresh for each test; all machines are gone afterwards."""
+    await call(server, "vmCreate")
+    yield server
+    for vm_id in await vm_ids(server):
+        await call(server, "vmDelete", vmId=vm_id)
+
+
+async def test_the_first_call_makes_the_current_machine_and_later_ones_find_it(server: Client):
+    assert "vm_id" not in await call(server, "currentVmId")
+    first = await call(server, "exec", command="echo hello > note; pwd")
+    again = await call(server, "exec", command="cat note")
+    assert (first["stdout"], again["stdout"]) == ("/workspace\n", "hello\n")
+    assert first["vm_id"] == again["vm_id"]
+    assert await call(server, "currentVmId") == {"vm_id": first["vm_id"]}
+    assert await vm_ids(server) == [first["vm_id"]]
+    await call(server, "vmDelete", vmId=first["vm_id"])
+
+
+async def test_exec_tells_how_a_command_ended_in_fields_and_in_text(client: Client):
+    result = await client.call_tool("exec", {"command": "echo out; echo err >&2; exit 3"})
+    assert result.structured_content
+    assert result.structured_content["exit_code"] == 3
+    assert text_of(result) == "out\nerr\n[exit code: 3]"
+    result = await client.call_tool("exec", {"command": "sleep 60", "timeout": 0.1})
+    assert result.structured_content
+    assert result.structured_content["timed_out"]
+    assert "time-out" in text_of(result)
+
+
+async def test_output_without_end_is_cut_to_its_head_and_tail(client: Client):
+    result = await client.call_tool(
+        "exec", {"command": "echo first; yes | head -c 9000000; echo last"}
+    )
+    text = text_of(result)
+    assert text.startswith("first\n")
+    assert "\nlast\n" in text
+    assert "readFile" in text
+    assert len(text) < 30_000
+    assert result.structured_content
+    assert result.structured_content["omitted_bytes"] > 8_000_000
+
+
+async def test_files_are_written_and_read_byte_for_byte_under_any_name(client: Client):
+    path, data = "/workspace/a b/$(x)'\"\n", bytes(range(256))
+    written = await call(
+        client, "writeFile", path=path, content=base64.b64encode(data).decode(), encoding="base64"
+    )
+    page = await call(client, "readFile", path=path)
+    assert (written["size"], page["encoding"]) == (256, "base64")
+    assert base64.b64decode(page["content"]) == data
+    tail = await call(client, "readFile", path=path, offset=-156, length=50)
+    assert (base64.b64decode(tail["content"]), tail["next_offset"]) == (data[100:150], -106)
+
+
+async def test_a_long_file_is_read_page_by_page(client: Client):
+    content = "".join(f"line {number}\n" for number in range(5000))
+    await call(client, "writeFile", path="/workspace/long", content=content)
+    read, offset = "", 0
+    while offset is not None:
+        page = await call(client, "readFile", path="/workspace/long", offset=offset, length=20_000)
+        read, offset = read + page["content"], page.get("next_offset")
+    assert read == content
+
+
+async def test_python_keeps_its_variables_and_echoes_the_last_expression(client: Client):
+    await call(client, "python", code="x = 20")
+    assert (await call(client, "python", code="x + 1"))["output"] == "21\n"
+    broken = await client.call_tool("python", {"code": "y = 1\nx / 0"})
+    assert broken.structured_content
+    assert broken.structured_content["status"] == "error"
+    assert "ZeroDivisionError" in text_of(broken)
+    assert "line 2" in text_of(broken)
+
+
+async def test_a_snapshot_can_be_restored_and_a_branch_goes_its_own_way(client: Client):
+    await call(client, "exec", command="echo 1 > state")
+    origin = (await call(client, "currentVmId"))["vm_id"]
+    commit = (await call(client, "vmSnapshot"))["commit_id"]
+    (copy,) = (await call(client, "vmBranch"))["vm_ids"]
+    await call(client, "exec", command="echo 2 > state", vmId=copy)
+    assert (await call(client, "exec", command="cat state"))["stdout"] == "1\n"
+    assert await call(client, "vmSwitch", vmId=copy) == {"vm_id": copy, "previous": origin}
+    assert (await call(client, "exec", command="cat state"))["stdout"] == "2\n"
+    restored = await call(client, "vmRestore", commitId=commit)
+    assert (await call(client, "exec", command="cat state"))["vm_id"] == restored["vm_id"]
+    assert (await call(client, "exec", command="cat state"))["stdout"] == "1\n"
+
+
+async def test_several_branches_are_made_at_once_and_deleted_one_by_one(client: Client):
+    ids = (await call(client, "vmBranch", count=3))["vm_ids"]
+    assert len(set(ids)) == 3
+    assert set(ids) < set(await vm_ids(client))
+    for vm_id in ids:
+        await call(client, "vmDelete", vmId=vm_id)
+    assert not set(ids) & set(await vm_ids(client))
+
+
+async def test_an_unknown_id_is_answered_with_the_valid_ones(client: Client):
+    vm_id = (await call(client, "currentVmId"))["vm_id"]
+    for tool, arguments in (
+        ("exec", {"command": "true", "vmId": "invented"}),
+        ("vmSwitch", {"vmId": "invented"}),
+        ("vmDelete", {"vmId": "invented"}),
+    ):
+        text = await error(client, tool, **arguments)
+        assert "invented" in text
+        assert vm_id in text
+    commit = (await call(client, "vmSnapshot"))["commit_id"]
+    assert commit in await error(client, "vmRestore", commitId="invented")
+
+
+async def test_a_file_that_cannot_be_read_is_an_error_that_names_it(client: Client):
+    assert "/workspace/none" in await error(client, "readFile", path="/workspace/none")
+    assert "/workspace" in await error(client, "readFile", path="/workspace")
+
+
+async def test_calls_on_one_machine_run_side_by_side(client: Client):
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(
+                lambda: call(client, "exec", command="until [ -e go ]; do sleep 0.05; done")
+            )
+            await call(client, "exec", command="touch go")
