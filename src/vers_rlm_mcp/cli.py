@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -29,6 +30,8 @@ DEFAULT_PORT = 8765
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its status."""
     options = _parser().parse_args(argv)
+    # Both signals end a command the same way: its task is cancelled, and so cleans up.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         settings = _settings(options)
         logging.basicConfig(
@@ -189,7 +192,7 @@ def _demo(_: argparse.Namespace, settings: Settings) -> int:
 
 
 def _doctor(_: argparse.Namespace, settings: Settings) -> int:
-    from vers_rlm_mcp.terminal import doctor
+    from vers_rlm_mcp.doctor import doctor
 
     return anyio.run(doctor, settings)
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 from .calls import lost_variables, not_carried, run_cell
 from .driver import RunRequest, RunResult, run
 from .files import opened_files
-from .fleets import open_fleet
+from .fleets import Item, inventory, open_backend, open_fleet
 from .workbench import Branches, Snapshot, Workbench
 
 __all__ = [
     "Branches",
+    "Item",
     "RunRequest",
     "RunResult",
     "Snapshot",
     "Workbench",
+    "inventory",
     "lost_variables",
     "not_carried",
+    "open_backend",
     "open_fleet",
     "opened_files",
     "run",

@@ -17,7 +17,13 @@ import anyio
 from pydantic import JsonValue
 
 from vers_rlm_mcp import rlm
-from vers_rlm_mcp.errors import BudgetExceeded, MachineError, ModelError, ModelUnavailable
+from vers_rlm_mcp.errors import (
+    BudgetExceeded,
+    InputError,
+    MachineError,
+    ModelError,
+    ModelUnavailable,
+)
 
 from .calls import RunCalls, lost_variables
 from .inputs import bring_in, check_inputs
@@ -44,7 +50,7 @@ class RunRequest:
 
     signature: str
     inputs: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
-    instructions: str = ""
+    instructions: str | None = None
     max_iterations: int = rlm.MAX_ITERATIONS
     max_llm_calls: int = rlm.MAX_SUB_CALLS
     machine_id: str | None = None
@@ -103,6 +109,7 @@ async def run(
     """
     signature = rlm.Signature.parse(request.signature)
     inputs = check_inputs(signature, request.inputs, request.files)
+    _check_prices(_limits(request, settings), (model, sub_model))
     run_id = f"run-{secrets.token_hex(8)}"
     with Journal(settings.state_dir / "runs" / run_id) as journal:
 
@@ -214,7 +221,7 @@ class _Driver:
             variables,
             files,
             facts,
-            request.instructions,
+            request.instructions or "",
             request.max_iterations,
             request.max_llm_calls,
         )
@@ -319,6 +326,16 @@ class _Driver:
             0,
             self._budget.usage,
             self._seconds(),
+        )
+
+
+def _check_prices(limits: rlm.Limits, models: Sequence[Model]) -> None:
+    unknown = sorted({model.name for model in models if model.price is None})
+    if limits.usd is not None and unknown:
+        raise InputError(
+            f"A limit of {limits.usd:g} USD cannot be held, since the price of "
+            f"{' and '.join(unknown)} is not known. Limit the tokens instead, or choose a model "
+            "with a known price."
         )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vers_rlm_mcp.machines import Fleet, Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
     from vers_rlm_mcp.machines import Backend
     from vers_rlm_mcp.settings import Settings
@@ -25,6 +26,39 @@ async def open_fleet(settings: Settings) -> AsyncGenerator[Fleet]:
         with closing(Ledger(settings.state_dir)) as ledger:
             async with Fleet(backend, ledger, max_machines=settings.max_machines) as fleet:
                 yield fleet
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A machine or a commit, with what the ledger knows of it."""
+
+    id: str
+    state: str
+    """``running``, ``stopped`` or ``commit``; a machine that is to be kept: ``…, kept``."""
+    created_at: float
+    """Seconds since the epoch."""
+    parent: str | None
+    """The machine or commit it comes from."""
+    run: str | None
+
+
+async def inventory(fleet: Fleet) -> Sequence[Item]:
+    """Every machine and commit of a backend, machines first, each oldest first."""
+    backend, ledger = fleet.backend.name, fleet.ledger
+    machines = {record.machine_id: record for record in ledger.machines(backend)}
+    commits = {record.id: record for record in ledger.commits(backend)}
+    items: list[Item] = []
+    for info in await fleet.list():
+        record = machines.get(info.id)
+        state = "running" if info.running else "stopped"
+        state += ", kept" if record and record.kept else ""
+        items.append(Item(info.id, state, info.created_at, info.parent, record and record.run))
+    for commit in await fleet.commits():
+        record = commits.get(commit.id)
+        items.append(
+            Item(commit.id, "commit", commit.created_at, commit.machine_id, record and record.run)
+        )
+    return items
 
 
 def open_backend(settings: Settings) -> Backend:
