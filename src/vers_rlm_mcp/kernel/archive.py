@@ -18,6 +18,8 @@ _PACKAGE = "vers_rlm_kernel"
 _MAIN = f"from {_PACKAGE}.guest.attach import main\n\nmain()\n"
 _UNCHECKED = (1).to_bytes(4, "little")
 """Flags of a bytecode file that is valid for its source without a look at it (PEP 552)."""
+_PLAIN = 2
+"""The last version of marshal whose output does not depend on what else refers to an object."""
 
 
 @functools.cache
@@ -51,5 +53,5 @@ def _add(archive: zipfile.ZipFile, name: str, source: bytes) -> None:
     """Add a module; a Python of our own version finds it compiled, any other compiles it."""
     code = compile(source, name, "exec", dont_inherit=True)
     header = importlib.util.MAGIC_NUMBER + _UNCHECKED + importlib.util.source_hash(source)
-    for path, data in ((name, source), (name + "c", header + marshal.dumps(code))):
+    for path, data in ((name, source), (name + "c", header + marshal.dumps(code, _PLAIN))):
         archive.writestr(zipfile.ZipInfo(path), data)  # a date of its own would change the name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import anyio
 
@@ -11,7 +11,7 @@ from vers_rlm_mcp.errors import InputError, KernelBusy, KernelError, KernelGone,
 
 from .attachment import Attachment, Lost, Mode, start_program, upload
 from .base import CellResult
-from .messages import parse_answer, parse_carried, parse_ready, parse_variables
+from .messages import Refused, parse_answer, parse_carried, parse_ready, parse_variables
 from .run import CellRun, Output
 from .wire import PROTOCOL
 
@@ -45,6 +45,9 @@ SAVE_SECONDS = 120.0
 """The guest gives up on variables well before."""
 
 LIST_SECONDS = 10.0
+
+
+Answer = TypeVar("Answer")
 
 
 class Kernel:
@@ -102,7 +105,7 @@ class Kernel:
         try:
             await kernel._attach()
             if restore_variables:
-                kernel.carried = parse_carried(await kernel._request("restore", SAVE_SECONDS))
+                kernel.carried = await kernel._request("restore", SAVE_SECONDS, parse_carried)
         except BaseException:
             await kernel.aclose()
             raise
@@ -157,19 +160,17 @@ class Kernel:
         `InputError` when the file cannot be read as that kind.
         """
         try:
-            await self._request("load", LOAD_SECONDS, name=name, path=path, form=kind)
-        except KernelError as error:
-            if isinstance(error, KernelGone | WireError | KernelBusy):
-                raise
+            await self._request("load", LOAD_SECONDS, bool, name=name, path=path, form=kind)
+        except Refused as error:
             raise InputError(f"The input {name!r} cannot be loaded: {error}") from None
 
     async def save_variables(self) -> Carried:
         """Write the variables into a file of the machine, for a copy that takes only the disk."""
-        return parse_carried(await self._request("save", SAVE_SECONDS))
+        return await self._request("save", SAVE_SECONDS, parse_carried)
 
     async def variables(self) -> Sequence[Variable]:
         """Every variable, in the order they were made."""
-        return parse_variables(await self._request("variables", LIST_SECONDS))
+        return await self._request("variables", LIST_SECONDS, parse_variables)
 
     async def set_current(self, machine_id: str) -> None:
         """Say where commands and files act from now on. May be called while a cell runs."""
@@ -254,8 +255,10 @@ class Kernel:
 
     # Other requests.
 
-    async def _request(self, kind: str, seconds: float, **fields: Any) -> Json:
-        """Ask for something that runs no code of the model's own accord."""
+    async def _request(
+        self, kind: str, seconds: float, parse: Callable[[Json], Answer], **fields: Any
+    ) -> Answer:
+        """Ask for anything but a cell. Raises `Refused` when the kernel could not do it."""
         with self._exclusive():
             attachment = await self._attached()
             request = self._next_request()
@@ -263,13 +266,14 @@ class Kernel:
                 with anyio.fail_after(seconds):
                     await attachment.send(kind, id=request, **fields)
                     frame = await attachment.receive()
-                return parse_answer(frame, request)
-            except RuntimeError as error:
-                raise KernelError(str(error)) from None
+                return parse(parse_answer(frame, request))
+            except Refused:
+                raise
+            except WireError:
+                await self.aclose()
+                raise
             except BaseException as error:
-                await self._detach()
-                if isinstance(error, WireError):
-                    self.closed = True
+                await self._detach()  # the next host to attach interrupts what may still run
                 if isinstance(error, Lost):
                     raise KernelGone(f"The kernel was lost meanwhile: {error}.") from None
                 if isinstance(error, TimeoutError):

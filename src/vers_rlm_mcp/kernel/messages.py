@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard, cast, get_args
 
-from vers_rlm_mcp.errors import WireError
+from vers_rlm_mcp.errors import KernelError, WireError
 
 from .base import Carried, Final, HostCall, Json, Variable
 from .wire import MAX_CALL_VALUES, MAX_VALUES, PROTOCOL, Frame, FrameError, load
@@ -24,6 +24,10 @@ _CARRY_PATHS = frozenset({"exec", "readFile", "writeFile"})
 """Calls whose text may hold bytes that are not UTF-8, as surrogates: names of files."""
 
 Ending = Literal["ok", "error", "final", "interrupted"]
+
+
+class Refused(KernelError):  # noqa: N818 - like the rest of the tree it belongs to
+    """The kernel could not do what it was asked for; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +76,11 @@ def parse_done(frame: Frame) -> Done:
 
 
 def parse_answer(frame: Frame, request: int) -> Json:
-    """The value of any other request's `done` frame; raises RuntimeError with the guest's text."""
+    """The value of any other request's `done` frame. Raises `Refused`."""
     if frame.kind != "done" or integer(frame, "id") != request:
         raise _violation(f"a frame of kind {frame.kind!r} where an answer was due")
     if not _flag(frame, "ok"):
-        raise RuntimeError(error_text(frame))
+        raise Refused(error_text(frame))
     return _load(frame)
 
 
