@@ -89,13 +89,15 @@ class Lab:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        with anyio.move_on_after(CLEAN_SECONDS, shield=True):
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        with anyio.move_on_after(CLEAN_SECONDS, shield=True) as scope:
             for machine_id in reversed(self._machines):
                 await self.backend.delete(machine_id)
             for commit_id in reversed(self._commits):
                 await self.backend.delete_commit(commit_id)
             await self.backend.aclose()
+        if scope.cancelled_caught and kind is None:
+            raise CheckFailed(f"deleting took longer than {CLEAN_SECONDS:.0f} s")
 
 
 @dataclass(frozen=True, slots=True)
