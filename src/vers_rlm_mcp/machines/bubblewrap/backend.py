@@ -1,0 +1,295 @@
+"""Makes and finds machines that are namespaces over overlay layers."""
+
+# ruff: noqa: D102 - the methods promise what the interface's docstrings say
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Literal
+
+import anyio
+from anyio import to_thread
+
+from vers_rlm_mcp.errors import BackendUnavailable, MachineError, UnknownHandle
+
+from ..base import Backend, Capabilities, Commit, MachineInfo, MachineSpec
+from ..handles import unknown_handle
+from . import identity, rootfs
+from .machine import BubblewrapMachine
+from .running import Frozen, RunningMachine
+from .sandbox import Plan, Sandbox
+from .store import BACKEND, COMMIT_PREFIX, MACHINE_PREFIX, CommitRecord, MachineRecord, Store, new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+Network = Literal["off", "on", "host"]
+
+MIB: Final = 1024 * 1024
+
+OPEN_FILES: Final = 65536
+"""Descriptors that a process may have, where the host allows as many."""
+
+
+@dataclass(frozen=True, slots=True)
+class BubblewrapConfig:
+    """What machines are like where their spec says nothing."""
+
+    base: Path | None = None
+    """A root directory or a docker-archive; None for the host's own system, shown selectively."""
+    network: Network = "off"
+    vcpu_count: int = 2
+    mem_size_mib: int = 2048
+    fs_size_mib: int = 8192
+    max_processes: int = 512
+
+
+class BubblewrapBackend(Backend):
+    """Machines of this host, kept under a directory of the state directory."""
+
+    name = BACKEND
+
+    def __init__(self, state_dir: Path, config: BubblewrapConfig | None = None) -> None:
+        self.config = config or BubblewrapConfig()
+        self._mapped = identity.may_map_ids()
+        self._store = Store(state_dir / BACKEND, identity.FIRST_ID if self._mapped else None)
+        self._running: dict[str, RunningMachine] = {}
+        self._changing: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
+        """Held while a machine is started or deleted, by its id."""
+        self._rootfs: rootfs.Rootfs | None = None
+        self.capabilities = self._capabilities()
+        self._store.open()
+
+    async def create(
+        self, spec: MachineSpec | None = None, *, labels: Mapping[str, str] | None = None
+    ) -> BubblewrapMachine:
+        return await self._make(self._record(spec or MachineSpec(), labels or {}, parent=None))
+
+    async def attach(self, machine_id: str) -> BubblewrapMachine:
+        async with self._changing[machine_id]:
+            running = self._running.get(machine_id)
+            if running and running.sandbox.alive:
+                return self._handle(running)
+            record = self._store.machine(machine_id)
+            if record is None:
+                raise self._unknown_machine(machine_id)
+            if running:
+                await self._forget(running)
+            return self._handle(await self._start(record))
+
+    async def restore(
+        self,
+        commit_id: str,
+        spec: MachineSpec | None = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+    ) -> BubblewrapMachine:
+        with self._store.locked():
+            commit = self._store.commit(commit_id)
+            if commit is None:
+                raise unknown_handle("commit", commit_id, [c.id for c in self._store.commits()])
+            record = self._record(spec or commit.spec, labels or {}, parent=commit_id)
+            record = replace(record, layers=commit.layers, base=commit.base)
+            self._store.add(record)
+        return await self._make(record)
+
+    async def list(self) -> Sequence[MachineInfo]:
+        return [record.info(running=self._runs(record.id)) for record in self._store.machines()]
+
+    async def commits(self) -> Sequence[Commit]:
+        return [record.commit() for record in self._store.commits()]
+
+    async def delete(self, machine_id: str) -> None:
+        async with self._changing[machine_id]:
+            running = self._running.get(machine_id)
+            if running:
+                await self._forget(running)
+            if self._store.machine(machine_id) is None:
+                return
+            if owner := self._store.holder(machine_id):
+                raise MachineError(f"Machine {machine_id} runs under process {owner}; ask there.")
+            with self._store.locked():
+                self._store.drop_machine(machine_id)
+                self._store.drop_garbage()
+        self._changing.pop(machine_id, None)
+        await self._empty_trash()
+
+    async def delete_commit(self, commit_id: str) -> None:
+        with self._store.locked():
+            self._store.drop_commit(commit_id)
+            self._store.drop_garbage()
+        await self._empty_trash()
+
+    async def aclose(self) -> None:
+        """End what runs. Machines and commits stay, and can be attached to again."""
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as tasks:
+                for running in list(self._running.values()):
+                    tasks.start_soon(self._forget, running)
+
+    # For machines
+
+    async def commit(self, machine: RunningMachine) -> Commit:
+        """Freeze a machine in a new commit."""
+        made: list[CommitRecord] = []
+
+        def keep(frozen: Frozen) -> None:
+            record = machine.record
+            commit = CommitRecord(
+                id=new_id(COMMIT_PREFIX),
+                machine_id=record.id,
+                created_at=time.time(),
+                base=record.base,
+                spec=record.spec,
+                layers=frozen.layers,
+                notes=frozen.notes,
+            )
+            self._store.add_commit(commit)
+            made.append(commit)
+
+        await machine.freeze(self._store, keep)
+        return made[0].commit()
+
+    async def fork(
+        self, machine: RunningMachine, count: int, labels: Mapping[str, str]
+    ) -> Sequence[BubblewrapMachine]:
+        """Make running copies of a machine."""
+        records: list[MachineRecord] = []
+
+        def keep(frozen: Frozen) -> None:
+            for _ in range(count):
+                record = self._record(machine.record.spec, labels, parent=machine.id)
+                record = replace(record, layers=frozen.layers, base=machine.record.base)
+                self._store.add(record)
+                records.append(record)
+
+        made: dict[str, BubblewrapMachine] = {}
+
+        async def make(record: MachineRecord) -> None:
+            made[record.id] = self._handle(await self._start(record))
+
+        try:
+            await machine.freeze(self._store, keep)
+            async with anyio.create_task_group() as tasks:
+                for record in records:
+                    tasks.start_soon(make, record)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                for record in records:
+                    await self.delete(record.id)
+            if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+                raise error.exceptions[0] from None
+            raise
+        return [made[record.id] for record in records]
+
+    # Making
+
+    def _record(
+        self, spec: MachineSpec, labels: Mapping[str, str], *, parent: str | None
+    ) -> MachineRecord:
+        return MachineRecord(
+            id=new_id(MACHINE_PREFIX),
+            created_at=time.time(),
+            parent=parent,
+            labels=dict(labels),
+            spec=spec,
+            base=rootfs.HOST_BASE,
+        )
+
+    async def _make(self, record: MachineRecord) -> BubblewrapMachine:
+        try:
+            if not self._store.home(record.id).exists():
+                with self._store.locked():
+                    self._store.add(record)
+            return self._handle(await self._start(record))
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.delete(record.id)
+            raise
+
+    async def _start(self, record: MachineRecord) -> RunningMachine:
+        root = await self._base()
+        lock = self._store.take(record.id)
+        if lock is None:
+            owner = self._store.holder(record.id)
+            raise MachineError(f"Machine {record.id} runs under process {owner}; ask there.")
+        try:
+            sandbox = await Sandbox.boot(self._plan(record, root, lock))
+        except BaseException:
+            os.close(lock)
+            raise
+        slots = frozenset(slot.name for slot in root.slots)
+        running = RunningMachine(record, sandbox, lock, slots)
+        self._running[record.id] = running
+        return running
+
+    async def _base(self) -> rootfs.Rootfs:
+        if self._rootfs is None:
+            try:
+                self._rootfs = await to_thread.run_sync(
+                    lambda: rootfs.host_rootfs(self._store, mapped=self._mapped)
+                )
+            except OSError as error:
+                raise BackendUnavailable(f"The base cannot be prepared: {error}.") from error
+        return self._rootfs
+
+    def _plan(self, record: MachineRecord, root: rootfs.Rootfs, lock: int) -> Plan:
+        spec = record.spec
+        memory = (spec.mem_size_mib or self.config.mem_size_mib) * MIB
+        disk = (spec.fs_size_mib or self.config.fs_size_mib) * MIB
+        files = min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        return Plan(
+            hostname=record.id.replace(MACHINE_PREFIX, "machine-"),
+            disk=self._store.disk(record.id),
+            lock=lock,
+            layers_root=self._store.layers,
+            layers=record.layers,
+            rootfs=root,
+            mapped=self._mapped,
+            share_network=self.config.network == "host",
+            limits={
+                resource.RLIMIT_CORE: 0,
+                resource.RLIMIT_FSIZE: disk,
+                resource.RLIMIT_NOFILE: files,
+            },
+            shared_memory=memory // 4,
+        )
+
+    # Helpers
+
+    def _capabilities(self) -> Capabilities:
+        notes = ["Only the usual top-level directories exist: none can be made in /."]
+        if not self._mapped:
+            notes.append("System directories are read-only: /usr and /etc belong to the host.")
+        return Capabilities(
+            isolation="namespace",
+            fidelity="disk",
+            root=self._mapped,
+            network=self.config.network != "off",
+            limits={"disk": "file size"},
+            notes=tuple(notes),
+        )
+
+    def _handle(self, running: RunningMachine) -> BubblewrapMachine:
+        return BubblewrapMachine(self, running, self.capabilities)
+
+    def _runs(self, machine_id: str) -> bool:
+        running = self._running.get(machine_id)
+        return running.sandbox.alive if running else bool(self._store.holder(machine_id))
+
+    def _unknown_machine(self, machine_id: str) -> UnknownHandle:
+        return unknown_handle("machine", machine_id, [item.id for item in self._store.machines()])
+
+    async def _forget(self, running: RunningMachine) -> None:
+        await running.end()
+        if self._running.get(running.id) is running:
+            del self._running[running.id]
+
+    async def _empty_trash(self) -> None:
+        """Remove files in a thread; one that is cancelled goes on there, or at the next time."""
+        await to_thread.run_sync(self._store.empty_trash, abandon_on_cancel=True)

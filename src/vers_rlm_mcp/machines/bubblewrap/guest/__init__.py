@@ -1,0 +1,1 @@
+"""What runs inside a machine as its PID 1: the standard library only, Python 3.8 and newer."""

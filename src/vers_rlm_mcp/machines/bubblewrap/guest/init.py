@@ -1,0 +1,392 @@
+"""PID 1 of a machine: puts its file system together, then serves the host's requests.
+
+It works in the hidden directory where layers and base are mounted, which is covered so that no
+process of the machine has a path to it. It alone holds capabilities over the machine's namespaces;
+its children drop all but a few before they run anything. Once the machine's own directories are
+mounted it imports nothing: what lies under /usr then belongs to the machine.
+
+A request is a frame (see `wire`) with an operation, its arguments, and descriptors; the first
+descriptor is where the reply goes, and closing it ends the reply.
+"""
+
+from __future__ import annotations
+
+import _socket
+import array
+import os
+import resource
+import select
+import sys
+
+from . import actions, calls, merge, overlays, tasks, wire
+
+HIDDEN = "/.vers"
+"""The hidden directory, in the root that bwrap made and, later, below the machine's root."""
+
+EBUSY = 16
+EPROTO = 71
+REPORT = 3
+"""The descriptor on which a child tells how its action went."""
+
+FAILED = 127
+"""The exit code of a child whose action was not completed."""
+
+MAX_DESCRIPTORS = 64
+"""Of one request: mounts when booting, else five."""
+
+MASKED_FILES = ("kcore", "keys", "latency_stats", "timer_list", "sched_debug", "sysrq-trigger")
+MASKED_DIRECTORIES = ("acpi", "asound", "scsi")
+READ_ONLY = ("bus", "fs", "irq", "sys")
+PROC_FLAGS = calls.MS_NOEXEC | calls.MS_RDONLY
+
+# CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE SYS_CHROOT SETFCAP:
+# what installing packages and running services takes, as in other containers.
+KEPT_CAPABILITIES = sum(1 << number for number in (0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 31))
+
+READABLE = select.POLLIN | select.POLLHUP
+
+
+def _pairs(packed: bytes) -> list[tuple[str, str]]:
+    fields = [os.fsdecode(field) for field in wire.unpack(packed)]
+    return list(zip(fields[::2], fields[1::2]))
+
+
+class Init:
+    """The state of PID 1."""
+
+    def __init__(self, control: _socket.socket) -> None:
+        self._control = control
+        self._children: dict[int, int] = {}
+        """The status descriptor of each child that the host asked for."""
+        self._overlays: list[overlays.Overlay] = []
+        self._frozen: list[overlays.Overlay] = []
+        self._stopped: list[int] = []
+        self._limits: list[tuple[int, int]] = []
+        self._filter = b""
+
+    def serve(self) -> None:
+        """Serve requests until the host closes the connection."""
+        ended = calls.child_signals()
+        poll = select.poll()
+        poll.register(self._control, READABLE)
+        poll.register(ended, READABLE)
+        while True:
+            for descriptor, _ in poll.poll():
+                if descriptor == ended:
+                    os.read(ended, 4096)
+                    self._reap()
+                elif not self._answer():
+                    return
+
+    # Requests
+
+    def _answer(self) -> bool:
+        """Take one request and answer it; False at the end of the connection."""
+        request, descriptors = self._receive()
+        if not request:
+            return False
+        reply = descriptors[0]
+        try:
+            result = self._operations()[request[0]](request[1:], descriptors[1:])
+            _tell(reply, [b"ok", *result])
+        except OSError as error:
+            _tell_error(reply, error)
+        finally:
+            for descriptor in descriptors:
+                if descriptor not in self._children.values():
+                    os.close(descriptor)
+        return True
+
+    def _operations(self):  # noqa: ANN202 - a table of the methods below
+        return {
+            b"boot": self._boot,
+            b"run": self._run,
+            b"read": self._read,
+            b"write": self._write,
+            b"kill": self._kill,
+            b"freeze": self._freeze,
+            b"switch": self._switch,
+            b"copy": self._copy,
+            b"thaw": self._thaw,
+        }
+
+    def _receive(self) -> tuple[list[bytes], list[int]]:
+        descriptors = array.array("i")
+        space = _socket.CMSG_SPACE(MAX_DESCRIPTORS * descriptors.itemsize)
+        data, ancillary, _, _ = self._control.recvmsg(4, space, _socket.MSG_CMSG_CLOEXEC)
+        for _, _, content in ancillary:
+            descriptors.frombytes(content[: len(content) // 4 * 4])
+        size = int.from_bytes(data + self._take(4 - len(data)) if data else b"", "big")
+        return wire.unpack(self._take(size)), list(descriptors)
+
+    def _take(self, size: int) -> bytes:
+        parts: list[bytes] = []
+        while size:
+            part = self._control.recv(size)
+            if not part:
+                return b""
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    # Booting
+
+    def _boot(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
+        """Put the file system together. The working directory is `HIDDEN` from here on."""
+        name, attached, writable, links, binds, limits, self._filter, shared = arguments
+        calls.set_undumpable()
+        calls.forget_keys()
+        calls.sethostname(name)
+        os.umask(0)
+        os.chdir(HIDDEN)
+        for target, descriptor in zip(wire.unpack(attached), descriptors):
+            calls.move_mount(descriptor, target)
+        calls.mount(b"tmpfs", b"root", b"tmpfs", overlays.FLAGS, b"mode=755,size=1m")
+        self._place(wire.unpack(writable))
+        for target, destination in _pairs(links):
+            os.symlink(destination, f"root{target}")
+        for source, target in _pairs(binds):
+            os.makedirs(f"root{target}", exist_ok=True)
+            calls.mount(source.encode(), f"root{target}".encode(), b"", calls.MS_BIND)
+            calls.remount(f"root{target}".encode(), calls.MS_RDONLY)
+        self._limits = [(int(kind), int(value)) for kind, value in _pairs(limits)]
+        _mount_kernel_directories(shared)
+        _enter_root()
+        for overlay in self._overlays:
+            overlay.look()
+        os.umask(0o022)
+        return []
+
+    def _place(self, writable: list[bytes]) -> None:
+        for packed in writable:
+            slot, target, base, layers = wire.unpack(packed)
+            overlay = overlays.Overlay(slot.decode(), os.fsdecode(target), os.fsdecode(base))
+            overlay.layers = [layer.decode() for layer in wire.unpack(layers)]
+            overlay.place("root")
+            self._overlays.append(overlay)
+
+    # Processes
+
+    def _run(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
+        directory, count, *rest = arguments
+        argv, environment = rest[: int(count)], rest[int(count) :]
+
+        def action() -> None:
+            os.chdir(directory)
+            calls.default_signals()
+            actions.execute(argv, dict(zip(environment[::2], environment[1::2])))
+
+        return self._start(action, descriptors)
+
+    def _read(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
+        path, offset, length = arguments
+
+        def action() -> None:
+            source = actions.open_to_read(path, int(offset))
+            _tell(REPORT, [b"ok"])
+            actions.send(source, int(length))
+
+        return self._start(action, descriptors)
+
+    def _write(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
+        path, mode = arguments
+
+        def action() -> None:
+            target = actions.open_to_write(path, int(mode))
+            size = actions.receive(target)
+            os.close(target)
+            _tell(REPORT, [b"ok", b"%d" % size])
+
+        return self._start(action, descriptors)
+
+    def _start(self, action, descriptors: list[int]) -> list[bytes]:  # noqa: ANN001 - a callable
+        """Fork a process of the machine that performs `action`.
+
+        The descriptors are its status, its report, and standard input, output and error.
+        """
+        status, report, *standard = descriptors
+        child = os.fork()
+        if child:
+            self._children[child] = status
+            return [b"%d" % child]
+        code = FAILED
+        try:
+            self._become_ordinary(report, standard)
+            action()
+            code = 0
+        except OSError as error:
+            _tell_error(REPORT, error)
+        finally:
+            os._exit(code)
+
+    def _become_ordinary(self, report: int, standard: list[int]) -> None:
+        """Turn a fork of PID 1 into a process of the machine, without rights or descriptors."""
+        os.setsid()
+        for number, descriptor in enumerate(standard):
+            os.dup2(descriptor, number)
+        os.dup2(report, REPORT, inheritable=False)
+        os.closerange(REPORT + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        os.chdir("/")
+        for kind, value in self._limits:
+            resource.setrlimit(kind, (value, value))
+        calls.keep_capabilities(KEPT_CAPABILITIES)
+        calls.filter_calls(self._filter)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                child, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if child == 0:
+                return
+            descriptor = self._children.pop(child, None)
+            if descriptor is not None:
+                how = b"signal" if os.WIFSIGNALED(status) else b"exit"
+                number = status & 0x7F if how == b"signal" else status >> 8
+                _tell(descriptor, [how, b"%d" % number])
+                os.close(descriptor)
+
+    def _kill(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
+        leader = int(arguments[0])
+        reused = leader not in self._children and os.path.exists(f"/proc/{leader}")
+        if not reused:  # While a session has members, its number is not given to another process.
+            tasks.kill_family(leader)
+        return []
+
+    # Snapshots
+
+    def _freeze(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
+        """Stop everything, and see what has changed and whether layers can be switched.
+
+        Replies with the obstacle, empty when there is none, and the slots that have changed.
+        """
+        try:
+            self._stopped = tasks.stop_all()
+        except tasks.Unstoppable:
+            raise OSError(EBUSY, "the machine's processes could not be stopped") from None
+        self._frozen = [overlay for overlay in self._overlays if overlay.changed]
+        obstacle = self._obstacle()
+        return [obstacle.encode(), *(overlay.slot.encode() for overlay in self._frozen)]
+
+    def _obstacle(self) -> str:
+        pid = overlays.holder(tasks.living(), self._frozen)
+        if pid is not None:
+            return f"process {pid} ({_command(pid)}) works in a changed directory"
+        protected: list[overlays.Overlay] = []
+        for overlay in self._frozen:
+            try:
+                overlay.protect(calls.MS_RDONLY)
+            except OSError:
+                for earlier in protected:
+                    earlier.protect(0)
+                return f"a file in {overlay.target} is open for writing"
+            protected.append(overlay)
+        return ""
+
+    def _switch(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
+        """Go on over the frozen layer, which the host has moved to its place. All or nothing."""
+        layer = arguments[0].decode()
+        prepared: list[overlays.Overlay] = []
+        try:
+            for overlay in self._frozen:
+                prepared.append(overlay)
+                overlay.prepare(layer)
+        except OSError:
+            for overlay in prepared:
+                overlay.abandon()
+            raise
+        for overlay in self._frozen:
+            overlay.switch()
+        return []
+
+    def _copy(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
+        """Copy what has changed to `machine/copy`, in a child with PID 1's rights."""
+        status, report = descriptors
+        child = os.fork()
+        if child:
+            self._children[child] = status
+            return [b"%d" % child]
+        try:
+            for overlay in self._frozen:
+                os.makedirs(f"machine/copy/{overlay.slot}/u")
+                merge.copy(overlay.upper, f"machine/copy/{overlay.slot}/u")
+            _tell(report, [b"ok"])
+        except OSError as error:
+            _tell_error(report, error)
+        finally:
+            os._exit(FAILED)  # The report tells how it went.
+
+    def _thaw(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
+        """Let everything go on; writable again where layers were not switched."""
+        for overlay in self._frozen:
+            overlay.protect(0)
+        tasks.resume(self._stopped)
+        self._frozen, self._stopped = [], []
+        return []
+
+
+def _tell(descriptor: int, fields: list[bytes]) -> None:
+    """Write a reply; a host that no longer listens is no error."""
+    try:
+        os.write(descriptor, wire.frame(fields))
+    except OSError:
+        pass
+
+
+def _tell_error(descriptor: int, error: OSError) -> None:
+    text = os.fsencode(str(error.strerror or error))
+    _tell(descriptor, [b"error", b"%d" % (error.errno or EPROTO), text])
+
+
+def _command(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return file.read(64).decode(errors="replace").strip()
+    except OSError:
+        return "gone"
+
+
+def _mount_kernel_directories(shared: bytes) -> None:
+    """/proc, /dev, /run and the like, below `root`; `shared` limits memory file systems."""
+    for name in ("proc", "dev", "run", "sys"):
+        os.mkdir(f"root/{name}", 0o755)
+    with open("/proc/sys/user/max_user_namespaces", "w") as file:
+        file.write("0")
+    for name in ("proc", "dev"):
+        calls.mount(f"/{name}".encode(), f"root/{name}".encode(), b"", calls.MS_MOVE)
+    for path in (b"root/run", b"root/dev/shm"):
+        calls.mount(b"tmpfs", path, b"tmpfs", overlays.FLAGS, shared)
+    calls.remount(b"root/dev", calls.MS_RDONLY)
+    os.chmod("root/dev/shm", 0o1777)
+    os.chmod("root/run", 0o755)
+    for name in MASKED_FILES:
+        if os.path.exists(f"root/proc/{name}"):
+            calls.mount(b"root/dev/null", f"root/proc/{name}".encode(), b"", calls.MS_BIND)
+    for name in MASKED_DIRECTORIES:
+        if os.path.isdir(f"root/proc/{name}"):
+            path = f"root/proc/{name}".encode()
+            calls.mount(b"tmpfs", path, b"tmpfs", PROC_FLAGS | overlays.FLAGS, b"size=0,mode=0")
+    for name in READ_ONLY:
+        path = f"root/proc/{name}".encode()
+        calls.mount(path, path, b"", calls.MS_BIND)
+        calls.remount(path, PROC_FLAGS)
+
+
+def _enter_root() -> None:
+    """Make `root` the root; cover what it was, but keep working in its hidden directory."""
+    os.mkdir(f"root{HIDDEN}", 0o700)
+    hidden = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.chdir("root")
+    calls.pivot_root(b".", HIDDEN[1:].encode())
+    cover = HIDDEN.encode()
+    calls.mount(b"tmpfs", cover, b"tmpfs", calls.MS_RDONLY | overlays.FLAGS, b"size=0,mode=0")
+    calls.remount(b"/", calls.MS_RDONLY)
+    os.chdir("/")
+    os.fchdir(hidden)
+    os.close(hidden)
+
+
+def main() -> None:
+    """Serve the connection whose descriptor is the first argument."""
+    Init(_socket.socket(fileno=int(sys.argv[1]))).serve()

@@ -1,0 +1,121 @@
+"""The processes of the machine, as PID 1 sees them: who they are, stopping and killing them."""
+
+from __future__ import annotations
+
+import os
+import time
+
+ENDED = frozenset("ZX")
+STOPPED = ENDED | frozenset("Tt")
+SIGKILL = 9
+SIGCONT = 18
+SIGSTOP = 19
+
+PATIENCE = 2.0
+"""Seconds that stopping or killing everything may take. Milliseconds are usual."""
+
+SETTLE = 0.1
+"""Seconds after which a process that still waits in the kernel is taken as unable to run."""
+
+BLINK = 0.0005
+"""Seconds between two looks at whether a process has stopped: about what a look costs."""
+
+
+def _stat(path: str) -> tuple[str, int, int]:
+    """The state, parent and session of a process or thread, from its ``stat`` file."""
+    with open(path, "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    return fields[0].decode(), int(fields[1]), int(fields[3])
+
+
+def table() -> dict[int, tuple[str, int, int]]:
+    """State, parent and session of every process but PID 1."""
+    found: dict[int, tuple[str, int, int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and name != "1":
+            try:
+                found[int(name)] = _stat(f"/proc/{name}/stat")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    return found
+
+
+def living() -> list[int]:
+    """The processes that have not ended."""
+    return [pid for pid, (state, _, _) in table().items() if state not in ENDED]
+
+
+def signal(pid: int, number: int) -> None:
+    """Send a signal; a process that is gone is no error."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _has_stopped(pid: int, *, waiting: bool) -> bool:
+    """Whether no thread of a process can run; with `waiting`, one stuck in the kernel counts."""
+    ended = STOPPED | {"D"} if waiting else STOPPED
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+        return all(_stat(f"/proc/{pid}/task/{name}/stat")[0] in ended for name in threads)
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+class Unstoppable(Exception):
+    """Some process of the machine could not be stopped in time."""
+
+
+def stop_all() -> list[int]:
+    """Stop every process and return those that were running until now.
+
+    One that waits in the kernel for its vfork child stays as it is (D): it cannot go on either.
+    """
+    stopped: list[int] = []
+    deadline = time.monotonic() + PATIENCE
+    settled = deadline - PATIENCE + SETTLE
+    while True:
+        rest = [pid for pid, (state, _, _) in table().items() if state not in STOPPED]
+        fresh = [pid for pid in rest if pid not in stopped]
+        for pid in rest:
+            signal(pid, SIGSTOP)
+        stopped += fresh
+        now = time.monotonic()
+        if not fresh and all(_has_stopped(pid, waiting=now > settled) for pid in stopped):
+            return stopped
+        if now > deadline:
+            resume(stopped)
+            raise Unstoppable
+        time.sleep(BLINK)
+
+
+def resume(pids: list[int]) -> None:
+    """Let stopped processes go on."""
+    for pid in pids:
+        signal(pid, SIGCONT)
+
+
+def _family(leader: int) -> list[int]:
+    """The live processes of a session, and the descendants of its leader in other sessions."""
+    processes = table()
+    family = {leader}
+    grown = True
+    while grown:
+        more = {
+            pid
+            for pid, (_, parent, session) in processes.items()
+            if parent in family or session == leader
+        }
+        grown = not more <= family
+        family |= more
+    return [pid for pid in family if processes.get(pid, ("Z",))[0] not in ENDED]
+
+
+def kill_family(leader: int) -> None:
+    """Kill a session and its leader's descendants until none is left, or patience ends."""
+    deadline = time.monotonic() + PATIENCE
+    while (doomed := _family(leader)) and time.monotonic() < deadline:
+        for pid in doomed:
+            signal(pid, SIGKILL)
+        time.sleep(BLINK)

@@ -1,0 +1,97 @@
+"""Who a machine's root user is on the host, and mounts that belong to it.
+
+As root, machines run in a range of ids that nobody else has: their root user is an ordinary,
+unused id here, and what they start from is shown to it through id-mapped mounts. As an ordinary
+user, a machine's root is that user, other owners' files appear as nobody's, and system directories
+stay read-only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FIRST_ID: Final = 0x7000_0000
+"""Just above what systemd gives to containers, far above what distributions give to users."""
+
+ID_COUNT: Final = 65536
+
+# Numbers from asm-generic/unistd.h, the same on every architecture; flags from linux/mount.h.
+SYS_OPEN_TREE: Final = 428
+SYS_MOUNT_SETATTR: Final = 442
+AT_FDCWD: Final = -100
+AT_EMPTY_PATH: Final = 0x1000
+OPEN_TREE_CLONE: Final = 1
+MOUNT_ATTR_RDONLY: Final = 0x1
+MOUNT_ATTR_IDMAP: Final = 0x100000
+MS_PRIVATE: Final = 1 << 18
+
+CAP_SYS_ADMIN: Final = 21
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _MountAttributes(ctypes.Structure):
+    _fields_ = [  # noqa: RUF012 - ctypes
+        (name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "user_namespace")
+    ]
+
+
+def may_map_ids() -> bool:
+    """Whether this process may give machines a range of ids: root with all its rights."""
+    with open("/proc/self/status") as file:  # noqa: PTH123 - a kernel file
+        effective = next(line for line in file if line.startswith("CapEff:"))
+    return os.geteuid() == 0 and bool(int(effective.split()[1], 16) >> CAP_SYS_ADMIN & 1)
+
+
+def write_maps(pid: int) -> None:
+    """Map the range of ids into the user namespace that a process has just made."""
+    for name in ("uid_map", "gid_map"):
+        with open(f"/proc/{pid}/{name}", "w") as file:  # noqa: PTH123 - a kernel file
+            file.write(f"0 {FIRST_ID} {ID_COUNT}\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A host directory that a machine's PID 1 gets to see."""
+
+    source: Path
+    target: str
+    """Relative to PID 1's hidden directory."""
+    writable: bool = False
+    mapped: bool = False
+    """Whether its files belong to the host's ids and must be shown under the machine's."""
+
+
+def detached_mount(attachment: Attachment, user_namespace: int) -> int:
+    """A copy of a mount that hangs nowhere, for the machine to attach. Raises OSError."""
+    source = os.fsencode(attachment.source)
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC
+    descriptor = _check(_libc.syscall(ctypes.c_long(SYS_OPEN_TREE), AT_FDCWD, source, flags))
+    try:
+        attributes = _MountAttributes(propagation=MS_PRIVATE)
+        if not attachment.writable:
+            attributes.set |= MOUNT_ATTR_RDONLY
+        if attachment.mapped:
+            attributes.set |= MOUNT_ATTR_IDMAP
+            attributes.user_namespace = user_namespace
+        size = ctypes.c_size_t(ctypes.sizeof(attributes))
+        number = ctypes.c_long(SYS_MOUNT_SETATTR)
+        argument = ctypes.byref(attributes)
+        _check(_libc.syscall(number, descriptor, b"", AT_EMPTY_PATH, argument, size))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result

@@ -1,0 +1,105 @@
+"""A program that runs in a machine, and content that flows out of one."""
+
+# ruff: noqa: D102 - the methods promise what the interface's docstrings say
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import anyio
+from anyio.abc import ByteReceiveStream
+
+from vers_rlm_mcp.errors import MachineError, MachineGone
+
+from ..base import ExitStatus, Process
+from .streams import read_reply
+
+if TYPE_CHECKING:
+    from .sandbox import Sandbox
+    from .streams import PipeReceiveStream, PipeSendStream
+
+KILL_SECONDS: Final = 5.0
+"""How long killing may take when a process is closed; it goes on in the machine anyway."""
+
+
+class BubblewrapProcess(Process):
+    """A child of the machine's PID 1."""
+
+    stdin: PipeSendStream
+    stdout: PipeReceiveStream
+    stderr: PipeReceiveStream
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        number: int,
+        status: PipeReceiveStream,
+        streams: tuple[PipeSendStream, PipeReceiveStream, PipeReceiveStream],
+    ) -> None:
+        self._sandbox = sandbox
+        self._number = number
+        self._status = status
+        self._ended: ExitStatus | None = None
+        self._waiting = anyio.Lock()
+        self.stdin, self.stdout, self.stderr = streams
+
+    async def wait(self) -> ExitStatus:
+        async with self._waiting:
+            if self._ended is None:
+                self._ended = await read_status(self._status)
+            return self._ended
+
+    async def kill(self) -> None:
+        await self._sandbox.request(b"kill", [b"%d" % self._number])
+
+    async def aclose(self) -> None:
+        with anyio.CancelScope(shield=True):
+            if self._ended is None:
+                with anyio.move_on_after(KILL_SECONDS):
+                    await self._kill_quietly()
+            for stream in (self.stdin, self.stdout, self.stderr, self._status):
+                await stream.aclose()
+
+    async def _kill_quietly(self) -> None:
+        """Kill what still runs; a program that ended by itself may have left others running."""
+        try:
+            if not self._status.ready:
+                await self.kill()
+        except MachineGone:
+            pass
+
+
+class FileReceiveStream(ByteReceiveStream):
+    """The content of a file, sent by a child of PID 1."""
+
+    def __init__(self, path: str, content: PipeReceiveStream, status: PipeReceiveStream) -> None:
+        self._path = path
+        self._content = content
+        self._status = status
+        self._complete = False
+
+    async def receive(self, max_bytes: int = 1024 * 1024) -> bytes:
+        """The next bytes. Raises MachineError when reading failed half-way."""
+        try:
+            return await self._content.receive(max_bytes)
+        except anyio.EndOfStream:
+            if not self._complete:
+                self._complete = (await read_status(self._status)).ok
+            if not self._complete:
+                raise MachineError(f"Reading {self._path!r} failed half-way.") from None
+            raise
+
+    async def aclose(self) -> None:
+        await self._status.aclose()
+        await self._content.aclose()
+
+
+async def read_status(stream: PipeReceiveStream) -> ExitStatus:
+    """Wait for a child of PID 1 to end."""
+    match await read_reply(stream):
+        case [b"exit", code] if code.isdigit():
+            return ExitStatus(int(code))
+        case [b"signal", number] if number.isdigit():
+            return ExitStatus(None, int(number))
+        case _:
+            raise MachineGone("The machine has ended; what ran on it is lost.")

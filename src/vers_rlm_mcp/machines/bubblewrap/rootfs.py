@@ -1,0 +1,254 @@
+"""What a machine's file system starts from.
+
+Without a base of the user's choice it is the host's own system, of which only what is named here
+is shown: programs and libraries in /usr, and of /etc the entries in `SHOWN_ETC`. Everything else
+starts empty.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from .identity import FIRST_ID, Attachment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from .store import Store
+
+HOST_BASE: Final = "host"
+
+HOST_TOP: Final = ("bin", "lib", "lib32", "lib64", "libx32", "sbin", "usr")
+"""The host's directories that are shown; on most systems all but /usr are links into it."""
+
+WORKSPACE: Final = "/workspace"
+
+EMPTY: Final[Mapping[str, int]] = {
+    "app": 0o755,
+    "data": 0o755,
+    "home": 0o755,
+    "media": 0o755,
+    "mnt": 0o755,
+    "opt": 0o755,
+    "root": 0o700,
+    "srv": 0o755,
+    "tmp": 0o1777,
+    "var": 0o755,
+    "workspace": 0o755,
+}
+"""The writable directories that every machine has, whatever its base, and their modes."""
+
+EMPTY_BELOW_VAR: Final[Mapping[str, int]] = {
+    "backups": 0o755,
+    "cache": 0o755,
+    "lib": 0o755,
+    "local": 0o755,
+    "log": 0o755,
+    "mail": 0o755,
+    "opt": 0o755,
+    "spool": 0o755,
+    "tmp": 0o1777,
+}
+
+SHOWN_ETC: Final = (
+    "alternatives",
+    "apt",
+    "bash.bashrc",
+    "bash_completion.d",
+    "ca-certificates",
+    "ca-certificates.conf",
+    "debconf.conf",
+    "debian_version",
+    "default/locale",
+    "dpkg",
+    "fonts",
+    "gai.conf",
+    "host.conf",
+    "inputrc",
+    "issue",
+    "java-17-openjdk",
+    "java-21-openjdk",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "locale.alias",
+    "locale.conf",
+    "localtime",
+    "lsb-release",
+    "magic",
+    "magic.mime",
+    "mime.types",
+    "nsswitch.conf",
+    "os-release",
+    "perl",
+    "pki/ca-trust",
+    "pki/tls/certs",
+    "pki/tls/cert.pem",
+    "pki/tls/openssl.cnf",
+    "profile",
+    "profile.d",
+    "protocols",
+    "python3",
+    "python3.11",
+    "python3.12",
+    "python3.13",
+    "redhat-release",
+    "rpc",
+    "services",
+    "shells",
+    "skel",
+    "ssl/cert.pem",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+    "terminfo",
+    "timezone",
+    "vim",
+    "wgetrc",
+    "xattr.conf",
+)
+"""Entries of the host's /etc that programs need and that hold nothing private."""
+
+HIDDEN_NAMES: Final = ("auth.conf", "auth.conf.d")
+"""Inside those entries, what holds secrets after all: apt's passwords."""
+
+SYSTEM_IDS: Final = 1000
+"""Users and groups below this belong to the system; those above are people."""
+
+NOBODY: Final = 65534
+
+KERNEL_DIRECTORIES: Final = frozenset({"dev", "proc", "run", "sys", ".vers"})
+"""Made by PID 1, never taken from a base."""
+
+HOSTS: Final = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One writable directory: its name on disk, its path in the machine, and what lies below."""
+
+    name: str
+    target: str
+    base: str
+    """Relative to PID 1's hidden directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rootfs:
+    """Everything about a base that booting needs."""
+
+    attachments: tuple[Attachment, ...]
+    slots: tuple[Slot, ...]
+    links: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Symlinks in the machine's root directory."""
+    binds: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Read-only directories, by their place in the machine."""
+
+
+def host_rootfs(store: Store, *, mapped: bool) -> Rootfs:
+    """The host's own system, shown selectively. Raises OSError."""
+    return _rootfs(Path("/"), [Path("/", name) for name in HOST_TOP], store, mapped=mapped)
+
+
+def directory_rootfs(store: Store, root: Path, *, mapped: bool) -> Rootfs:
+    """A root directory of the user's choice, as it is. Raises OSError."""
+    entries = [path for path in root.iterdir() if path.name not in KERNEL_DIRECTORIES]
+    return _rootfs(root, entries, store, mapped=mapped)
+
+
+def _rootfs(root: Path, entries: Iterable[Path], store: Store, *, mapped: bool) -> Rootfs:
+    entries = sorted(entries)
+    system = _system_directory(store, mapped=mapped)
+    shown = [path.name for path in entries if path.is_dir() and not path.is_symlink()]
+    made = sorted({path.name for path in system.iterdir()} - {path.name for path in entries})
+    attachments = [Attachment(root / name, f"base/{name}", mapped=mapped) for name in shown]
+    return Rootfs(
+        attachments=(*attachments, Attachment(system, "base/system")),
+        slots=(
+            *(Slot(name, f"/{name}", f"base/{name}") for name in shown),
+            *(Slot(name, f"/{name}", f"base/system/{name}") for name in made),
+        ),
+        links={f"/{path.name}": os.readlink(path) for path in entries if path.is_symlink()},
+    )
+
+
+def _system_directory(store: Store, *, mapped: bool) -> Path:
+    """The directories that are not shown as they are: made once, and again when /etc changes."""
+    digest = hashlib.sha256(repr(sorted(_fingerprint())).encode()).hexdigest()[:16]
+    place = store.bases / f"system-{'mapped' if mapped else 'own'}-{digest}"
+    if not place.is_dir():
+        making = place.with_name(f".{place.name}.{os.getpid()}")
+        shutil.rmtree(making, ignore_errors=True)
+        _make_system_directory(making)
+        if mapped:
+            _shift_owners(making)
+        try:
+            making.rename(place)
+        except OSError:  # Another server was faster.
+            shutil.rmtree(making, ignore_errors=True)
+    return place
+
+
+def _fingerprint() -> Iterable[tuple[str, int, int]]:
+    for name in (*SHOWN_ETC, "passwd", "group"):
+        place = Path("/etc") / name
+        paths = [place, *place.rglob("*")] if place.is_dir() else [place]
+        for path in paths:
+            if path.exists():
+                info = path.stat()
+                yield str(path), info.st_size, info.st_mtime_ns
+
+
+def _make_system_directory(root: Path) -> None:
+    for name, mode in {**EMPTY, **{f"var/{name}": mode for name, mode in EMPTY_BELOW_VAR.items()}}.items():
+        (root / name).mkdir(parents=True)
+        (root / name).chmod(mode)
+    (root / "var/run").symlink_to("/run")
+    (root / "var/lock").symlink_to("/run/lock")
+    etc = root / "etc"
+    etc.mkdir()
+    for name in SHOWN_ETC:
+        _show(Path("/etc") / name, etc / name)
+    (etc / "passwd").write_text(_accounts(Path("/etc/passwd")))
+    (etc / "group").write_text(_accounts(Path("/etc/group")))
+    (etc / "hosts").write_text(HOSTS)
+    (etc / "mtab").symlink_to("/proc/self/mounts")
+    for name in ("hostname", "resolv.conf", "fstab"):
+        (etc / name).touch()
+
+
+def _show(source: Path, target: Path) -> None:
+    """Copy an entry of /etc as far as everybody may read it."""
+    if source.is_symlink():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(source.readlink())
+    elif source.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+        for entry in source.iterdir():
+            if entry.name not in HIDDEN_NAMES:
+                _show(entry, target / entry.name)
+    elif source.is_file() and source.stat().st_mode & 0o004:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target)
+
+
+def _accounts(path: Path) -> str:
+    """The lines of passwd or group that belong to the system, without people or passwords."""
+    kept: list[str] = []
+    for line in path.read_text(errors="replace").splitlines():
+        parts = line.split(":")
+        if len(parts) > 2 and parts[2].isdecimal():
+            if int(parts[2]) < SYSTEM_IDS or int(parts[2]) == NOBODY:
+                kept.append(":".join([parts[0], "x", *parts[2:]]))
+    return "\n".join(kept) + "\n"
+
+
+def _shift_owners(root: Path) -> None:
+    """Give everything to the machines' root user."""
+    for directory, names, files in os.walk(root):
+        for name in (".", *names, *files):
+            os.chown(Path(directory) / name, FIRST_ID, FIRST_ID, follow_symlinks=False)

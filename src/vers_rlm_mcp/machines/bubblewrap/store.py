@@ -1,0 +1,299 @@
+"""What lies on disk: machines, commits, and the frozen layers that they share.
+
+    machines/ID/machine.json  lock  disk/up/SLOT/{u,w}
+    commits/ID.json
+    layers/ID/SLOT/{u,w}
+    bases/…                   what machines start from, when it had to be made
+    trash/…                   what is being removed
+
+A record names the layers that it needs; a layer that no record names is garbage. Records are
+replaced atomically, and always written before the layers they name are put in place, so that a
+crash leaves garbage at most. All changes happen under one file lock, as several servers may share
+the directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ..base import Commit, MachineInfo, MachineSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Mapping
+
+BACKEND: Final = "bubblewrap"
+MACHINE_PREFIX: Final = "bw-"
+COMMIT_PREFIX: Final = "bwc-"
+
+ID_BYTES: Final = 6
+"""Random bytes of an id: 48 bits cannot be guessed over any interface, and can still be typed."""
+
+
+MAX_ID: Final = 64
+"""Characters of an id that are looked up at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRecord:
+    """What is written down of a machine."""
+
+    id: str
+    created_at: float
+    parent: str | None
+    labels: Mapping[str, str]
+    spec: MachineSpec
+    base: str
+    layers: tuple[str, ...] = ()
+    """The frozen layers below what the machine writes now, newest first."""
+
+    def info(self, *, running: bool) -> MachineInfo:
+        """The same, as the interface has it."""
+        return MachineInfo(
+            id=self.id,
+            backend=BACKEND,
+            created_at=self.created_at,
+            parent=self.parent,
+            labels=dict(self.labels),
+            spec=self.spec,
+            running=running,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRecord:
+    """What is written down of a commit."""
+
+    id: str
+    machine_id: str
+    created_at: float
+    base: str
+    spec: MachineSpec
+    layers: tuple[str, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def commit(self) -> Commit:
+        """The same, as the interface has it."""
+        return Commit(self.id, self.machine_id, self.created_at, "disk", self.notes)
+
+
+def new_id(prefix: str = "") -> str:
+    """A random id."""
+    return prefix + secrets.token_hex(ID_BYTES)
+
+
+class Store:
+    """Records and layers under one directory."""
+
+    def __init__(self, root: Path, owner: int | None = None) -> None:
+        """`owner` is the host's id for the machines' root user; None when that is our own."""
+        self.root = root
+        self._owner = owner
+        self.layers = root / "layers"
+        self.bases = root / "bases"
+        self._machines = root / "machines"
+        self._commits = root / "commits"
+        self._trash = root / "trash"
+
+    def open(self) -> None:
+        """Make the directories."""
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (self.layers, self.bases, self._machines, self._commits, self._trash):
+            directory.mkdir(exist_ok=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Generator[None]:
+        """Nobody else changes the store meanwhile. Held for a few file operations only."""
+        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    # Machines
+
+    def home(self, machine_id: str) -> Path:
+        """The directory of a machine."""
+        return self._machines / machine_id
+
+    def disk(self, machine_id: str) -> Path:
+        """All that a machine can write to."""
+        return self.home(machine_id) / "disk"
+
+    def add(self, record: MachineRecord) -> None:
+        """Write down a new machine and make its directory."""
+        home = self.home(record.id)
+        (home / "disk").mkdir(parents=True)
+        if self._owner is not None:
+            os.chown(home / "disk", self._owner, self._owner)
+        self.write(record)
+
+    def write(self, record: MachineRecord) -> None:
+        """Write down what is new of a machine."""
+        _replace(self.home(record.id) / "machine.json", record)
+
+    def machine(self, machine_id: str) -> MachineRecord | None:
+        """The record of a machine; None when there is no such machine."""
+        return _read_machine(self.home(machine_id)) if _is_name(machine_id) else None
+
+    def machines(self) -> list[MachineRecord]:
+        """Every machine, oldest first."""
+        found = [_read_machine(home) for home in self._machines.iterdir()]
+        return sorted((item for item in found if item), key=lambda item: item.created_at)
+
+    def put(self, record: MachineRecord, slots: Iterable[str], layer: str) -> MachineRecord:
+        """Turn what a stopped machine wrote in these slots into its newest frozen layer."""
+        frozen = replace(record, layers=(layer, *record.layers))
+        self.write(frozen)
+        self._settle(frozen, slots)
+        return frozen
+
+    def take_back(self, frozen: MachineRecord, slots: Iterable[str]) -> None:
+        """Undo `put`, for a machine that could not go on over its frozen layer."""
+        layer = self.layers / frozen.layers[0]
+        for slot in slots:
+            if (layer / slot).is_dir():
+                remove_tree(self.disk(frozen.id) / "up" / slot)
+                (layer / slot).rename(self.disk(frozen.id) / "up" / slot)
+        self.write(replace(frozen, layers=frozen.layers[1:]))
+
+    def _settle(self, record: MachineRecord, slots: Iterable[str]) -> None:
+        layer = self.layers / record.layers[0]
+        layer.mkdir(exist_ok=True)
+        for slot in slots:
+            (self.disk(record.id) / "up" / slot).rename(layer / slot)
+
+    def adopt(self, machine_id: str, layer: str) -> None:
+        """Turn the copy that a machine made of itself into a frozen layer."""
+        (self.disk(machine_id) / "copy").rename(self.layers / layer)
+
+    def discard_copy(self, machine_id: str) -> None:
+        """Forget a copy that was not completed; `empty_trash` removes its files."""
+        self._discard(self.disk(machine_id) / "copy")
+
+    def take(self, machine_id: str) -> int | None:
+        """Take a machine for this process, or see that another has it.
+
+        The descriptor holds the machine as long as it, or a copy of it, is open anywhere.
+        """
+        place = self.home(machine_id) / "lock"
+        descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, b"%d" % os.getpid())
+        return descriptor
+
+    def holder(self, machine_id: str) -> str:
+        """The process id of the server that has taken a machine; empty when none has."""
+        try:
+            with (self.home(machine_id) / "lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return ""
+        except BlockingIOError:
+            return (self.home(machine_id) / "lock").read_text() or "?"
+        except FileNotFoundError:
+            return ""
+
+    # Commits
+
+    def add_commit(self, record: CommitRecord) -> None:
+        """Write down a commit."""
+        _replace(self._commits / f"{record.id}.json", record)
+
+    def commit(self, commit_id: str) -> CommitRecord | None:
+        """The record of a commit; None when there is no such commit."""
+        return _read_commit(self._commits / f"{commit_id}.json") if _is_name(commit_id) else None
+
+    def commits(self) -> list[CommitRecord]:
+        """Every commit, oldest first."""
+        found = [_read_commit(path) for path in self._commits.glob("*.json")]
+        return sorted((item for item in found if item), key=lambda item: item.created_at)
+
+    # Removing
+
+    def drop_machine(self, machine_id: str) -> None:
+        """Forget a machine; `empty_trash` removes its files."""
+        self._discard(self.home(machine_id))
+
+    def drop_commit(self, commit_id: str) -> None:
+        """Forget a commit; `empty_trash` removes its files."""
+        if _is_name(commit_id):
+            (self._commits / f"{commit_id}.json").unlink(missing_ok=True)
+
+    def drop_garbage(self) -> None:
+        """Put every layer that no record names into the trash."""
+        layers = [path.name for path in self.layers.iterdir()]
+        used = {layer for record in (*self.machines(), *self.commits()) for layer in record.layers}
+        for layer in layers:
+            if layer not in used:
+                self._discard(self.layers / layer)
+
+    def empty_trash(self) -> None:
+        """Remove files for good. May take long; needs no lock."""
+        for path in self._trash.iterdir():
+            remove_tree(path)
+
+    def _discard(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(self._trash / new_id())
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory that may not be there, whatever its modes and however deep it is.
+
+    Subdirectories are moved up beside it first, so that no path ever gets too long.
+    """
+    pending = [path] if path.is_dir() else []
+    while pending:
+        directory = pending.pop()
+        directory.chmod(0o700)
+        for entry in list(os.scandir(directory)):
+            if entry.is_dir(follow_symlinks=False):
+                Path(entry.path).chmod(0o700)  # Only the owner of a writable one may move it.
+                pending.append(Path(entry.path).rename(path.with_name(f"{path.name}.{new_id()}")))
+            else:
+                Path(entry.path).unlink()
+        directory.rmdir()
+
+
+def _is_name(text: str) -> bool:
+    """Whether this could be an id, and so is safe as a file name."""
+    return text.replace("-", "").isalnum() and text.isascii() and len(text) <= MAX_ID
+
+
+def _replace(path: Path, record: MachineRecord | CommitRecord) -> None:
+    """Write a record so that a reader sees the old one or the new one, whole."""
+    making = path.with_name(f".{path.name}.{new_id()}")
+    making.write_text(json.dumps(asdict(record)))
+    making.replace(path)
+
+
+def _read_machine(home: Path) -> MachineRecord | None:
+    try:
+        about = json.loads((home / "machine.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    about["spec"] = MachineSpec(**about["spec"])
+    about["layers"] = tuple(about["layers"])
+    return MachineRecord(**about)
+
+
+def _read_commit(path: Path) -> CommitRecord | None:
+    try:
+        about = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    about["spec"] = MachineSpec(**about["spec"])
+    about["layers"], about["notes"] = tuple(about["layers"]), tuple(about["notes"])
+    return CommitRecord(**about)

@@ -1,0 +1,179 @@
+"""Pipes as anyio byte streams, and replies read from them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+from typing import Final, Self
+
+import anyio
+from anyio.abc import ByteReceiveStream, ByteSendStream
+from anyio.lowlevel import checkpoint
+
+from vers_rlm_mcp.errors import MachineGone
+
+from .guest import wire
+
+F_SETPIPE_SZ: Final = 1031
+
+WIDE_PIPE: Final = 1024 * 1024
+"""Bytes that a pipe for file content holds: the most that an ordinary user may ask for."""
+
+MAX_REPLY: Final = 64 * 1024
+"""Bytes of a reply that are taken from a machine. Real ones have tens."""
+
+
+class PipeReceiveStream(ByteReceiveStream):
+    """The reading end of a pipe."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to receive by now, be it the end."""
+        return bool(select.select([self._descriptor], [], [], 0)[0])
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """The next bytes, as soon as there are any."""
+        await checkpoint()
+        while True:
+            if self._descriptor < 0:
+                raise anyio.ClosedResourceError
+            try:
+                chunk = os.read(self._descriptor, max_bytes)
+            except BlockingIOError:
+                await anyio.wait_readable(self._descriptor)
+                continue
+            if not chunk:
+                raise anyio.EndOfStream
+            return chunk
+
+    async def aclose(self) -> None:
+        """Close the pipe; who waits in `receive` gets ClosedResourceError."""
+        descriptor, self._descriptor = self._descriptor, -1
+        await _close_gently(descriptor)
+
+    def close(self) -> None:
+        """The same, at once; nobody may be waiting."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class PipeSendStream(ByteSendStream):
+    """The writing end of a pipe."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+
+    async def send(self, item: bytes) -> None:
+        """Write everything. Raises BrokenResourceError when nobody reads any more."""
+        await checkpoint()
+        left = memoryview(item)
+        while left:
+            if self._descriptor < 0:
+                raise anyio.ClosedResourceError
+            try:
+                left = left[os.write(self._descriptor, left) :]
+            except BlockingIOError:
+                await anyio.wait_writable(self._descriptor)
+            except BrokenPipeError as error:
+                raise anyio.BrokenResourceError from error
+
+    async def aclose(self) -> None:
+        """Close the pipe: its reader gets an end of file."""
+        descriptor, self._descriptor = self._descriptor, -1
+        await _close_gently(descriptor)
+
+    def close(self) -> None:
+        """The same, at once; nobody may be waiting."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class Pipes:
+    """The pipes of one request: our ends as streams, and the ends that the machine gets.
+
+    Leaving the ``with`` closes the machine's ends, and after an error ours as well.
+    """
+
+    def __init__(self) -> None:
+        self.theirs: list[int] = []
+        self._ours: list[PipeReceiveStream | PipeSendStream] = []
+
+    def incoming(self, *, wide: bool = False) -> PipeReceiveStream:
+        """A pipe from the machine."""
+        reading, writing = _pipe(wide=wide)
+        self.theirs.append(writing)
+        stream = PipeReceiveStream(reading)
+        self._ours.append(stream)
+        return stream
+
+    def outgoing(self, *, wide: bool = False) -> PipeSendStream:
+        """A pipe to the machine."""
+        reading, writing = _pipe(wide=wide)
+        self.theirs.append(reading)
+        stream = PipeSendStream(writing)
+        self._ours.append(stream)
+        return stream
+
+    def nothing(self) -> None:
+        """The null device, in the place of a pipe."""
+        self.theirs.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+
+    def release(self) -> None:
+        """Close the machine's ends on this side, once they have been sent."""
+        while self.theirs:
+            os.close(self.theirs.pop())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.release()
+        if kind:
+            for stream in self._ours:
+                stream.close()
+
+
+async def read_reply(stream: PipeReceiveStream) -> list[bytes]:
+    """The fields of one reply; none when the stream ends first.
+
+    Raises MachineGone when it is no reply: PID 1 is broken, or no longer ours.
+    """
+    data = bytearray()
+    try:
+        while len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "big"):
+            data += await stream.receive()
+            if len(data) > MAX_REPLY:
+                raise ValueError("too long")
+        return wire.unpack(bytes(data[4:]))
+    except anyio.EndOfStream:
+        return []
+    except ValueError as error:
+        raise MachineGone(f"The machine's reply makes no sense: {error}.") from error
+
+
+def _pipe(*, wide: bool) -> tuple[int, int]:
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    if wide:
+        try:
+            fcntl.fcntl(writing, F_SETPIPE_SZ, WIDE_PIPE)
+        except OSError:
+            pass  # The user's share of pipe memory is used up: the usual size does as well.
+    return reading, writing
+
+
+async def _close_gently(descriptor: int) -> None:
+    """Close once those who wait for it know: else they would wait for its number's next owner."""
+    if descriptor >= 0:
+        try:
+            anyio.notify_closing(descriptor)
+            await checkpoint()
+        finally:
+            os.close(descriptor)
