@@ -9,7 +9,7 @@
     │   └── SettingsError       flags or environment make no sense together
     ├── MachineError            a machine could not do what was asked
     │   ├── BackendUnavailable  no machine can be made here; the text says what to install or set
-    │   ├── MachineFull         a limit of the machine (disk, memory, processes) was hit; it lives on
+    │   ├── MachineFull         a limit (disk, memory, processes) was hit; the machine lives on
     │   └── MachineGone         the machine is no longer there: what ran on it is lost
     ├── KernelError             the REPL in the machine
     │   ├── KernelBusy          a cell is running; wait for it
