@@ -48,6 +48,19 @@ async def test_output_of_python_children_and_descriptors_keeps_its_order(repl: R
     assert output == "one\ntwo\nthree\nfour\nfive\nsix"
 
 
+async def test_order_is_kept_after_much_output_too(repl: Repl) -> None:
+    output = await repl.output(
+        "import os, subprocess, sys, time\n"
+        "for n in range(300_000): print(n)\n"
+        "print('before')\n"
+        "subprocess.run(['echo', 'child'])\n"
+        "print('after')\n"
+        "os.system('echo shell')\n"
+        "print('end')"
+    )
+    assert output.endswith("299999\nbefore\nchild\nafter\nshell\nend\n")
+
+
 async def test_output_is_streamed_while_the_cell_runs(repl: Repl) -> None:
     seen: list[str] = []
     arrived = anyio.Event()

@@ -40,7 +40,7 @@ _LET_GO = 121
 _UNKNOWN = "nothing is known of how it ended"
 
 
-class Lost(Exception):  # noqa: N818 - an event for `host`, which tells what it means
+class Lost(Exception):
     """The attachment ended from the other side; the text says how, as far as it is known."""
 
     def __init__(self, how: str, *, taken_over: bool = False) -> None:

@@ -26,7 +26,7 @@ _CARRY_PATHS = frozenset({"exec", "readFile", "writeFile"})
 Ending = Literal["ok", "error", "final", "interrupted"]
 
 
-class Refused(KernelError):  # noqa: N818 - like the rest of the tree it belongs to
+class Refused(KernelError):
     """The kernel could not do what it was asked for; the text says why."""
 
 

@@ -29,6 +29,14 @@ GATHER_SECONDS = 0.005
 """Between two looks at a pipe that fills slowly, so that a printing loop keeps the interpreter."""
 
 
+BULK = 64 * 1024
+"""Bytes of a cell's output after which lines are no longer written one by one, which costs ten
+times as much: nobody waits for each line of so many."""
+
+_STARTS_CHILD = frozenset({"os.exec", "os.fork", "os.posix_spawn", "os.system", "subprocess.Popen"})
+"""Audit events before something else may write to the same pipe, or would inherit the buffers."""
+
+
 class HeadTail:
     """The first and the last bytes of a stream, in memory of at most twice `limit`."""
 
@@ -88,6 +96,7 @@ class Capture:
         self._limit = 0
         self._sent = 0
         self._send: Send | None = None
+        self._by_line = True
         self._streams = (_text_stream(1), _text_stream(2))
 
     def start(self, limit: int) -> None:
@@ -98,6 +107,7 @@ class Capture:
         self._redirect()
         self._limit = limit
         self._output = HeadTail(limit)
+        sys.addaudithook(self._on_audit)
         threading.Thread(target=self._pump, daemon=True).start()
 
     def begin(self, limit: int, send: Send) -> None:
@@ -141,7 +151,7 @@ class Capture:
         """Let nothing that was written linger in this process."""
         for stream in {*self._streams, sys.stdout, sys.stderr}:
             # A cell may have closed it or put something else in its place.
-            with suppress(AttributeError, OSError, ValueError):
+            with suppress(AttributeError, OSError, RuntimeError, ValueError):
                 stream.flush()
 
     def _redirect(self) -> None:
@@ -150,7 +160,18 @@ class Capture:
         os.dup2(self._write, 2)
         if any(stream.closed for stream in self._streams):
             self._streams = (_text_stream(1), _text_stream(2))
+        self._set_line_buffering(True)
         sys.stdout, sys.stderr = self._streams
+
+    def _set_line_buffering(self, value: bool) -> None:
+        self._by_line = value
+        for stream in self._streams:
+            with suppress(ValueError):  # a cell has closed it
+                stream.reconfigure(line_buffering=value)
+
+    def _on_audit(self, event: str, _: object) -> None:
+        if event in _STARTS_CHILD:
+            self.flush()
 
     def _pump(self) -> None:
         poll = select.poll()
@@ -170,6 +191,10 @@ class Capture:
             return 0
         self._output.add(data)
         self._forward()
+        if self._by_line and self._output.total > BULK:
+            self._by_line = False
+            # Not here: it flushes, and a full pipe is emptied by nobody but this thread.
+            threading.Thread(target=self._set_line_buffering, args=(False,), daemon=True).start()
         return len(data)
 
     def _forward(self) -> None:
@@ -181,6 +206,4 @@ class Capture:
 
 
 def _text_stream(descriptor: int) -> io.TextIOWrapper:
-    return open(
-        descriptor, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False
-    )
+    return open(descriptor, "w", BULK, encoding="utf-8", errors="backslashreplace", closefd=False)

@@ -38,7 +38,7 @@ BLOCKED_POLL_MS = 100
 """How often a blocked writer looks whether its attachment was closed meanwhile."""
 
 
-class Detached(ConnectionError):  # noqa: N818 - the word for it
+class Detached(ConnectionError):
     """The host is gone."""
 
 
