@@ -13,7 +13,7 @@ import anyio
 from vers_rlm_mcp.errors import MachineError, MachineFull, PathRefused
 
 from ..base import Capabilities, Commit, Machine, MachineInfo
-from .process import BubblewrapProcess, FileReceiveStream, read_status
+from .process import BubblewrapProcess, FileReceiveStream
 from .rootfs import WORKSPACE
 from .sandbox import check_reply
 from .store import BACKEND
@@ -105,17 +105,15 @@ class BubblewrapMachine(Machine):
             content = pipes.outgoing(wide=True)
             pipes.nothing()
             pipes.nothing()
-            await self._start(b"write", [path, str(mode)], pipes, what)
-        try:
+            number = await self._start(b"write", [path, str(mode)], pipes, what)
+        writer = BubblewrapProcess(self._running.sandbox, number, status, (content, report, report))
+        async with writer:  # Killed when the data's source fails: it must not go on writing.
             await _feed(content, data)
             written = _refuse(await read_reply(report), what)
-            await read_status(status)  # Else its process may stand in the way of a snapshot.
+            await writer.wait()  # Else its process may stand in the way of a snapshot.
             if not written:
                 raise MachineError(f"Cannot {what}: the process that wrote was killed.")
             return int(written[0])
-        finally:
-            for stream in (content, report, status):
-                stream.close()
 
     async def snapshot(self) -> Commit:
         return await self._backend.commit(self._running)
@@ -182,5 +180,4 @@ async def _feed(target: PipeSendStream, data: bytes | AsyncIterable[bytes]) -> N
                 await target.send(chunk)
     except anyio.BrokenResourceError:
         pass
-    finally:
-        await target.aclose()
+    await target.aclose()

@@ -129,12 +129,14 @@ HOSTS: Final = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One writable directory: its name on disk, its path in the machine, and what lies below."""
+    """One writable file system."""
 
     name: str
-    target: str
+    """Its name on disk."""
     base: str
-    """Relative to PID 1's hidden directory."""
+    """What lies below it, relative to PID 1's hidden directory."""
+    views: Mapping[str, str]
+    """Which of its directories (empty: all) the machine sees, and where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,39 +153,54 @@ class Rootfs:
 
 def host_rootfs(store: Store, *, mapped: bool) -> Rootfs:
     """The host's own system, shown selectively. Raises OSError."""
-    return _rootfs(Path("/"), [Path("/", name) for name in HOST_TOP], store, mapped=mapped)
+    tops = [path for name in HOST_TOP if (path := Path("/", name)).exists()]
+    shown = [path.name for path in tops if not path.is_symlink()]
+    system = _system_directory(store, mapped=mapped, with_etc=True)
+    attachments = [Attachment(Path("/", name), f"base/{name}", mapped=mapped) for name in shown]
+    return Rootfs(
+        attachments=(*attachments, Attachment(system, "base/system")),
+        slots=(
+            *(Slot(name, f"base/{name}", {"": f"/{name}"}) for name in shown),
+            Slot("system", "base/system", _views(system.iterdir())),
+        ),
+        links=_links(tops),
+    )
 
 
 def directory_rootfs(store: Store, root: Path, *, mapped: bool) -> Rootfs:
     """A root directory of the user's choice, as it is. Raises OSError."""
     entries = [path for path in root.iterdir() if path.name not in KERNEL_DIRECTORIES]
-    return _rootfs(root, entries, store, mapped=mapped)
-
-
-def _rootfs(root: Path, entries: Iterable[Path], store: Store, *, mapped: bool) -> Rootfs:
-    entries = sorted(entries)
-    system = _system_directory(store, mapped=mapped)
-    shown = [path.name for path in entries if path.is_dir() and not path.is_symlink()]
-    made = sorted({path.name for path in system.iterdir()} - {path.name for path in entries})
-    attachments = [Attachment(root / name, f"base/{name}", mapped=mapped) for name in shown]
+    system = _system_directory(store, mapped=mapped, with_etc=False)
+    taken = {path.name for path in entries}
+    made = [path for path in system.iterdir() if path.name not in taken]
     return Rootfs(
-        attachments=(*attachments, Attachment(system, "base/system")),
-        slots=(
-            *(Slot(name, f"/{name}", f"base/{name}") for name in shown),
-            *(Slot(name, f"/{name}", f"base/system/{name}") for name in made),
+        attachments=(
+            Attachment(root, "base/root", mapped=mapped),
+            Attachment(system, "base/system"),
         ),
-        links={f"/{path.name}": os.readlink(path) for path in entries if path.is_symlink()},
+        slots=(Slot("system", "base/root:base/system", _views([*entries, *made])),),
+        links=_links(entries),
     )
 
 
-def _system_directory(store: Store, *, mapped: bool) -> Path:
+def _views(entries: Iterable[Path]) -> dict[str, str]:
+    shown = sorted(path.name for path in entries if path.is_dir() and not path.is_symlink())
+    return {name: f"/{name}" for name in shown}
+
+
+def _links(entries: Iterable[Path]) -> dict[str, str]:
+    return {f"/{path.name}": os.readlink(path) for path in entries if path.is_symlink()}
+
+
+def _system_directory(store: Store, *, mapped: bool, with_etc: bool) -> Path:
     """The directories that are not shown as they are: made once, and again when /etc changes."""
-    digest = hashlib.sha256(repr(sorted(_fingerprint())).encode()).hexdigest()[:16]
+    content = sorted(_fingerprint()) if with_etc else []
+    digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
     place = store.bases / f"system-{'mapped' if mapped else 'own'}-{digest}"
     if not place.is_dir():
         making = place.with_name(f".{place.name}.{os.getpid()}")
         shutil.rmtree(making, ignore_errors=True)
-        _make_system_directory(making)
+        _make_system_directory(making, with_etc=with_etc)
         if mapped:
             _shift_owners(making)
         try:
@@ -203,13 +220,18 @@ def _fingerprint() -> Iterable[tuple[str, int, int]]:
                 yield str(path), info.st_size, info.st_mtime_ns
 
 
-def _make_system_directory(root: Path) -> None:
-    for name, mode in {**EMPTY, **{f"var/{name}": mode for name, mode in EMPTY_BELOW_VAR.items()}}.items():
+def _make_system_directory(root: Path, *, with_etc: bool) -> None:
+    below_var = {f"var/{name}": mode for name, mode in EMPTY_BELOW_VAR.items()}
+    for name, mode in {**EMPTY, **below_var}.items():
         (root / name).mkdir(parents=True)
         (root / name).chmod(mode)
     (root / "var/run").symlink_to("/run")
     (root / "var/lock").symlink_to("/run/lock")
-    etc = root / "etc"
+    if with_etc:
+        _make_etc(root / "etc")
+
+
+def _make_etc(etc: Path) -> None:
     etc.mkdir()
     for name in SHOWN_ETC:
         _show(Path("/etc") / name, etc / name)

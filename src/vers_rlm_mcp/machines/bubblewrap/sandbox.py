@@ -41,6 +41,9 @@ SEND_SECONDS: Final = 5.0
 END_SECONDS: Final = 10.0
 """How long killed processes may take to be gone; only one stuck in the kernel takes longer."""
 
+COMPLAINT_SECONDS: Final = 2.0
+"""How long those that are about to end may take to do so."""
+
 MAX_INFO: Final = 4096
 """Bytes of bwrap's own report; real ones have some 200."""
 
@@ -78,9 +81,13 @@ class Plan:
 class Sandbox:
     """A running machine. Its processes end with it, and it ends with the host's process."""
 
-    def __init__(self, bwrap: subprocess.Popen[bytes], control: socket.socket) -> None:
+    def __init__(
+        self, bwrap: subprocess.Popen[bytes], control: socket.socket, complaint: PipeReceiveStream
+    ) -> None:
         self._bwrap = bwrap
         self._control = control
+        self._complaint = complaint
+        """Standard error of bwrap and PID 1: ends when both have ended."""
         self._sending = anyio.Lock()
         self.pid = 0
         """PID 1, as the host knows it."""
@@ -92,36 +99,34 @@ class Sandbox:
 
         Raises BackendUnavailable when this host does not allow it.
         """
-        with contextlib.ExitStack() as stack:
-            info = Pipes()
-            report, go = info.incoming(), info.outgoing()
-            complaint = info.incoming()
+        with Pipes() as pipes:
+            report, go, complaint = pipes.incoming(), pipes.outgoing(), pipes.incoming()
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-            ours.setblocking(False)
-            stack.callback(report.close)
-            stack.callback(go.close)
-            stack.callback(complaint.close)
-            with info, theirs:
+            with theirs:
                 try:
-                    bwrap = _start(plan, info.theirs, theirs)
+                    bwrap = _start(plan, pipes.theirs, theirs)
                 except BaseException:
                     ours.close()
                     raise
-            sandbox = cls(bwrap, ours)
+        ours.setblocking(False)
+        sandbox = cls(bwrap, ours, complaint)
+        try:
             try:
                 with anyio.fail_after(BOOT_SECONDS):
-                    await sandbox._set_up(plan, report, go, complaint)
-            except BaseException as error:
-                await sandbox.end()
-                if isinstance(error, TimeoutError):
-                    raise BackendUnavailable("The machine did not boot in time.") from error
-                raise
+                    await sandbox._set_up(plan, report, go)
+            finally:
+                report.close()
+                go.close()  # Or the machine would wait for it for ever.
+        except TimeoutError as error:
+            await sandbox.end()
+            raise BackendUnavailable(f"No machine boots within {BOOT_SECONDS:.0f} s.") from error
+        except BaseException:
+            await sandbox.end()
+            raise
         return sandbox
 
-    async def _set_up(
-        self, plan: Plan, report: PipeReceiveStream, go: PipeSendStream, complaint: PipeReceiveStream
-    ) -> None:
-        self.pid = await _child_pid(report, complaint)
+    async def _set_up(self, plan: Plan, report: PipeReceiveStream, go: PipeSendStream) -> None:
+        self.pid = await _child_pid(report, self._complaint)
         self.pid_descriptor = os.pidfd_open(self.pid)
         descriptors: list[int] = []
         try:
@@ -133,7 +138,7 @@ class Sandbox:
         except OSError as error:
             raise BackendUnavailable(f"A machine cannot be set up here: {error}.") from error
         except MachineGone as error:
-            text = await _complaint(complaint)
+            text = await _text(self._complaint)
             raise BackendUnavailable(f"The machine did not boot: {text or error}") from error
         finally:
             for descriptor in descriptors:
@@ -198,7 +203,9 @@ class Sandbox:
                 self.pid_descriptor = -1
             else:
                 self._bwrap.kill()
+            await _text(self._complaint)
             await anyio.to_thread.run_sync(self._bwrap.wait, abandon_on_cancel=True)
+        self._complaint.close()
 
 
 def check_reply(fields: list[bytes]) -> list[bytes]:
@@ -310,7 +317,8 @@ def _boot_arguments(plan: Plan) -> list[bytes]:
     for slot in plan.rootfs.slots:
         layers = [layer for layer in plan.layers if (plan.layers_root / layer / slot.name).is_dir()]
         packed = wire.pack(layer.encode() for layer in layers)
-        slots.append(wire.pack([*map(os.fsencode, (slot.name, slot.target, slot.base)), packed]))
+        views = _packed_pairs(slot.views)
+        slots.append(wire.pack([slot.name.encode(), slot.base.encode(), packed, views]))
     return [
         plan.hostname.encode(),
         wire.pack(attached),
@@ -376,14 +384,14 @@ async def _child_pid(report: PipeReceiveStream, complaint: PipeReceiveStream) ->
             data += await report.receive()
         return int(json.loads(data)["child-pid"])
     except (anyio.EndOfStream, ValueError, KeyError) as error:
-        text = await _complaint(complaint)
+        text = await _text(complaint)
         raise BackendUnavailable(f"bubblewrap cannot make a machine here: {text}") from error
 
 
-async def _complaint(stream: PipeReceiveStream) -> str:
-    """What was written to standard error, as far as it is there by now."""
+async def _text(stream: PipeReceiveStream) -> str:
+    """The end of what was written to standard error, once nobody can write any more."""
     data = b""
-    with anyio.move_on_after(1), contextlib.suppress(anyio.EndOfStream):
-        while len(data) < MAX_COMPLAINT:
-            data += await stream.receive()
+    with anyio.move_on_after(COMPLAINT_SECONDS), contextlib.suppress(anyio.EndOfStream):
+        while True:
+            data = data[-MAX_COMPLAINT:] + await stream.receive()
     return data[-MAX_COMPLAINT:].decode(errors="replace").strip()

@@ -34,7 +34,7 @@ class PipeReceiveStream(ByteReceiveStream):
     @property
     def ready(self) -> bool:
         """Whether there is something to receive by now, be it the end."""
-        return bool(select.select([self._descriptor], [], [], 0)[0])
+        return self._descriptor < 0 or bool(select.select([self._descriptor], [], [], 0)[0])
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """The next bytes, as soon as there are any."""

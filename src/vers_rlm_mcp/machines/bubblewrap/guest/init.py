@@ -12,7 +12,6 @@ descriptor is where the reply goes, and closing it ends the reply.
 from __future__ import annotations
 
 import _socket
-import array
 import os
 import resource
 import select
@@ -30,6 +29,9 @@ REPORT = 3
 
 FAILED = 127
 """The exit code of a child whose action was not completed."""
+
+INT = 4
+"""Bytes of a descriptor's number in a message."""
 
 MAX_DESCRIPTORS = 64
 """Of one request: mounts when booting, else five."""
@@ -111,13 +113,15 @@ class Init:
         }
 
     def _receive(self) -> tuple[list[bytes], list[int]]:
-        descriptors = array.array("i")
-        space = _socket.CMSG_SPACE(MAX_DESCRIPTORS * descriptors.itemsize)
+        space = _socket.CMSG_SPACE(MAX_DESCRIPTORS * INT)
         data, ancillary, _, _ = self._control.recvmsg(4, space, _socket.MSG_CMSG_CLOEXEC)
-        for _, _, content in ancillary:
-            descriptors.frombytes(content[: len(content) // 4 * 4])
+        rights = b"".join(content for _, _, content in ancillary)
+        descriptors = [
+            int.from_bytes(rights[start : start + INT], sys.byteorder)
+            for start in range(0, len(rights), INT)
+        ]
         size = int.from_bytes(data + self._take(4 - len(data)) if data else b"", "big")
-        return wire.unpack(self._take(size)), list(descriptors)
+        return wire.unpack(self._take(size)), descriptors
 
     def _take(self, size: int) -> bytes:
         parts: list[bytes] = []
@@ -159,10 +163,10 @@ class Init:
 
     def _place(self, writable: list[bytes]) -> None:
         for packed in writable:
-            slot, target, base, layers = wire.unpack(packed)
-            overlay = overlays.Overlay(slot.decode(), os.fsdecode(target), os.fsdecode(base))
-            overlay.layers = [layer.decode() for layer in wire.unpack(layers)]
-            overlay.place("root")
+            slot, base, layers, views = wire.unpack(packed)
+            names = [layer.decode() for layer in wire.unpack(layers)]
+            overlay = overlays.Overlay(slot.decode(), os.fsdecode(base), names, _pairs(views))
+            overlay.start("root")
             self._overlays.append(overlay)
 
     # Processes
@@ -280,7 +284,7 @@ class Init:
             except OSError:
                 for earlier in protected:
                     earlier.protect(0)
-                return f"a file in {overlay.target} is open for writing"
+                return f"a file in {overlay.views[0][1]} is open for writing"
             protected.append(overlay)
         return ""
 

@@ -1,11 +1,15 @@
-"""The machine's writable directories: one overlay each, over frozen layers and a base.
+"""The machine's writable file systems: overlays over frozen layers and a base.
+
+There are as few overlays as possible, since mounting one costs milliseconds on a busy disk: each
+is mounted out of sight, and its directories are shown in the machine's root one by one.
 
 All paths are relative to the hidden directory that PID 1 works in:
 
     base/…                    what the machine starts from, read-only
     layers/LAYER/SLOT/u       frozen layers, read-only; only the slots that a layer changed
     machine/up/SLOT/{u,w}     what this machine writes, and overlayfs' own work directory
-    c/NN                      short names for layers, as mount options must fit into one page
+    live/SLOT                 the overlay
+    c/N                       short names for layers, as mount options must fit into one page
 """
 
 from __future__ import annotations
@@ -15,20 +19,25 @@ import os
 from . import calls
 
 FLAGS = calls.MS_NOSUID | calls.MS_NODEV
-FRESH = "fresh"
-"""Where a new overlay is mounted before it takes the place of the old one."""
+
+OVERFLOW_ID = 65534
+"""What the owner of a file looks like who does not exist in this user namespace."""
 
 
 class Overlay:
-    """One writable directory of the machine."""
+    """One writable file system of the machine."""
 
-    def __init__(self, slot: str, target: str, base: str) -> None:
+    def __init__(
+        self, slot: str, base: str, layers: list[str], views: list[tuple[str, str]]
+    ) -> None:
         self.slot = slot
-        self.target = target
         self.base = base
-        self.layers: list[str] = []
+        self.layers = layers
         """Frozen layers of this slot, newest first."""
-        self.mount_id = self.device = -1
+        self.views = views
+        """Directories in it, and where the machine sees them."""
+        self.device = -1
+        self.mounts: set[int] = set()
 
     @property
     def upper(self) -> str:
@@ -36,62 +45,79 @@ class Overlay:
         return f"machine/up/{self.slot}/u"
 
     @property
+    def live(self) -> str:
+        """Where the overlay is mounted, out of sight."""
+        return f"live/{self.slot}"
+
+    @property
+    def fresh(self) -> str:
+        """Where a new overlay waits to take the place of the old one."""
+        return f"fresh/{self.slot}"
+
+    @property
     def changed(self) -> bool:
-        """Whether anything was written, the directory's own attributes included."""
+        """Whether anything was written, the top directory's own attributes included."""
         with os.scandir(self.upper) as entries:
             if next(entries, None) is not None:
                 return True
         return _attributes(self.upper) != _attributes(self._below())
 
-    def mount(self, target: str) -> None:
-        """Mount the overlay at `target`. `volatile` spares a sync of the host's whole disk."""
-        if not os.path.isdir(self.upper):
-            self._make_upper()
-        work = f"machine/up/{self.slot}/w"
-        volatile = f"{work}/work/incompat/volatile"
-        if os.path.isdir(volatile):  # Left by a mount that ended with the host's server.
-            os.rmdir(volatile)
-            os.rmdir(f"{work}/work/incompat")
-        lower = ":".join([f"{_short(layer)}/{self.slot}/u" for layer in self.layers] + [self.base])
-        options = f"lowerdir={lower},upperdir={self.upper},workdir={work},userxattr,volatile"
-        calls.mount(b"overlay", os.fsencode(target), b"overlay", FLAGS, options.encode())
-
-    def place(self, root: str) -> None:
-        """Mount the overlay under `root`, where its directory is made."""
-        os.makedirs(root + self.target, exist_ok=True)
-        self.mount(root + self.target)
+    def start(self, root: str) -> None:
+        """Mount the overlay and show it below `root`, where its directories are made."""
+        self._mount(self.live)
+        for _, target in self.views:
+            os.makedirs(root + target, exist_ok=True)
+        self._show(root)
 
     def look(self) -> None:
-        """Learn how the kernel names this mount now."""
-        descriptor = os.open(self.target, os.O_PATH | os.O_CLOEXEC)
-        try:
+        """Learn how the kernel names its mounts now."""
+        self.mounts = set()
+        for _, target in self.views:
+            descriptor = os.open(target, os.O_PATH | os.O_CLOEXEC)
             self.device = os.fstat(descriptor).st_dev
-            self.mount_id = _mount_id(f"/proc/self/fdinfo/{descriptor}")
-        finally:
+            self.mounts.add(_mount_id(f"/proc/self/fdinfo/{descriptor}"))
             os.close(descriptor)
 
     def protect(self, flags: int) -> None:
-        """Set the mount read-only (refused while a file is open for writing) or, with 0, back."""
-        calls.remount(os.fsencode(self.target), flags)
+        """Set it read-only (refused while a file is open for writing) or, with 0, writable."""
+        calls.mount(b"none", os.fsencode(self.live), b"", calls.MS_REMOUNT | FLAGS | flags)
 
     def prepare(self, layer: str) -> None:
         """Build, out of sight, the overlay whose newest frozen layer is `layer`."""
         self.layers.insert(0, layer)
-        os.makedirs(f"{FRESH}/{self.slot}", exist_ok=True)
-        self.mount(f"{FRESH}/{self.slot}")
+        self._mount(self.fresh)
 
     def abandon(self) -> None:
-        """Undo `prepare`."""
+        """Undo `prepare`, complete or not."""
         self.layers.pop(0)
-        if os.path.ismount(f"{FRESH}/{self.slot}"):
-            calls.detach(os.fsencode(f"{FRESH}/{self.slot}"))
+        if os.path.ismount(self.fresh):
+            calls.detach(os.fsencode(self.fresh))
 
     def switch(self) -> None:
         """Put what `prepare` built in the place of the old overlay."""
-        target = os.fsencode(self.target)
-        calls.detach(target)
-        calls.mount(os.fsencode(f"{FRESH}/{self.slot}"), target, b"", calls.MS_MOVE)
+        for _, target in self.views:
+            calls.detach(os.fsencode(target))
+        live = os.fsencode(self.live)
+        calls.detach(live)
+        calls.mount(os.fsencode(self.fresh), live, b"", calls.MS_MOVE)
+        self._show("")
         self.look()
+
+    def _mount(self, target: str) -> None:
+        """Mount the overlay. `volatile` spares a sync of the host's whole disk at every freeze."""
+        os.makedirs(target, exist_ok=True)
+        if not os.path.isdir(self.upper):
+            self._make_upper()
+        work = f"machine/up/{self.slot}/w"
+        _clear(f"{work}/work/incompat")  # Left by a mount that ended with the host's server.
+        lower = ":".join([f"{_short(layer)}/{self.slot}/u" for layer in self.layers] + [self.base])
+        options = f"lowerdir={lower},upperdir={self.upper},workdir={work},userxattr,volatile"
+        calls.mount(b"overlay", os.fsencode(target), b"overlay", FLAGS, options.encode())
+
+    def _show(self, root: str) -> None:
+        for name, target in self.views:
+            source = os.fsencode(f"{self.live}/{name}")
+            calls.mount(source, os.fsencode(root + target), b"", calls.MS_BIND)
 
     def _below(self) -> str:
         return f"layers/{self.layers[0]}/{self.slot}/u" if self.layers else self.base
@@ -111,9 +137,6 @@ class Overlay:
         os.chmod(making, info.st_mode & 0o7777)
         os.utime(making, ns=(info.st_atime_ns, info.st_mtime_ns))
         os.rename(making, self.upper)
-
-
-OVERFLOW_ID = 65534
 
 
 def _is_mapped(info: os.stat_result) -> bool:
@@ -140,6 +163,18 @@ def _short(layer: str) -> str:
 _short_names: dict[str, str] = {}
 
 
+def _clear(directory: str) -> None:
+    """Remove what is in a small directory, if that is there."""
+    if os.path.isdir(directory):
+        for name in os.listdir(directory):
+            path = f"{directory}/{name}"
+            if os.path.isdir(path):
+                _clear(path)
+                os.rmdir(path)
+            else:
+                os.unlink(path)
+
+
 def _mount_id(fdinfo: str) -> int:
     """The mount that an open file belongs to."""
     with open(fdinfo, "rb") as file:
@@ -158,7 +193,7 @@ def _in_use(pid: int, overlays: list[Overlay]) -> bool:
     for link in ("cwd", "root"):
         if os.stat(f"/proc/{pid}/{link}").st_dev in devices:
             return True
-    mounts = {overlay.mount_id for overlay in overlays}
+    mounts = {number for overlay in overlays for number in overlay.mounts}
     return any(
         _mount_id(f"/proc/{pid}/fdinfo/{number}") in mounts
         for number in os.listdir(f"/proc/{pid}/fd")
