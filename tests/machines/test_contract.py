@@ -63,7 +63,7 @@ def test_bubblewrap_keeps_every_promise_for_an_ordinary_user() -> None:
         pytest.skip("no Python of this version can be run by an ordinary user here")
     with tempfile.TemporaryDirectory() as home:
         os.chown(home, ORDINARY_USER, ORDINARY_USER)
-        argv = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header"]
+        argv = [python, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
         result = subprocess.run(
             [*argv, f"--basetemp={home}/t", "-k", "BubblewrapBackend", __file__],
             user=ORDINARY_USER,
