@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
+import signal
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -34,6 +36,13 @@ MIB: Final = 1024 * 1024
 
 OPEN_FILES: Final = 65536
 """Descriptors that a process may have, where the host allows as many."""
+
+
+ORPHAN_SECONDS: Final = 5.0
+"""How long what a dead server left running may take to be gone."""
+
+ORPHAN_POLL: Final = 0.01
+"""Seconds between two looks at that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +120,13 @@ class BubblewrapBackend(Backend):
                 await self._forget(running)
             if self._store.machine(machine_id) is None:
                 return
-            if owner := self._store.holder(machine_id):
-                raise MachineError(f"Machine {machine_id} runs under process {owner}; ask there.")
-            with self._store.locked():
-                self._store.drop_machine(machine_id)
-                self._store.drop_garbage()
+            lock = await self._claim(machine_id)
+            try:
+                with self._store.locked():
+                    self._store.drop_machine(machine_id)
+                    self._store.drop_garbage()
+            finally:
+                os.close(lock)
         self._changing.pop(machine_id, None)
         await self._empty_trash()
 
@@ -214,10 +225,7 @@ class BubblewrapBackend(Backend):
 
     async def _start(self, record: MachineRecord) -> RunningMachine:
         root = await self._base()
-        lock = self._store.take(record.id)
-        if lock is None:
-            owner = self._store.holder(record.id)
-            raise MachineError(f"Machine {record.id} runs under process {owner}; ask there.")
+        lock = await self._claim(record.id)
         try:
             sandbox = await Sandbox.boot(self._plan(record, root, lock))
         except BaseException:
@@ -227,6 +235,25 @@ class BubblewrapBackend(Backend):
         running = RunningMachine(record, sandbox, lock, slots)
         self._running[record.id] = running
         return running
+
+    async def _claim(self, machine_id: str) -> int:
+        """Take a machine that does not run; what a dead server left running of it is killed.
+
+        Raises MachineError when another server runs it.
+        """
+        with anyio.move_on_after(ORPHAN_SECONDS):
+            while (lock := self._store.take(machine_id)) is None:
+                orphans = self._store.orphans(machine_id)
+                if not orphans:
+                    break
+                for pid in orphans:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                await anyio.sleep(ORPHAN_POLL)
+            else:
+                return lock
+        owner = self._store.holder(machine_id)
+        raise MachineError(f"Machine {machine_id} runs under process {owner}; ask there.")
 
     async def _base(self) -> rootfs.Rootfs:
         if self._rootfs is None:

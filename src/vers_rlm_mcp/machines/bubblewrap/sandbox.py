@@ -126,8 +126,9 @@ class Sandbox:
         return sandbox
 
     async def _set_up(self, plan: Plan, report: PipeReceiveStream, go: PipeSendStream) -> None:
-        self.pid = await _child_pid(report, self._complaint)
-        self.pid_descriptor = os.pidfd_open(self.pid)
+        with anyio.CancelScope(shield=True):  # Until we know it, we could not kill it.
+            self.pid = await _child_pid(report, self._complaint)
+            self.pid_descriptor = os.pidfd_open(self.pid)
         descriptors: list[int] = []
         try:
             if plan.mapped:

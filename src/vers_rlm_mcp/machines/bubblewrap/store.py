@@ -191,19 +191,28 @@ class Store:
             os.close(descriptor)
             return None
         os.ftruncate(descriptor, 0)
-        os.write(descriptor, b"%d" % os.getpid())
+        os.write(descriptor, _process_mark(os.getpid()).encode())
         return descriptor
 
     def holder(self, machine_id: str) -> str:
         """The process id of the server that has taken a machine; empty when none has."""
+        place = self.home(machine_id) / "lock"
         try:
-            with (self.home(machine_id) / "lock").open() as file:
+            with place.open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 return ""
         except BlockingIOError:
-            return (self.home(machine_id) / "lock").read_text() or "?"
+            return place.read_text().partition(" ")[0] or "?"
         except FileNotFoundError:
             return ""
+
+    def orphans(self, machine_id: str) -> list[int]:
+        """What still runs of a machine whose server has died; none while that is alive."""
+        place = self.home(machine_id) / "lock"
+        mark = place.read_text()
+        if mark and mark == _process_mark(int(mark.partition(" ")[0])):
+            return []
+        return [pid for pid in _processes() if _has_open(pid, str(place))]
 
     # Commits
 
@@ -265,6 +274,26 @@ def remove_tree(path: Path) -> None:
             else:
                 Path(entry.path).unlink()
         directory.rmdir()
+
+
+def _processes() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+
+
+def _process_mark(pid: int) -> str:
+    """A process id and when that process started, as ids are used again. Empty: it has ended."""
+    try:
+        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+    return f"{pid} {started}"
+
+
+def _has_open(pid: int, path: str) -> bool:
+    try:
+        return any(os.readlink(entry) == path for entry in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:  # Another user's, or it has ended.
+        return False
 
 
 def _is_name(text: str) -> bool:
