@@ -226,6 +226,11 @@ async def test_modules_written_into_the_working_directory_can_be_imported(repl: 
     assert "def f(): return 1 / 0" in error
 
 
+async def test_installed_packages_can_be_imported(repl: Repl) -> None:
+    code = "import site, sys\nset(site.getsitepackages()) & set(sys.path) != set()"
+    assert await repl.output(code) == "True\n"
+
+
 async def test_code_that_looks_itself_up_finds_the_cells(repl: Repl) -> None:
     output = await repl.output(
         "import inspect, pickle, dataclasses, typing\n"

@@ -42,7 +42,7 @@ def test_the_archive_holds_everything_as_source_and_as_bytecode() -> None:
         names = set(archive.namelist())
     modules = {name for name in names if name.endswith(".py")}
     assert {f"vers_rlm_kernel/guest/{path.name}" for path in SOURCES[1:]} <= modules
-    assert {"__main__.py", "vers_rlm_kernel/wire.py", "cloudpickle/cloudpickle.py"} <= modules
+    assert {"vers_rlm_kernel/wire.py", "cloudpickle/cloudpickle.py"} <= modules
     assert {f"{module}c" for module in modules} == names - modules
     assert name.startswith("kernel-")
 

@@ -6,6 +6,7 @@ import anyio
 import pytest
 from repl import Host, Repl, ended, is_running
 
+from vers_rlm_mcp.errors import InputError
 from vers_rlm_mcp.kernel import Kernel
 
 if TYPE_CHECKING:
@@ -130,15 +131,31 @@ async def test_cancelling_kills_a_cell_that_cannot_be_interrupted(repl: Repl) ->
     assert (result.output, result.lost) == ("1\n", ("x", "os", "pid"))
 
 
-async def test_cancelling_before_the_cell_has_begun_leaves_the_kernel_usable(repl: Repl) -> None:
-    for _ in range(20):
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            await repl("x = 1")
-    for delay in range(20):
-        with anyio.move_on_after(delay / 10_000):
-            await repl("import time; time.sleep(5)")
-    assert await repl.output("1") == "1\n"
+async def test_cancelling_before_the_cell_has_begun_costs_nothing(repl: Repl) -> None:
+    await repl.output("x = 1")
+    with anyio.fail_after(10):
+        for _ in range(20):
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await repl("x = 2")
+        for delay in range(20):
+            with anyio.move_on_after(delay / 10_000):
+                await repl("import time; time.sleep(5)")
+    assert await repl.output("x") == "1\n"
+
+
+async def test_cancelling_while_the_code_is_still_on_its_way_costs_nothing(repl: Repl) -> None:
+    await repl.output("x = 1\nimport threading, time")
+    with anyio.move_on_after(0.05):
+        await repl("time.sleep(5)\n" + "#" * 30_000_000)
+    assert await repl.output("x") == "1\n"
+
+
+async def test_code_too_large_to_send_is_refused(repl: Repl) -> None:
+    await repl.output("x = 1")
+    with pytest.raises(InputError, match="write it into a file"):
+        await repl("#" * 40_000_000)
+    assert await repl.output("x") == "1\n"
 
 
 @pytest.mark.parametrize(

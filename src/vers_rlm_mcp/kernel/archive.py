@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 _PACKAGE = "vers_rlm_kernel"
-_MAIN = f"from {_PACKAGE}.guest.attach import main\n\nmain()\n"
+ENTRY = f"import sys; sys.path[0] = sys.argv[1]; from {_PACKAGE}.guest.attach import main; main()"
+"""What Python is told to run, with the archive's path as first argument. To run the archive itself
+would take 5 ms more, and with the working directory on the path, files there could get in the way.
+"""
 _UNCHECKED = (1).to_bytes(4, "little")
 """Flags of a bytecode file that is valid for its source without a look at it (PEP 552)."""
 _PLAIN = 2
@@ -36,7 +39,6 @@ def guest_archive() -> tuple[str, bytes]:
 def _sources() -> dict[str, bytes]:
     kernel = resources.files(__name__.rpartition(".")[0])
     return {
-        "__main__.py": _MAIN.encode(),
         f"{_PACKAGE}/__init__.py": b"",
         f"{_PACKAGE}/wire.py": (kernel / "wire.py").read_bytes(),
         **_modules(kernel / "guest", f"{_PACKAGE}/guest"),

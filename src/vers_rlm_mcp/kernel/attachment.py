@@ -11,7 +11,7 @@ import anyio
 
 from vers_rlm_mcp.errors import KernelError, PathRefused, WireError
 
-from .archive import guest_archive
+from .archive import ENTRY, guest_archive
 from .wire import FROM_GUEST, Decoder, Frame, FrameError, encode
 
 if TYPE_CHECKING:
@@ -145,7 +145,9 @@ async def upload(machine: GuestMachine) -> str:
 async def start_program(machine: GuestMachine, directory: str, mode: Mode) -> GuestProcess:
     """Start the program that attaches to a kernel, having started it if need be."""
     name, _ = guest_archive()
-    argv = ["python3", f"{directory}/{name}", directory, VARIABLES, mode]
+    archive = f"{directory}/{name}"
+    # Without `site`, which the kernel makes up for when it is not waited for.
+    argv = ["python3", "-S", "-c", ENTRY, archive, directory, VARIABLES, mode]
     try:
         return await machine.spawn(argv)
     except PathRefused as error:

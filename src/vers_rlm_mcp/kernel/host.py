@@ -13,7 +13,7 @@ from .attachment import Attachment, Lost, Mode, start_program, upload
 from .base import CellResult
 from .messages import Refused, parse_answer, parse_carried, parse_ready, parse_variables
 from .run import CellRun, Output
-from .wire import PROTOCOL
+from .wire import MAX_PAYLOAD, PROTOCOL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -134,13 +134,18 @@ class Kernel:
         Raises `KernelBusy` while another cell runs, `WireError` when the guest breaks the
         protocol, and what the machine raises when the kernel cannot be reached any more.
         """
+        source = code.encode(errors="replace")
+        if len(source) > MAX_PAYLOAD:
+            raise InputError(
+                f"The code has {len(source)} bytes; write it into a file and run that."
+            )
         with self._exclusive():
             started = anyio.current_time()
             attachment = await self._attached()
             output = Output(self._output_limit, on_output)
             run = CellRun(attachment, self._next_request(), output)
             self._cells += 1
-            status, done, error = await self._perform(run, code, timeout, handler)
+            status, done, error = await self._perform(run, source, timeout, handler)
             if done:
                 self._names = done.names or self._names
             return CellResult(
@@ -193,11 +198,11 @@ class Kernel:
     # One cell.
 
     async def _perform(
-        self, run: CellRun, code: str, timeout: float, handler: Handler
+        self, run: CellRun, source: bytes, timeout: float, handler: Handler
     ) -> tuple[CellStatus, Done | None, str | None]:
         try:
             with anyio.move_on_after(timeout):
-                done = await run.perform(code.encode(errors="replace"), self._cells, handler)
+                done = await run.perform(source, self._cells, handler)
                 return done.status, done, done.error
             return await self._time_out(run, timeout)
         except Lost as lost:
@@ -245,12 +250,14 @@ class Kernel:
 
     async def _abandon(self, run: CellRun) -> None:
         """Stop a cell that nobody waits for any more; kill the kernel if it does not stop."""
+        if not run.begun:
+            return
         with anyio.move_on_after(CANCEL_SECONDS):
             try:
                 self._names = (await run.interrupt()).names
-                return
-            except (Lost, WireError):
-                pass
+            except Lost:
+                await self._attach()  # which interrupts it, too
+            return
         await self._kill(CANCEL_SECONDS)
 
     # Other requests.

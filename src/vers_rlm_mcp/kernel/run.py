@@ -80,6 +80,12 @@ class CellRun:
         self._calls: dict[int, int] = {}
         self._settled = anyio.Event()
         self._failure: Exception | None = None
+        self._sent = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether the kernel may have begun to run the cell."""
+        return self._sent or self._attachment.broken
 
     async def perform(self, code: bytes, cell: int, handler: Handler) -> Done:
         """Run `code`, answering its calls, until it is over. Raises `Lost` and `WireError`."""
@@ -87,6 +93,7 @@ class CellRun:
         async with anyio.create_task_group() as handlers:
             try:
                 await self._attachment.send("run", code, id=self._request, cell=cell)
+                self._sent = True
                 done = await self._until_done(handlers, handler)
             except Exception as error:  # noqa: BLE001 - raised below, free of an exception group
                 self._failure = self._failure or error

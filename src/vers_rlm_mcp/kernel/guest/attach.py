@@ -1,4 +1,4 @@
-"""The program that the host starts in the machine, as ``kernel.pyz DIRECTORY VARIABLES MODE``.
+"""The program that the host starts, with the arguments ARCHIVE, DIRECTORY, VARIABLES and MODE.
 
 It finds the kernel of this machine by its socket in DIRECTORY or starts one, passes its own
 standard input and output on to it, and then only waits: frames go straight from the kernel to the
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import struct
 import sys
 
@@ -31,13 +30,15 @@ UNKNOWN_END = 120
 KILL_SECONDS = 5.0
 """A killed process is gone at once, unless the system itself hangs."""
 
+_SIGKILL = 9  # `signal` is slow to import, and only needed here when things have gone wrong
+
 _CREDENTIALS = struct.Struct("3i")
 _DESCRIPTORS = struct.Struct("2i")
 
 
 def main() -> None:
     """Attach to the kernel (MODE `attach`), to a fresh one (`restart`), or only end it (`kill`)."""
-    directory, variables, mode = sys.argv[1:]
+    _, directory, variables, mode = sys.argv[1:]
     lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     # Through the descriptor, since the address of a Unix socket holds no more than 108 bytes.
@@ -72,7 +73,7 @@ def _kill(connection: socket) -> None:
     kernel: int = _CREDENTIALS.unpack(credentials)[0]
     for pid in [kernel, *_descendants(kernel)]:
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, _SIGKILL)
     connection.settimeout(KILL_SECONDS)
     with suppress(OSError):
         connection.recv(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import functools
 import os
 import stat
@@ -74,7 +74,7 @@ class Functions:
         if self._is_home:
             data = _read_regular(path)
         else:
-            data = base64.b64decode(self._calls.call("readFile", {"path": path}))
+            data = binascii.a2b_base64(self._calls.call("readFile", {"path": path}))
         if binary:
             return data
         try:
@@ -96,7 +96,7 @@ class Functions:
                 return file.write(content)
         if len(content) * 4 // 3 > MAX_PAYLOAD - 8192:
             raise ValueError(f"{len(content)} bytes are too many to send to another machine")
-        encoded = base64.b64encode(content).decode()
+        encoded = binascii.b2a_base64(content, newline=False).decode()
         return self._calls.call("writeFile", {"path": path, "base64": encoded})
 
     def vmSnapshot(self) -> Any:

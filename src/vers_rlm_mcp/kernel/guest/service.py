@@ -6,7 +6,6 @@ another thread, so that an interrupt or a reply gets through while a cell runs.
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import sys
@@ -63,6 +62,7 @@ class Kernel:
         self._running: _Request | None = None
         self._stopped: tuple[Attachment, int] | None = None
         self._interruptible = False
+        self._is_warm = False
         self._limit = DEFAULT_OUTPUT_LIMIT
         self._saving = False
         self._calls = Calls()
@@ -140,7 +140,9 @@ class Kernel:
         self._limit, self._saving = fields["limit"], fields["saving"]
         ready = {"protocol": PROTOCOL, "kernel": self.id, "cells": self.cells}
         self._send(request.host, "ready", ready, dump(self._names()))
-        _warm_up()
+        if not self._is_warm:
+            self._is_warm = True
+            _warm_up()
 
     def _run(self, request: _Request) -> None:
         host = request.host
@@ -263,12 +265,17 @@ def _main_namespace() -> dict[str, Any]:
     main = types.ModuleType("__main__")
     main.__dict__["__builtins__"] = __builtins__
     sys.modules["__main__"] = main
-    sys.path[0] = ""
     sys.argv = [""]
     return main.__dict__
 
 
 def _warm_up() -> None:
-    """Import what nearly every run needs, while the host has nothing to ask for."""
+    """Do what every run needs, but no host should wait for: before the first cell."""
+    import importlib
+    import site
+
+    sys.path.pop(0)  # the archive; the rest of it is found through the package
+    site.main()
+    sys.path.insert(0, "")
     for module in ("cells", "commands"):
-        importlib.import_module(f"{__package__}.{module}")
+        importlib.import_module(f".{module}", __package__)
