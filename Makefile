@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: demo test check format readme clean
+.PHONY: demo test bench check format readme clean
 
 demo: $(STAMP)
 	$(BIN)/vers-rlm-mcp demo
@@ -20,9 +20,16 @@ check: $(STAMP)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+bench: $(STAMP)
+	$(BIN)/python benchmarks/core.py
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The tables of settings in the README.
+readme: $(STAMP)
+	$(BIN)/python -m vers_rlm_mcp.settings README.md
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
