@@ -85,7 +85,7 @@ def test_bubblewrap_keeps_every_promise_for_an_ordinary_user() -> None:
 
 
 def test_every_check_is_collected_and_says_what_it_promises() -> None:
-    rooms = (checks.processes, checks.files, checks.lifecycle)
+    rooms = (checks.processes, checks.files, checks.lifecycle, checks.copies)
     defined = {value for room in rooms for value in vars(room).values() if isinstance(value, Check)}
     assert defined == set(CHECKS)
     assert all(check.promise.endswith(".") for check in CHECKS)

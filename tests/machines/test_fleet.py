@@ -14,6 +14,7 @@ import pytest
 
 from vers_rlm_mcp.errors import MachineError, UnknownHandle
 from vers_rlm_mcp.machines import Fleet, Ledger, Machine, MachineSpec, read_bytes
+from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
 from vers_rlm_mcp.machines.fake import FakeBackend, FakeMachine
 from vers_rlm_mcp.machines.fleet import SETTLE_SECONDS
 
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 KILLED_SERVER = """
 import anyio, pathlib, sys
 from vers_rlm_mcp.machines import Fleet, Ledger
-from vers_rlm_mcp.machines.fake import FakeBackend
+from vers_rlm_mcp.machines.{module} import {name}
 
-class Halfway(FakeBackend):
+class Halfway({name}):
     async def create(self, spec=None, *, labels=None):
         machine = await super().create(spec, labels=labels)
         print(machine.id, flush=True)
@@ -34,7 +35,7 @@ class Halfway(FakeBackend):
 
 async def main(directory):
     ledger = Ledger(directory / "ledger")
-    fleet = Fleet(FakeBackend(directory / "machines"), ledger, max_machines=10)
+    fleet = Fleet({name}(directory / "machines"), ledger, max_machines=10)
     plain = await fleet.create()
     kept = await fleet.create(keep=True)
     process = await plain.spawn(["sleep", "1000"])
@@ -236,18 +237,28 @@ async def test_a_sweep_leaves_machines_of_live_servers_and_strangers(
     other.close()
 
 
-async def test_machines_of_a_killed_server_are_swept(fleet: Fleet, tmp_path: Path) -> None:
-    argv = [sys.executable, "-c", KILLED_SERVER, str(tmp_path)]
+@pytest.mark.parametrize("kind", [FakeBackend, BubblewrapBackend])
+async def test_machines_of_a_killed_server_are_swept(
+    kind: type[FakeBackend | BubblewrapBackend], tmp_path: Path
+) -> None:
+    module = kind.__module__.removeprefix("vers_rlm_mcp.machines.")
+    source = KILLED_SERVER.format(module=module, name=kind.__name__)
+    argv = [sys.executable, "-c", source, str(tmp_path)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:  # noqa: ASYNC220 - ends here
         assert server.stdout
         plain, kept = server.stdout.readline().split()
         halfway = server.stdout.readline().strip()
-        assert await ids(fleet) == {plain, kept, halfway}
-        assert await fleet.sweep() == []
-        server.kill()
-    assert sorted(await fleet.sweep()) == sorted([plain, halfway])
-    assert await ids(fleet) == {kept}
-    assert await fleet.sweep() == []
+        with closing(Ledger(tmp_path / "ledger")) as ledger:
+            async with kind(tmp_path / "machines") as backend:
+                fleet = Fleet(backend, ledger, max_machines=4)
+                assert await ids(fleet) == {plain, kept, halfway}
+                assert await fleet.sweep() == []
+                server.kill()
+                server.wait(10)
+                assert sorted(await fleet.sweep()) == sorted([plain, halfway])
+                assert await ids(fleet) == {kept}
+                assert await fleet.sweep() == []
+                await fleet.delete(kept)
 
 
 async def test_unknown_machines_are_refused_by_name(fleet: Fleet) -> None:

@@ -6,9 +6,14 @@ backend; `doctor` runs them on the one at hand.
 
 from __future__ import annotations
 
-from . import files, lifecycle, processes
+from . import copies, files, lifecycle, processes
 from .lab import Check, CheckFailed, OpenBackend
 
-CHECKS: tuple[Check, ...] = (*processes.CHECKS, *files.CHECKS, *lifecycle.CHECKS)
+CHECKS: tuple[Check, ...] = (
+    *processes.CHECKS,
+    *files.CHECKS,
+    *lifecycle.CHECKS,
+    *copies.CHECKS,
+)
 
 __all__ = ["CHECKS", "Check", "CheckFailed", "OpenBackend"]
