@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import anyio
 from mcp_types import CallToolResult, TextContent
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import Callable
 
     from mcp import Client
 
@@ -27,7 +26,6 @@ def environment_in(home: Path) -> dict[str, str]:
         "PATH": os.environ["PATH"],
         "HOME": str(home),
         "VERS_RLM_STATE_DIR": str(home / "state"),
-        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
     }
 
 
@@ -60,15 +58,6 @@ async def eventually(condition: Callable[[], bool], within: float) -> None:
     with anyio.fail_after(within):
         while not condition():  # noqa: ASYNC110 - it is another process that changes it
             await anyio.sleep(POLL_SECONDS)
-
-
-@asynccontextmanager
-async def calling(client: Client, tool: str, **arguments: Any) -> AsyncGenerator[anyio.CancelScope]:
-    """A call under way, which is cancelled at the end."""
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lambda: client.call_tool(tool, arguments))
-        yield tasks.cancel_scope
-        tasks.cancel_scope.cancel()
 
 
 def script(path: Path, *replies: str) -> str:

@@ -68,18 +68,18 @@ def serve_http_process(environment: dict[str, str]) -> ServeHttp:
             env=environment | dict(env or {}),
             stdout=None,
         )
-        async with anyio.create_task_group() as tasks:
-            log = _Log(process)
-            try:
+        log = _Log(process)
+        try:
+            async with anyio.create_task_group() as tasks:
                 url = await log.url()
                 tasks.start_soon(log.drain)
                 yield HttpServer(process, url)
-            finally:
-                if process.returncode is None:
-                    process.kill()
-                with anyio.CancelScope(shield=True):
-                    await process.aclose()
                 tasks.cancel_scope.cancel()
+        finally:
+            if process.returncode is None:
+                process.kill()
+            with anyio.CancelScope(shield=True):
+                await process.aclose()
 
     return serve
 

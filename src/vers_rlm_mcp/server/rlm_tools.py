@@ -199,7 +199,7 @@ class RlmTools:
         ] = False,
         files: Annotated[
             list[str] | dict[str, str] | None,
-            Field(description="Host files to copy in: paths, or {name: path}"),
+            Field(description="Host files: paths, or {name: path}; a name may be a str input's"),
         ] = None,
         model: Annotated[str | None, Field(description="provider:model")] = None,
         subModel: str | None = None,
