@@ -8,6 +8,7 @@ import contextlib
 import os
 import resource
 import signal
+import subprocess
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -21,10 +22,21 @@ from vers_rlm_mcp.errors import BackendUnavailable, MachineError, UnknownHandle
 from ..base import Backend, Capabilities, Commit, MachineInfo, MachineSpec
 from ..handles import unknown_handle
 from . import identity, rootfs
+from .limits import Limits, controllers, mechanisms
 from .machine import BubblewrapMachine
+from .program import compiled_guest
 from .running import Frozen, RunningMachine
 from .sandbox import Plan, Sandbox
-from .store import BACKEND, COMMIT_PREFIX, MACHINE_PREFIX, CommitRecord, MachineRecord, Store, new_id
+from .store import (
+    BACKEND,
+    COMMIT_PREFIX,
+    MACHINE_PREFIX,
+    CommitRecord,
+    MachineRecord,
+    Store,
+    new_id,
+)
+from .syscalls import call_filter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,12 +77,14 @@ class BubblewrapBackend(Backend):
 
     def __init__(self, state_dir: Path, config: BubblewrapConfig | None = None) -> None:
         self.config = config or BubblewrapConfig()
+        self._controllers = controllers()
         self._mapped = identity.may_map_ids()
         self._store = Store(state_dir / BACKEND, identity.FIRST_ID if self._mapped else None)
         self._running: dict[str, RunningMachine] = {}
         self._changing: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         """Held while a machine is started or deleted, by its id."""
         self._rootfs: rootfs.Rootfs | None = None
+        self._program: Path | None = None
         self.capabilities = self._capabilities()
         self._store.open()
 
@@ -224,10 +238,10 @@ class BubblewrapBackend(Backend):
             raise
 
     async def _start(self, record: MachineRecord) -> RunningMachine:
-        root = await self._base()
+        root, program = await self._prepare()
         lock = await self._claim(record.id)
         try:
-            sandbox = await Sandbox.boot(self._plan(record, root, lock))
+            sandbox = await Sandbox.boot(self._plan(record, root, program, lock))
         except BaseException:
             os.close(lock)
             raise
@@ -255,17 +269,20 @@ class BubblewrapBackend(Backend):
         owner = self._store.holder(machine_id)
         raise MachineError(f"Machine {machine_id} runs under process {owner}; ask there.")
 
-    async def _base(self) -> rootfs.Rootfs:
-        if self._rootfs is None:
+    async def _prepare(self) -> tuple[rootfs.Rootfs, Path]:
+        """What every machine needs: its base, and the program of its PID 1."""
+        if self._rootfs is None or self._program is None:
             try:
-                self._rootfs = await to_thread.run_sync(
-                    lambda: rootfs.host_rootfs(self._store, mapped=self._mapped)
-                )
-            except OSError as error:
-                raise BackendUnavailable(f"The base cannot be prepared: {error}.") from error
-        return self._rootfs
+                self._rootfs = await to_thread.run_sync(self._make_rootfs)
+                self._program = await to_thread.run_sync(compiled_guest, self._store)
+            except (OSError, subprocess.SubprocessError) as error:
+                raise BackendUnavailable(f"Machines cannot be prepared: {error}.") from error
+        return self._rootfs, self._program
 
-    def _plan(self, record: MachineRecord, root: rootfs.Rootfs, lock: int) -> Plan:
+    def _make_rootfs(self) -> rootfs.Rootfs:
+        return rootfs.host_rootfs(self._store, mapped=self._mapped)
+
+    def _plan(self, record: MachineRecord, root: rootfs.Rootfs, program: Path, lock: int) -> Plan:
         spec = record.spec
         memory = (spec.mem_size_mib or self.config.mem_size_mib) * MIB
         disk = (spec.fs_size_mib or self.config.fs_size_mib) * MIB
@@ -277,14 +294,23 @@ class BubblewrapBackend(Backend):
             layers_root=self._store.layers,
             layers=record.layers,
             rootfs=root,
+            program=program,
             mapped=self._mapped,
             share_network=self.config.network == "host",
-            limits={
+            resources={
                 resource.RLIMIT_CORE: 0,
                 resource.RLIMIT_FSIZE: disk,
                 resource.RLIMIT_NOFILE: files,
             },
             shared_memory=memory // 4,
+            limits=Limits(
+                memory=memory,
+                processes=self.config.max_processes,
+                processors=spec.vcpu_count or self.config.vcpu_count,
+                disk=disk,
+            ),
+            controllers=self._controllers,
+            call_filter=call_filter(),
         )
 
     # Helpers
@@ -298,7 +324,7 @@ class BubblewrapBackend(Backend):
             fidelity="disk",
             root=self._mapped,
             network=self.config.network != "off",
-            limits={"disk": "file size"},
+            limits=mechanisms(self._controllers),
             notes=tuple(notes),
         )
 

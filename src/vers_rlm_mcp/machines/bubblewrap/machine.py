@@ -66,7 +66,12 @@ class BubblewrapMachine(Machine):
         directory = cwd or WORKSPACE
         what = f"start {argv[0]!r} in {directory!r}"
         variables = {**ENVIRONMENT, **self._running.environment, **(env or {})}
-        fields = [directory, str(len(argv)), *argv, *(part for pair in variables.items() for part in pair)]
+        fields = [
+            directory,
+            str(len(argv)),
+            *argv,
+            *(part for pair in variables.items() for part in pair),
+        ]
         with Pipes() as pipes:
             status, report = pipes.incoming(), pipes.incoming()
             streams = pipes.outgoing(), pipes.incoming(), pipes.incoming()
@@ -140,7 +145,9 @@ class BubblewrapMachine(Machine):
         sandbox = self._running.check()
         try:
             async with self._running.gate:
-                reply = await sandbox.request(operation, [os.fsencode(field) for field in fields], pipes.theirs)
+                reply = await sandbox.request(
+                    operation, [os.fsencode(field) for field in fields], pipes.theirs
+                )
         except OSError as error:
             raise translated(error, what) from error
         pipes.release()

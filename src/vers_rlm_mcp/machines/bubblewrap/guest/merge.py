@@ -33,7 +33,9 @@ def copy(source: str, target: str) -> None:
                     pending.append(pair)
                 else:
                     _copy_entry(*pair, links)
-    for here, there in reversed(made):  # Children first: adding an entry changes a directory's time.
+    for here, there in reversed(
+        made
+    ):  # Children first: adding an entry changes a directory's time.
         _copy_attributes(here, there, os.lstat(here))
 
 

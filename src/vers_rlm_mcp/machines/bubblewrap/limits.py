@@ -1,0 +1,174 @@
+"""Limits of a machine: through cgroups where they can be had, else by its own PID 1.
+
+A machine's cgroup is made beside the server's own (version 2, where a cgroup with processes has no
+limited children) or below it (version 1). Root may do that, and so may a user to whom systemd has
+delegated the parent. What no cgroup holds, PID 1 watches: it kills the largest process when the
+machine's memory is over its limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CGROUPS: Final = Path("/sys/fs/cgroup")
+PREFIX: Final = "vers-rlm-"
+
+CPU_PERIOD: Final = 100_000
+"""Microseconds over which processor time is shared out: the kernel's default."""
+
+REMOVE_TRIES: Final = 100
+REMOVE_POLL: Final = 0.01
+"""A cgroup can be removed once the kernel has noticed that its last process is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a machine may use."""
+
+    memory: int
+    """Bytes."""
+    processes: int
+    """Processes and threads."""
+    processors: int
+    disk: int
+    """Bytes that it may write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """How one resource is limited in a cgroup."""
+
+    resource: str
+    name: str
+    version: int
+    parent: Path
+    """The cgroup in which a machine's is made."""
+
+
+@dataclass(slots=True)
+class Cgroup:
+    """The cgroups of one machine: a directory for each hierarchy."""
+
+    held: frozenset[str] = frozenset()
+    """The resources that are limited."""
+    directories: list[Path] = field(default_factory=list[Path])
+
+    async def remove(self) -> None:
+        """Remove the directories, once the machine's processes are gone."""
+        for directory in self.directories:
+            for _ in range(REMOVE_TRIES):
+                try:
+                    directory.rmdir()
+                except FileNotFoundError:
+                    break
+                except OSError:
+                    await anyio.sleep(REMOVE_POLL)
+                else:
+                    break
+
+
+def controllers() -> tuple[Controller, ...]:
+    """The controllers under which this process can make cgroups, found by making one."""
+    found: list[Controller] = []
+    for controller in _candidates():
+        probe = controller.parent / f"{PREFIX}probe-{os.getpid()}-{random.getrandbits(32):x}"  # noqa: S311 - a name
+        try:
+            probe.mkdir()
+        except OSError:
+            continue
+        files = _settings(controller, Limits(1 << 30, 100, 1, 0))
+        if all(os.access(probe / name, os.W_OK) for name in files):
+            found.append(controller)
+        with contextlib.suppress(OSError):
+            probe.rmdir()
+    return tuple(found)
+
+
+def confine(name: str, pid: int, limits: Limits, available: tuple[Controller, ...]) -> Cgroup:
+    """Put a process, and so all that it starts, under limits as far as cgroups can hold them."""
+    cgroup = Cgroup()
+    held: set[str] = set()
+    for controller in available:
+        directory = controller.parent / f"{PREFIX}{name}"
+        try:
+            if directory not in cgroup.directories:
+                directory.mkdir(exist_ok=True)
+                cgroup.directories.append(directory)
+            for file, value in _settings(controller, limits).items():
+                (directory / file).write_text(value)
+            (directory / "cgroup.procs").write_text(str(pid))
+        except OSError:  # PID 1 watches instead, and what `info` says comes from `held`.
+            continue
+        held.add(controller.resource)
+    _prefer_processors(pid, limits.processors)
+    cgroup.held = frozenset(held)
+    return cgroup
+
+
+def mechanisms(available: tuple[Controller, ...]) -> Mapping[str, str]:
+    """How each limit is enforced, in words."""
+    words = {item.resource: f"cgroup v{item.version}" for item in available}
+    return {
+        "memory": words.get("memory", "watchdog: the largest process is killed"),
+        "processes": words.get("processes", "highest process id, on Linux 6.14 and newer"),
+        "cpu": words.get("cpu", "processor affinity, which programs may change"),
+        "disk": "watchdog: programs that write are stopped; no file larger than the limit",
+    }
+
+
+def _candidates() -> list[Controller]:
+    resources = {"memory": "memory", "pids": "processes", "cpu": "cpu"}
+    found: list[Controller] = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        if names == "":
+            parent = CGROUPS / path.strip("/")
+            parent = parent.parent if path != "/" else parent
+            enabled = _read(parent / "cgroup.subtree_control").split()
+            found += [Controller(resources[n], n, 2, parent) for n in resources if n in enabled]
+        for name in names.split(","):
+            if name in resources:
+                own = CGROUPS / name / path.strip("/")
+                parent = own if own.is_dir() else CGROUPS / name
+                found.append(Controller(resources[name], name, 1, parent))
+    return found
+
+
+def _settings(controller: Controller, limits: Limits) -> Mapping[str, str]:
+    """The files of a cgroup that hold a limit, and what to write there."""
+    quota = limits.processors * CPU_PERIOD
+    match controller.name, controller.version:
+        case "memory", 2:
+            return {"memory.max": str(limits.memory), "memory.swap.max": "0"}
+        case "memory", _:
+            return {"memory.limit_in_bytes": str(limits.memory)}
+        case "pids", _:
+            return {"pids.max": str(limits.processes)}
+        case "cpu", 2:
+            return {"cpu.max": f"{quota} {CPU_PERIOD}"}
+        case _:
+            return {"cpu.cfs_period_us": str(CPU_PERIOD), "cpu.cfs_quota_us": str(quota)}
+
+
+def _prefer_processors(pid: int, count: int) -> None:
+    """Let a machine see as many processors as it may use."""
+    ours = sorted(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(pid, random.sample(ours, min(count, len(ours))))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
