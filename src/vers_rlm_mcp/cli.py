@@ -7,17 +7,18 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import anyio
 from pydantic import ValidationError
 
 from vers_rlm_mcp import __version__
-from vers_rlm_mcp.errors import InputError, SettingsError, VersRlmError
-from vers_rlm_mcp.settings import Settings
+from vers_rlm_mcp.errors import SettingsError, UsageError, VersRlmError
+from vers_rlm_mcp.settings import Settings, flag, variable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from io import TextIOWrapper
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -30,8 +31,9 @@ DEFAULT_PORT = 8765
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its status."""
     options = _parser().parse_args(argv)
-    # Both signals end a command the same way: its task is cancelled, and so cleans up.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _end)
+    # A result is printed whatever is in it: lone surrogates, or letters the terminal has not.
+    cast("TextIOWrapper", sys.stdout).reconfigure(errors="backslashreplace")
     try:
         settings = _settings(options)
         logging.basicConfig(
@@ -42,30 +44,38 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(options.command(options, settings))
     except VersRlmError as error:
         print(f"vers-rlm-mcp: {error}", file=sys.stderr)
-        sys.exit(EXIT_USAGE if isinstance(error, SettingsError | InputError) else EXIT_FAILED)
+        sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
 
 
+def _end(*_: object) -> None:
+    """SIGTERM ends a command as Ctrl-C does: its task is cancelled, and so cleans up.
+
+    A second one does not cut the clean-up off, which is bounded by itself; Ctrl-C still does.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.raise_signal(signal.SIGINT)
+
+
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    _add_settings(common)
     parser = argparse.ArgumentParser(
         prog="vers-rlm-mcp",
-        parents=[common],
+        allow_abbrev=False,
         description="An MCP server that gives an AI agent a whole machine to think with. "
         "Without a command it speaks MCP on stdin and stdout.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.set_defaults(command=_serve_stdio)
+    _add_settings(parser, allow_dir="allow_dir_before")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def command(
         name: str, act: Callable[[argparse.Namespace, Settings], int], text: str
     ) -> argparse.ArgumentParser:
-        # Defaults stay with the outer parser, so that flags count before and after the command.
-        sub = commands.add_parser(name, parents=[common], help=text, description=text)
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(command=act)
+        _add_settings(sub, allow_dir="allow_dir")
         return sub
 
     _add_serve(command("serve", _serve, "Serve MCP over HTTP (or stdio)."))
@@ -74,16 +84,21 @@ def _parser() -> argparse.ArgumentParser:
     command("doctor", _doctor, "Try for real what is needed, and say what to do.")
     machines = command("machines", _machines, "List, delete or sweep machines.")
     machines.add_argument("action", choices=["list", "delete", "sweep"])
-    machines.add_argument("ids", nargs="*", metavar="ID", help="the machines to delete")
+    machines.add_argument("ids", nargs="*", metavar="ID", help="machines and commits to delete")
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
+def _add_settings(parser: argparse.ArgumentParser, *, allow_dir: str) -> None:
+    """Add a flag for each setting; without defaults, so that flags count before and after COMMAND.
+
+    The one that may be repeated needs a name of its own in either place, `allow_dir`.
+    """
     group = parser.add_argument_group("settings", "each also as VERS_RLM_… in the environment")
     for name, field in Settings.model_fields.items():
         if name == "allow_dir":
             group.add_argument(
-                "--allow-dir",
+                flag(name),
+                dest=allow_dir,
                 action="append",
                 type=Path,
                 default=argparse.SUPPRESS,
@@ -92,7 +107,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             )
         else:
             group.add_argument(
-                "--" + name.replace("_", "-"),
+                flag(name),
                 default=argparse.SUPPRESS,
                 metavar="VALUE",
                 help=(field.description or "").replace("%", "%%"),
@@ -103,9 +118,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--transport", choices=["http", "sse", "stdio"], default="http")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT)
-    for flag, what in (("--allowed-hosts", "Host"), ("--allowed-origins", "Origin")):
+    for name, what in (("--allowed-hosts", "Host"), ("--allowed-origins", "Origin")):
         parser.add_argument(
-            flag,
+            name,
             action="append",
             default=[],
             metavar="VALUE",
@@ -141,12 +156,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _settings(options: argparse.Namespace) -> Settings:
     given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
+    if before := getattr(options, "allow_dir_before", None):
+        given["allow_dir"] = [*before, *given.get("allow_dir", ())]
     try:
         return Settings(**given)
     except ValidationError as error:
         problems = [
-            f"--{'.'.join(map(str, e['loc'])).replace('_', '-')}: {e['msg']}"
+            f"{flag(name) if name in given else variable(name)}: {e['msg']}"
             for e in error.errors(include_url=False, include_input=False)
+            for name in [str(e["loc"][0])]
         ]
         raise SettingsError(
             "; ".join(problems) + ". `vers-rlm-mcp --help` lists every setting."

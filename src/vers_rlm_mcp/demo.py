@@ -40,7 +40,7 @@ TASK = (
 
 async def demo(settings: Settings) -> int:
     """Run the demonstration; 0 when it ended well and its machines are gone."""
-    environment, whose = _environment(settings)
+    environment, whose = await _environment(settings)
     _say(whose)
     server = StdioServerParameters(
         command=sys.executable, args=["-m", "vers_rlm_mcp"], env=environment
@@ -54,25 +54,25 @@ async def demo(settings: Settings) -> int:
         if result.is_error or result.structured_content is None:
             _say("", "The run failed:", *(getattr(part, "text", "") for part in result.content))
             return 1
-        machines = (await client.call_tool("vmList", {})).structured_content or {}
+        machines: dict[str, Any] = (await client.call_tool("vmList", {})).structured_content or {}
     return _report(result.structured_content, machines, seconds)
 
 
-def _environment(settings: Settings) -> tuple[dict[str, str], str]:
+async def _environment(settings: Settings) -> tuple[dict[str, str], str]:
     """What the server is started with, and the line that says who plays the model."""
-    environment = dict(os.environ)
-    environment["VERS_RLM_STATE_DIR"] = str(settings.state_dir)
+    environment = {**os.environ, **settings.environment()}
     try:
         model = open_model(settings.model)
     except ModelUnavailable:
         if settings.model is not None:
             raise
-        environment["VERS_RLM_MODEL"] = f"scripted:{SCRIPT}"
+        environment |= dict.fromkeys(("VERS_RLM_MODEL", "VERS_RLM_SUB_MODEL"), f"scripted:{SCRIPT}")
         return environment, (
             "The model's part is SCRIPTED, since no API key is set: its words were written "
             "beforehand, its code runs now, in a real machine. Set ANTHROPIC_API_KEY or "
             "OPENAI_API_KEY to see a model do it."
         )
+    await model.aclose()
     environment["VERS_RLM_MODEL"] = model.name
     return environment, f"The model is {model.name}."
 
@@ -89,8 +89,8 @@ def _report(answer: dict[str, Any], machines: dict[str, Any], seconds: float) ->
     _say("", "Outputs", json.dumps(outputs, indent=2, ensure_ascii=False), "")
     _say(
         f"{answer['status']} after {answer['steps']} steps in {seconds:.1f} s on "
-        f"{machine['backend']} (isolation: {machine['isolation']}, fidelity: {machine['fidelity']}), "
-        f"{used['sub_calls']} sub-calls, {used['tokens']:,} tokens.",
+        f"{machine['backend']} (isolation: {machine['isolation']}, fidelity: "
+        f"{machine['fidelity']}), {used['sub_calls']} sub-calls, {used['tokens']:,} tokens.",
         f"Machines left behind: {', '.join(left) if left else 'none'}.",
     )
     well = answer["status"] == "finished" and outputs.get("original_untouched") is True

@@ -1,18 +1,40 @@
 """Every setting, once: its name, meaning, default and environment variable.
 
-A setting comes from a command-line flag, else from the environment, else from its default. The
-table in the README is made from this class (`python -m vers_rlm_mcp.settings`). Keys of model
-providers are not here: they stay in the environment, where only the provider's SDK reads them.
+A setting comes from a command-line flag, else from the environment, else from its default. Keys
+of model providers are not here: they stay in the environment, where only the provider's SDK reads
+them.
+
+The tables in the README are made from this module: `python -m vers_rlm_mcp.settings` prints them,
+and with the name of a file writes them there, between the lines that mark their place.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+
+PREFIX = "VERS_RLM_"
+"""What the environment variables of the settings begin with."""
+
+PROVIDER_VARIABLES = {
+    "ANTHROPIC_API_KEY": "The key for `anthropic:` models.",
+    "ANTHROPIC_BASE_URL": "Another address for them, e.g. of a proxy.",
+    "OPENAI_API_KEY": "The key for `openai:` models.",
+    "OPENAI_BASE_URL": "The address of another OpenAI-compatible server; it may need no key.",
+}
+"""What the SDKs of model providers read from the environment themselves."""
+
+MARKS = ("<!-- settings -->\n", "<!-- /settings -->\n")
+"""The lines of the README between which the tables stand."""
 
 
 def default_state_dir() -> Path:
@@ -24,7 +46,9 @@ def default_state_dir() -> Path:
 class Settings(BaseSettings):
     """The settings of the server and the command line."""
 
-    model_config = SettingsConfigDict(env_prefix="VERS_RLM_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True
+    )
 
     backend: Literal["auto", "bubblewrap"] = Field(
         "auto", description="Where machines come from. `auto` takes the best that works here."
@@ -40,7 +64,8 @@ class Settings(BaseSettings):
     )
     state_dir: Path = Field(
         default_factory=default_state_dir,
-        description="The directory under which everything durable lies.",
+        description="The directory under which everything durable lies. By default in "
+        "`$XDG_STATE_HOME`, where that is set.",
     )
     allow_dir: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),
@@ -80,3 +105,62 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(Path(part) for part in value.split(os.pathsep) if part)
         return value
+
+    def environment(self) -> dict[str, str]:
+        """The settings that were made, by flag or environment, as variables for a child process."""
+        values = {name: getattr(self, name) for name in self.model_fields_set}
+        values["allow_dir"] = os.pathsep.join(map(str, self.allow_dir))
+        return {variable(name): str(value) for name, value in values.items() if value is not None}
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
+def markdown() -> str:
+    """The tables for the README."""
+    settings = [
+        f"| `{variable(name)}` | `{flag(name)}` | {_default(field)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    providers = [f"| `{name}` | {meaning} |" for name, meaning in PROVIDER_VARIABLES.items()]
+    return "\n".join(
+        [
+            "| environment variable | flag | default | meaning |",
+            "|---|---|---|---|",
+            *settings,
+            "",
+            "| providers' own variables | meaning |",
+            "|---|---|",
+            *providers,
+            "",
+        ]
+    )
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default_factory:
+        return "`~/.local/state/vers-rlm-mcp`"
+    return f"`{field.default}`" if field.default not in (None, ()) else ""
+
+
+def write_tables(path: Path) -> None:
+    """Put the tables into a file, in place of what stands between the marks."""
+    before, opening, rest = path.read_text().partition(MARKS[0])
+    _, closing, after = rest.partition(MARKS[1])
+    if not (opening and closing):
+        sys.exit(f"{path} has no lines {' and '.join(map(repr, MARKS))}.")
+    path.write_text(f"{before}{opening}\n{markdown()}\n{closing}{after}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        write_tables(Path(sys.argv[1]))
+    else:
+        print(markdown(), end="")  # noqa: T201 - what it is run for

@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from vers_rlm_mcp import rlm, runs
-from vers_rlm_mcp.errors import InputError
+from vers_rlm_mcp.errors import InputError, PathRefused
 from vers_rlm_mcp.models import open_model
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pydantic import JsonValue
 
+    from vers_rlm_mcp.machines import Fleet
     from vers_rlm_mcp.models import Model
     from vers_rlm_mcp.settings import Settings
 
@@ -35,6 +35,9 @@ PARTIAL = 3
 LINE_CHARS = 100
 """Characters of a running cell's last line that the status shows."""
 
+CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}")
+"""What could give orders to the terminal: all control characters but newlines and tabs."""
+
 
 async def run_in_terminal(options: argparse.Namespace, settings: Settings) -> int:
     """Run one task, with live progress; 0 when all outputs are there."""
@@ -43,30 +46,20 @@ async def run_in_terminal(options: argparse.Namespace, settings: Settings) -> in
     async with AsyncExitStack() as stack:
         model = await _opened(stack, settings.model)
         sub_model = await _opened(stack, settings.sub_model or settings.model)
-        named = {**files, **{path.name: str(path) for path in options.file}}
         # Whoever types the command may read what they name.
-        opened = stack.enter_context(runs.opened_files(named, [Path("/")]))
+        opened = stack.enter_context(runs.opened_files(_named(files, options.file), [Path("/")]))
         fleet = await stack.enter_async_context(runs.open_fleet(settings))
         await fleet.sweep()
         status = stack.enter_context(progress.status("Creating a machine"))
 
         def show(event: rlm.Event) -> None:
             if doing := _doing(event):
-                status.update(Text(doing))
+                status.update(_safe(doing))
             if line := rlm.narrate(event):
-                progress.print(Text(line))
+                _say(progress, line)
 
         result = await runs.run(
-            runs.RunRequest(
-                signature=options.signature,
-                inputs=inputs,
-                instructions=options.instructions,
-                max_iterations=options.max_iterations,
-                max_llm_calls=options.max_llm_calls,
-                machine_id=options.vm_id,
-                keep_machine=options.keep_vm,
-                files=opened,
-            ),
+            _request(options, inputs, opened),
             fleet=fleet,
             model=model,
             sub_model=sub_model,
@@ -80,19 +73,28 @@ async def run_in_terminal(options: argparse.Namespace, settings: Settings) -> in
 
 async def machines(action: str, ids: Sequence[str], settings: Settings) -> int:
     """List machines and commits, delete the given ones, or sweep those of dead servers."""
+    if (action == "delete") != bool(ids):
+        raise InputError(
+            "Name the machines and commits to delete; `machines list` shows them."
+            if action == "delete"
+            else f"`machines {action}` takes no ids."
+        )
     async with runs.open_fleet(settings) as fleet:
         if action == "delete":
-            if not ids:
-                raise InputError("Name the machines to delete; `machines list` shows them.")
-            for machine_id in ids:
-                await fleet.delete(machine_id)
-                print(f"deleted {machine_id}")  # noqa: T201 - the result
+            await _delete(fleet, ids)
         elif action == "sweep":
             swept = await fleet.sweep()
             print(f"deleted {', '.join(swept)}" if swept else "nothing to sweep")  # noqa: T201
         else:
-            _print_machines(await runs.inventory(fleet))
+            print(_as_table(await runs.inventory(fleet)))  # noqa: T201 - the result
     return 0
+
+
+async def _delete(fleet: Fleet, ids: Sequence[str]) -> None:
+    commits = {commit.id for commit in await fleet.commits()}
+    for item in ids:
+        await (fleet.delete_commit(item) if item in commits else fleet.delete(item))
+        print(f"deleted {item}")  # noqa: T201 - the result
 
 
 async def _opened(stack: AsyncExitStack, name: str | None) -> Model:
@@ -101,26 +103,54 @@ async def _opened(stack: AsyncExitStack, name: str | None) -> Model:
     return model
 
 
+def _request(
+    options: argparse.Namespace, inputs: Mapping[str, JsonValue], files: Mapping[str, Path]
+) -> runs.RunRequest:
+    return runs.RunRequest(
+        signature=options.signature,
+        inputs=inputs,
+        instructions=options.instructions,
+        max_iterations=options.max_iterations,
+        max_llm_calls=options.max_llm_calls,
+        machine_id=options.vm_id,
+        keep_machine=options.keep_vm,
+        files=files,
+    )
+
+
 def _inputs(
     given: Sequence[str], signature: rlm.Signature
-) -> tuple[dict[str, JsonValue], dict[str, str]]:
-    """Inputs by name: values, and the paths of those that are given as ``NAME=@PATH``."""
-    texts = {field.name for field in signature.inputs if field.type.check(field.name, "")[1] == []}
+) -> tuple[dict[str, JsonValue], dict[str, Path]]:
+    """Inputs by name: values, and the paths of texts that are given as ``NAME=@PATH``."""
+    types = {field.name: field.type for field in signature.inputs}
     values: dict[str, JsonValue] = {}
-    files: dict[str, str] = {}
+    files: dict[str, Path] = {}
     for item in given:
         name, equals, value = item.partition("=")
         if not equals:
             raise InputError(f"--input {item!r}: write NAME=VALUE, or NAME=@PATH for a file.")
+        if name not in types:
+            names = ", ".join(types) or "none"
+            raise InputError(f"--input {name}: the signature has no such input, only: {names}.")
         if name in values or name in files:
             raise InputError(f"--input {name} is given twice.")
-        if value.startswith("@") and name in texts:
-            files[name] = value[1:]
-        elif value.startswith("@"):
-            values[name] = _parsed(name, Path(value[1:]).read_text())
+        is_text = not types[name].check(name, "")[1]
+        if is_text and value.startswith("@"):
+            files[name] = Path(value[1:])
+        elif is_text:
+            values[name] = value
         else:
-            values[name] = value if name in texts else _parsed(name, value)
+            values[name] = _parsed(name, _content(value[1:]) if value.startswith("@") else value)
     return values, files
+
+
+def _content(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise PathRefused(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise PathRefused(f"{path} cannot be read as text: {error}.") from None
 
 
 def _parsed(name: str, text: str) -> JsonValue:
@@ -131,6 +161,19 @@ def _parsed(name: str, text: str) -> JsonValue:
             f"--input {name}: the signature wants no text here, and {text[:80]!r} is not JSON "
             f"({error})."
         ) from None
+
+
+def _named(inputs: Mapping[str, Path], files: Sequence[Path]) -> dict[str, str]:
+    """The files by their names in the machine; those of inputs have the names of these."""
+    named = {name: str(path) for name, path in inputs.items()}
+    for path in files:
+        if path.name in named:
+            raise InputError(
+                f"{named[path.name]} and {path} would both be called {path.name!r} in the machine; "
+                "rename one."
+            )
+        named[path.name] = str(path)
+    return named
 
 
 def _doing(event: rlm.Event) -> str | None:
@@ -144,20 +187,28 @@ def _doing(event: rlm.Event) -> str | None:
     return None
 
 
+def _safe(text: str) -> Text:
+    """Text from a model or a machine, as the terminal may see it."""
+    return Text(text.translate(CONTROLS))
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(_safe(text), soft_wrap=True)
+
+
 def _print_remarks(console: Console, result: runs.RunResult) -> None:
     used = result.usage
     money = "" if used.usd is None else f", {used.usd:.4f} USD"
-    console.print(
-        Text(
-            f"{result.run_id}: {result.status} after {len(result.steps)} steps in "
-            f"{result.seconds:.1f} s, {used.tokens:,} tokens{money}, {result.sub_calls} sub-calls. "
-            f"{result.reason}\nMachine {result.machine_id} "
-            f"{'is kept' if result.kept else 'was deleted'} ({result.backend}, isolation "
-            f"{result.isolation}, fidelity {result.fidelity})."
-        )
+    _say(
+        console,
+        f"{result.run_id}: {result.status} after {len(result.steps)} steps in "
+        f"{result.seconds:.1f} s, {used.tokens:,} tokens{money}, {result.sub_calls} sub-calls. "
+        f"{result.reason}\nMachine {result.machine_id} "
+        f"{'is kept' if result.kept else 'was deleted'} ({result.backend}, isolation "
+        f"{result.isolation}, fidelity {result.fidelity}).",
     )
     for warning in result.warnings:
-        console.print(Text(f"Warning: {warning}"))
+        _say(console, f"Warning: {warning}")
 
 
 def _as_json(result: runs.RunResult) -> str:
@@ -171,9 +222,13 @@ def _as_text(result: runs.RunResult) -> str:
     )
 
 
-def _print_machines(items: Sequence[runs.Item]) -> None:
-    table = Table("ID", "AGE", "STATE", "FROM", "RUN", box=None)
+def _as_table(items: Sequence[runs.Item]) -> str:
+    if not items:
+        return "no machines and no commits"
+    rows = [("ID", "AGE", "STATE", "FROM", "RUN")]
     for item in items:
         age = f"{(time.time() - item.created_at) / 60:.0f} min"
-        table.add_row(item.id, age, item.state, item.parent or "-", item.run or "-")
-    Console().print(table if items else "no machines and no commits")
+        rows.append((item.id, age, item.state, item.parent or "-", item.run or "-"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(lines)

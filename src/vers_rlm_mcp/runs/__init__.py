@@ -6,9 +6,10 @@ Knows models, kernels, machines and the engine; knows nothing of MCP or of termi
 from __future__ import annotations
 
 from .calls import lost_variables, not_carried, run_cell
-from .driver import RunRequest, RunResult, run
+from .driver import run
 from .files import opened_files
 from .fleets import Item, inventory, open_backend, open_fleet
+from .request import RunRequest, RunResult
 from .workbench import Branches, Snapshot, Workbench
 
 __all__ = [

@@ -43,6 +43,7 @@ KILLED = 128
 """What a shell adds to a signal's number to make it an exit code."""
 
 Text = Annotated[str, Field(max_length=SUB_CALL_MAX_CHARS)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class MachineCalls:
@@ -90,7 +91,7 @@ class MachineCalls:
             "currentVmId": self.current_vm_id,
         }
 
-    async def exec(self, command: str, timeout: float | None = None) -> JsonValue:
+    async def exec(self, command: str, timeout: Seconds | None = None) -> JsonValue:
         """Run a command on the current machine, which is not the kernel's own."""
         result = await self._bench.exec(command, timeout=timeout, limit=OUTPUT_BYTES)
         status = result.status
@@ -156,23 +157,27 @@ async def run_cell(
 
     Returns:
         What became of the cell, and whole sentences on what else the caller should know.
+
+    Raises:
+        KernelBusy: Another cell is running there.
     """
     machine = await bench.machine(machine_id)
     if machine.id != bench.current:
         bench = bench.at(machine.id)
-    kernel = bench.home = await bench.kernel(machine.id)
-    await kernel.set_current(machine.id)
     calls = MachineCalls(bench)
-    result = await kernel.run(code, timeout=timeout, handler=calls, on_output=on_output)
+    with bench.in_cell(machine.id):
+        kernel = bench.home = await bench.kernel(machine.id)
+        await kernel.set_current(machine.id)
+        result = await kernel.run(code, timeout=timeout, handler=calls, on_output=on_output)
     return result, (*lost_variables(result), *calls.take_notes())
 
 
-def not_carried(carried: Carried | None) -> Sequence[str]:
+def not_carried(carried: Carried | None, where: str = "the copy") -> Sequence[str]:
     """What to say of variables that a copy of a machine does not have."""
     if carried is None or not carried.lost:
         return ()
     named = "; ".join(f"{name} ({reason})" for name, reason in carried.lost.items())
-    return (f"A kernel started in the copy will not have these variables: {named}.",)
+    return (f"A kernel started in {where} will not have these variables: {named}.",)
 
 
 def lost_variables(result: CellResult) -> Sequence[str]:

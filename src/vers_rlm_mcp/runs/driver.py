@@ -8,85 +8,44 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, field
+from itertools import count
 from math import inf
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING
 
 import anyio
-from pydantic import JsonValue
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import (
     BudgetExceeded,
-    InputError,
+    KernelError,
     MachineError,
     ModelError,
     ModelUnavailable,
+    UsageError,
 )
 
-from .calls import RunCalls, lost_variables
+from .calls import RunCalls, lost_variables, not_carried
 from .inputs import bring_in, check_inputs
 from .record import Journal
+from .request import RunRequest, RunResult, check_limits, check_prices, limits
 from .workbench import Workbench
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from pydantic import JsonValue
 
     from vers_rlm_mcp.machines import Fleet, Machine, MachineSpec
-    from vers_rlm_mcp.messages import Usage
     from vers_rlm_mcp.models import Model
     from vers_rlm_mcp.settings import Settings
 
 LET_GO_SECONDS = 2.0
 """What closing connections to kernels may take; deleting the machines ends them anyway."""
 
-N = TypeVar("N", int, float)
-
-
-@dataclass(frozen=True, slots=True)
-class RunRequest:
-    """What a run is asked to do; see the tool `vers_rlm` for the meaning of each part."""
-
-    signature: str
-    inputs: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
-    instructions: str | None = None
-    max_iterations: int = rlm.MAX_ITERATIONS
-    max_llm_calls: int = rlm.MAX_SUB_CALLS
-    machine_id: str | None = None
-    """Work on this machine; it is not deleted. None makes one."""
-    spec: MachineSpec | None = None
-    keep_machine: bool = False
-    """Keep the machine that is current at the end."""
-    files: Mapping[str, Path] = field(default_factory=dict[str, Path])
-    """Names in the machine to host paths that the user may read. A file whose name is that of a
-    text input of the signature becomes that input's value."""
-    max_seconds: float | None = None
-    max_tokens: int | None = None
-    max_usd: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """What came of a run."""
-
-    run_id: str
-    status: Literal["finished", "extracted", "partial"]
-    outputs: Mapping[str, JsonValue]
-    steps: tuple[rlm.Step, ...]
-    reason: str
-    """A whole sentence: why it ended."""
-    final_reasoning: str
-    machine_id: str
-    kept: bool
-    backend: str
-    isolation: str
-    fidelity: str
-    usage: Usage
-    """Of the whole run, sub-calls included."""
-    sub_calls: int
-    seconds: float
-    warnings: tuple[str, ...] = ()
+OUTPUT_PIECES = 5_000
+"""Pieces of a cell's output that are published as they come. A kernel sends some 200 a second at
+most; a guest that makes them smaller must not fill the journal."""
 
 
 async def run(
@@ -103,13 +62,17 @@ async def run(
     Events reach `on_event` as they happen; it must not block. Cancelling ends the run at once.
 
     Raises:
-        UsageError: The request does not make sense; no machine was made for it.
-        MachineError: No machine could be made, or it was lost.
+        UsageError: The request does not make sense; no machine was made for it, unless it took
+            the machine to see that.
+        MachineError: No machine could be made or made ready. One that is lost later ends the run
+            with what there is.
+        KernelError: The same for the kernel.
         ModelUnavailable: The first call showed that the model cannot be used.
     """
     signature = rlm.Signature.parse(request.signature)
+    check_limits(request)
     inputs = check_inputs(signature, request.inputs, request.files)
-    _check_prices(_limits(request, settings), (model, sub_model))
+    check_prices(limits(request, settings), (model, sub_model))
     run_id = f"run-{secrets.token_hex(8)}"
     with Journal(settings.state_dir / "runs" / run_id) as journal:
 
@@ -140,25 +103,25 @@ class _Driver:
         self._model = model
         self._settings = settings
         self._publish = publish
-        self._limits = _limits(request, settings)
+        self._limits = limits(request, settings)
         self._started = time.monotonic()
         self._budget = rlm.Budget(self._limits, now=self._started)
         self._bench = Workbench(fleet, settings, run=run_id, on_event=publish)
         self._calls = RunCalls(self._bench, sub_model, self._budget, publish)
         self._sub_model = sub_model.name
+        self._warnings: list[str] = []
 
     async def perform(
         self, signature: rlm.Signature, inputs: Mapping[str, JsonValue | Path]
     ) -> RunResult:
         """The whole run, clean-up included."""
-        warnings: list[str] = []
         try:
             try:
                 task = await self._set_up(signature, inputs)
                 outcome = await self._drive(task)
                 machine, kept = await self._keep()
             finally:
-                warnings += await self._clean_up()
+                await self._clean_up()
         except BaseException as error:
             self._publish(self._broken_off(error))
             raise
@@ -177,7 +140,7 @@ class _Driver:
             self._budget.usage,
             self._calls.sub_calls,
             self._seconds(),
-            tuple(warnings),
+            tuple(self._warnings),
         )
         self._publish(_finished(result))
         return result
@@ -246,7 +209,7 @@ class _Driver:
                 if isinstance(asked, rlm.CallModel):
                     return await self._call_model(asked)
                 return await self._run_cell(asked)
-            except BudgetExceeded as error:
+            except (BudgetExceeded, KernelError, MachineError) as error:
                 return rlm.Stop(str(error))
         return rlm.Stop(f"The run's time limit of {self._limits.seconds:g} s was reached.")
 
@@ -274,11 +237,17 @@ class _Driver:
         self._calls.step = asked.step
         kernel = self._bench.home
         assert kernel
+        pieces = count()
+
+        def publish(text: str) -> None:
+            if next(pieces) < OUTPUT_PIECES:
+                self._publish(rlm.CellOutput(asked.step, text))
+
         result = await kernel.run(
             asked.code,
             timeout=self._settings.cell_timeout,
             handler=self._calls,
-            on_output=lambda text: self._publish(rlm.CellOutput(asked.step, text)),
+            on_output=publish,
         )
         final = result.final and rlm.FinalCall(result.final.args, result.final.kwargs)
         return rlm.CellReply(
@@ -297,16 +266,25 @@ class _Driver:
     async def _keep(self) -> tuple[Machine, bool]:
         """The machine that is current at the end, and whether it will still be there."""
         machine = await self._bench.machine()
-        made_here = machine.id != self._request.machine_id
-        if made_here and self._request.keep_machine:
-            await self._bench.save_variables(machine)
+        if machine.id == self._request.machine_id or not self._request.keep_machine:
+            return machine, machine.id == self._request.machine_id
+        # Whatever happens now, what the run has found out must not be lost with its machine.
+        try:
             await self._fleet.keep(machine.id)
-        return machine, self._request.keep_machine or not made_here
+        except (MachineError, UsageError) as error:
+            self._warnings.append(f"The machine could not be kept: {error}")
+            return machine, False
+        try:
+            carried = await self._bench.save_variables(machine)
+            self._warnings += not_carried(carried, "the kept machine")
+        except (KernelError, MachineError) as error:
+            self._warnings.append(f"The variables could not be saved: {error}")
+        return machine, True
 
-    async def _clean_up(self) -> Sequence[str]:
+    async def _clean_up(self) -> None:
         with anyio.move_on_after(LET_GO_SECONDS, shield=True):
             await self._bench.aclose()
-        return await self._fleet.release_run(self._id)  # shielded and bounded by itself
+        self._warnings += await self._fleet.release_run(self._id)  # shielded and bounded by itself
 
     def _deadline(self) -> float:
         """The end of the run's time, on the event loop's clock."""
@@ -327,32 +305,6 @@ class _Driver:
             self._budget.usage,
             self._seconds(),
         )
-
-
-def _check_prices(limits: rlm.Limits, models: Sequence[Model]) -> None:
-    unknown = sorted({model.name for model in models if model.price is None})
-    if limits.usd is not None and unknown:
-        raise InputError(
-            f"A limit of {limits.usd:g} USD cannot be held, since the price of "
-            f"{' and '.join(unknown)} is not known. Limit the tokens instead, or choose a model "
-            "with a known price."
-        )
-
-
-def _limits(request: RunRequest, settings: Settings) -> rlm.Limits:
-    """What a run may use: what it asks for, within what the settings allow."""
-    return rlm.Limits(
-        iterations=request.max_iterations,
-        sub_calls=request.max_llm_calls,
-        tokens=_lower(request.max_tokens, settings.max_tokens),
-        usd=_lower(request.max_usd, settings.max_usd),
-        seconds=_lower(request.max_seconds, settings.max_seconds),
-        machines=settings.max_machines,
-    )
-
-
-def _lower(asked: N | None, allowed: N | None) -> N | None:
-    return asked if allowed is None else allowed if asked is None else min(asked, allowed)
 
 
 def _facts(machine: Machine, spec: MachineSpec, settings: Settings) -> rlm.MachineFacts:

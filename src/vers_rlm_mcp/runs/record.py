@@ -38,8 +38,13 @@ class Journal:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._values = directory / "values"
-        self._values.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._file = (directory / "events.jsonl").open("a", encoding="utf-8")
+        # Inputs, code and answers are the user's alone.
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._values.mkdir(exist_ok=True, mode=0o700)
+        # A lone surrogate, which UTF-8 has no bytes for, becomes its escape in JSON.
+        self._file = (directory / "events.jsonl").open(
+            "a", encoding="utf-8", errors="backslashreplace"
+        )
 
     def append(self, event: Mapping[str, JsonValue]) -> None:
         """Write one event."""

@@ -7,6 +7,7 @@ A run has a workbench of its own, a stdio server one for its client.
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -28,7 +29,7 @@ from vers_rlm_mcp.machines import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from vers_rlm_mcp.settings import Settings
 
@@ -79,20 +80,20 @@ class Workbench:
         self._publish = on_event
         self._machines: dict[str, Machine] = {}
         self._kernels: dict[str, Kernel] = {}
-        self._making = anyio.Lock()
+        self._in_cells: set[str] = set()
+        self._finding = anyio.Lock()
         self._connecting = anyio.Lock()
 
     async def machine(self, machine_id: str | None = None) -> Machine:
         """The machine with this id, else the current one, else a new one that becomes current."""
-        machine_id = machine_id or self.current
-        if machine_id is None:
-            async with self._making:
-                if self.current is None:
-                    await self.create()
-            return await self.machine()
-        if machine_id not in self._machines:
-            self._machines[machine_id] = await self._fleet.attach(machine_id)
-        return self._machines[machine_id]
+        if known := self._machines.get(machine_id or self.current or ""):
+            return known
+        # One call at a time makes or attaches; the others find what it left.
+        async with self._finding:
+            machine_id = machine_id or self.current or (await self.create()).id
+            if machine_id not in self._machines:
+                self._machines[machine_id] = await self._fleet.attach(machine_id)
+            return self._machines[machine_id]
 
     def at(self, machine_id: str) -> Workbench:
         """A workbench that shares this one's machines, with a current machine of its own."""
@@ -206,6 +207,20 @@ class Workbench:
                 )
                 self._kernels[machine.id] = kernel
         return kernel
+
+    @contextmanager
+    def in_cell(self, machine_id: str) -> Generator[None]:
+        """While a cell runs in a machine's kernel. Raises `KernelBusy` when one does already."""
+        if machine_id in self._in_cells:
+            raise KernelBusy(
+                f"A cell is running in the kernel of machine {machine_id}; wait until it is over, "
+                "or use another machine."
+            )
+        self._in_cells.add(machine_id)
+        try:
+            yield
+        finally:
+            self._in_cells.discard(machine_id)
 
     async def save_variables(self, machine: Machine) -> Carried | None:
         """Save the variables of a machine's kernel in its files, where its copies need that."""

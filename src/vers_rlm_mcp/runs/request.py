@@ -1,0 +1,112 @@
+"""What a run is asked to do, within which limits, and what comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from pydantic import JsonValue
+
+from vers_rlm_mcp import rlm
+from vers_rlm_mcp.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vers_rlm_mcp.machines import MachineSpec
+    from vers_rlm_mcp.messages import Usage
+    from vers_rlm_mcp.models import Model
+    from vers_rlm_mcp.settings import Settings
+
+N = TypeVar("N", int, float)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What a run is asked to do; see the tool `vers_rlm` for the meaning of each part."""
+
+    signature: str
+    inputs: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+    instructions: str | None = None
+    max_iterations: int = rlm.MAX_ITERATIONS
+    max_llm_calls: int = rlm.MAX_SUB_CALLS
+    machine_id: str | None = None
+    """Work on this machine; it is not deleted. None makes one."""
+    spec: MachineSpec | None = None
+    keep_machine: bool = False
+    """Keep the machine that is current at the end."""
+    files: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    """Names in the machine to host paths that the user may read. A file whose name is that of a
+    text input of the signature becomes that input's value."""
+    max_seconds: float | None = None
+    max_tokens: int | None = None
+    max_usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What came of a run."""
+
+    run_id: str
+    status: Literal["finished", "extracted", "partial"]
+    outputs: Mapping[str, JsonValue]
+    steps: tuple[rlm.Step, ...]
+    reason: str
+    """A whole sentence: why it ended."""
+    final_reasoning: str
+    machine_id: str
+    kept: bool
+    backend: str
+    isolation: str
+    fidelity: str
+    usage: Usage
+    """Of the whole run, sub-calls included."""
+    sub_calls: int
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+
+def check_limits(request: RunRequest) -> None:
+    """Raise `InputError` for limits that make no sense."""
+    if request.max_iterations < 1:
+        raise InputError(f"A run has at least 1 iteration, not {request.max_iterations}.")
+    if request.max_llm_calls < 0:
+        raise InputError(f"{request.max_llm_calls} sub-calls cannot be allowed; 0 allows none.")
+    amounts = {
+        "seconds": request.max_seconds,
+        "tokens": request.max_tokens,
+        "USD": request.max_usd,
+    }
+    for unit, amount in amounts.items():
+        if amount is not None and not amount > 0:
+            raise InputError(
+                f"A run needs more than {amount} {unit}; leave the limit out for none."
+            )
+
+
+def check_prices(limits: rlm.Limits, models: Sequence[Model]) -> None:
+    """Raise `InputError` when a limit of money cannot be held."""
+    unknown = sorted({model.name for model in models if model.price is None})
+    if limits.usd is not None and unknown:
+        raise InputError(
+            f"A limit of {limits.usd:g} USD cannot be held, since the price of "
+            f"{' and '.join(unknown)} is not known. Limit the tokens instead, or choose a model "
+            "with a known price."
+        )
+
+
+def limits(request: RunRequest, settings: Settings) -> rlm.Limits:
+    """What a run may use: what it asks for, within what the settings allow."""
+    return rlm.Limits(
+        iterations=request.max_iterations,
+        sub_calls=request.max_llm_calls,
+        tokens=_lower(request.max_tokens, settings.max_tokens),
+        usd=_lower(request.max_usd, settings.max_usd),
+        seconds=_lower(request.max_seconds, settings.max_seconds),
+        machines=settings.max_machines,
+    )
+
+
+def _lower(asked: N | None, allowed: N | None) -> N | None:
+    return asked if allowed is None else allowed if asked is None else min(asked, allowed)
