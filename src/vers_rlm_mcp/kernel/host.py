@@ -33,8 +33,11 @@ ADMIT_SECONDS = 3.0
 INTERRUPT_SECONDS = 1.0
 """From the interrupt until the kernel is killed: time for the cell's own ``finally`` blocks."""
 
-CANCEL_SECONDS = 0.4
-"""The same for a call that is cancelled, which must be over within a second in all."""
+CANCEL_SECONDS = 0.6
+"""The same for a call that is cancelled."""
+
+KILL_SECONDS = 0.4
+"""For killing the kernel then, so that cancelling takes a second in all."""
 
 DETACH_SECONDS = 1.0
 
@@ -258,7 +261,7 @@ class Kernel:
             except Lost:
                 await self._attach()  # which interrupts it, too
             return
-        await self._kill(CANCEL_SECONDS)
+        await self._kill(KILL_SECONDS)
 
     # Other requests.
 

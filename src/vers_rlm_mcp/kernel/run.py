@@ -28,7 +28,7 @@ MAX_CALL_BYTES = 64 * 1024 * 1024
 """Bytes of calls that are being handled; beyond, the guest is not read until some are done."""
 
 
-REPEAT_SECONDS = 0.5
+REPEAT_SECONDS = 0.3
 """Until a cell is interrupted again: code may swallow one interrupt by mistake."""
 
 

@@ -13,9 +13,17 @@ import os
 import struct
 import sys
 
-# The C core of `socket`, which itself would take a third of the time that a kernel takes to start.
-from _socket import AF_UNIX, SCM_RIGHTS, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET, socket
-from contextlib import suppress
+# The C core of `socket`, which itself would take a third of the time that a kernel takes to start;
+# for the same reason, neither `signal` nor `contextlib` are used here.
+from _socket import (
+    AF_UNIX,
+    MSG_CMSG_CLOEXEC,
+    SCM_RIGHTS,
+    SO_PEERCRED,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    socket,
+)
 
 SOCKET = "kernel.sock"
 FAREWELL = b"\0"
@@ -30,7 +38,7 @@ UNKNOWN_END = 120
 KILL_SECONDS = 5.0
 """A killed process is gone at once, unless the system itself hangs."""
 
-_SIGKILL = 9  # `signal` is slow to import, and only needed here when things have gone wrong
+_SIGKILL = 9
 
 _CREDENTIALS = struct.Struct("3i")
 _DESCRIPTORS = struct.Struct("2i")
@@ -53,6 +61,7 @@ def main() -> None:
     if connection is None:
         connection, child = _start(address, lock, variables)
     os.close(lock)
+    os.chdir("/")  # as the kernel does between cells; see `workplace`
     _hand_over(connection)
     sys.exit(_end(connection, child))
 
@@ -72,11 +81,12 @@ def _kill(connection: socket) -> None:
     credentials = connection.getsockopt(SOL_SOCKET, SO_PEERCRED, _CREDENTIALS.size)
     kernel: int = _CREDENTIALS.unpack(credentials)[0]
     for pid in [kernel, *_descendants(kernel)]:
-        with suppress(ProcessLookupError):
+        try:
             os.kill(pid, _SIGKILL)
+        except ProcessLookupError:
+            continue
     connection.settimeout(KILL_SECONDS)
-    with suppress(OSError):
-        connection.recv(1)
+    _last_word(connection)
     connection.close()
 
 
@@ -98,7 +108,7 @@ def _descendants(ancestor: int) -> list[int]:
 
 def _start(address: str, lock: int, variables: str) -> tuple[socket, int]:
     """Start a kernel; return a connection to it and its process id."""
-    with suppress(FileNotFoundError):
+    if os.path.lexists(address):
         os.unlink(address)
     listener = socket(AF_UNIX, SOCK_STREAM)
     listener.bind(address)
@@ -136,20 +146,25 @@ def _hand_over(connection: socket) -> None:
 
 def receive_descriptors(connection: socket) -> tuple[int, int]:
     """The other end of `_hand_over`: what the host writes to, and what it reads from."""
-    _, ancillary, _, _ = connection.recvmsg(1, 256)
+    _, ancillary, _, _ = connection.recvmsg(1, 256, MSG_CMSG_CLOEXEC)
     for level, kind, data in ancillary:
         if (level, kind) == (SOL_SOCKET, SCM_RIGHTS) and len(data) == _DESCRIPTORS.size:
             return _DESCRIPTORS.unpack(data)
     raise ConnectionError("no descriptors came with the connection")
 
 
+def _last_word(connection: socket) -> bytes:
+    """Wait for what the kernel says when it lets go, which is nothing when it dies."""
+    try:
+        return connection.recv(1)
+    except OSError:
+        return b""
+
+
 def _end(connection: socket, child: int) -> int:
     """Wait until the kernel lets go or dies."""
-    try:
-        if connection.recv(1):
-            return LET_GO
-    except ConnectionError:
-        pass
+    if _last_word(connection):
+        return LET_GO
     if not child:
         return UNKNOWN_END
     _, status = os.waitpid(child, 0)

@@ -10,7 +10,7 @@ from .link import Attachment, Detached
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Callable
 
     from ..wire import Frame
 
@@ -34,9 +34,14 @@ class _Waiter:
 
 
 class Calls:
-    """The calls in flight. They belong to the cell that runs, and end with it."""
+    """The calls in flight. They belong to the cell that runs, and end with it.
 
-    def __init__(self) -> None:
+    Args:
+        shield: Does something that an interrupt must not leave half done.
+    """
+
+    def __init__(self, shield: Callable[[Callable[[], None]], None]) -> None:
+        self._shield = shield
         self._waiting: dict[int, _Waiter] = {}
         self._numbers = itertools.count(1)
         self._slots = threading.BoundedSemaphore(MAX_CALLS)
@@ -75,10 +80,11 @@ class Calls:
 
     def _send(self, number: int, name: str, payload: bytes) -> None:
         with self._sending:
-            if self._host is None:
+            host = self._host
+            if host is None:
                 raise HostError(f"{name} can only be called while a cell runs")
             try:
-                self._host.send("call", {"id": number, "name": name}, payload)
+                self._shield(lambda: host.send("call", {"id": number, "name": name}, payload))
             except Detached:
                 raise HostError("the connection to the host was lost") from None
 

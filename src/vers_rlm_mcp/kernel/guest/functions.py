@@ -6,7 +6,6 @@ import binascii
 import functools
 import os
 import stat
-from contextlib import suppress
 
 from ..wire import MAX_PAYLOAD, dump
 from .results import CommandOutput, awaitable
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
     from .calls import Calls
+    from .workplace import Workplace
 
 ALIASES = {
     "command": ("cmd", "script", "code"),
@@ -42,17 +42,23 @@ class Functions:
     Args:
         namespace: Where FINAL_VAR finds variables.
         calls: The way to the host.
+        workplace: Left while this machine is copied.
         save: Saves the variables before this machine is copied; returns what to tell the host.
     """
 
     def __init__(
-        self, namespace: dict[str, Any], calls: Calls, save: Callable[[], dict[str, Any] | None]
+        self,
+        namespace: dict[str, Any],
+        calls: Calls,
+        workplace: Workplace,
+        save: Callable[[], dict[str, Any] | None],
     ) -> None:
         self.home = ""
         self.current = ""
         self.final: dict[str, Any] | None = None
         self._namespace = namespace
         self._calls = calls
+        self._workplace = workplace
         self._save = save
 
     def exec(self, command: str, timeout: float | None = None) -> Any:
@@ -166,10 +172,8 @@ class Functions:
 
     def _copy(self, name: str, arguments: dict[str, Any]) -> Any:
         saved = self._save() if self._is_home else None
-        try:
+        with self._workplace.left():
             return self._calls.call(name, arguments, carried=saved)
-        finally:
-            refresh_directory()
 
     def _variable(self, name: Any) -> Any:
         if not isinstance(name, str):
@@ -177,12 +181,6 @@ class Functions:
         if name not in self._namespace:
             raise NameError(f"FINAL_VAR: there is no variable {name!r}")
         return self._namespace[name]
-
-
-def refresh_directory() -> None:
-    """Enter the current directory anew: a snapshot may have put other mounts in its place."""
-    with suppress(OSError):  # it was deleted; the next command says so
-        os.chdir(os.getcwd())
 
 
 _TWINS = {

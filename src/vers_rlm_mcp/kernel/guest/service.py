@@ -17,9 +17,10 @@ from queue import SimpleQueue
 from ..wire import PROTOCOL, FrameError, dump
 from .calls import Calls
 from .capture import Capture
-from .functions import Finished, Functions, bind, refresh_directory
+from .functions import Finished, Functions, bind
 from .link import Attachment, Detached, Link
 from .variables import Variables
+from .workplace import Workplace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,13 +63,17 @@ class Kernel:
         self._running: _Request | None = None
         self._stopped: tuple[Attachment, int] | None = None
         self._interruptible = False
+        self._deferred = False
         self._is_warm = False
         self._limit = DEFAULT_OUTPUT_LIMIT
         self._saving = False
-        self._calls = Calls()
+        self._calls = Calls(self._shielded)
         self._capture = Capture()
         self._namespace = _main_namespace()
-        self._functions = Functions(self._namespace, self._calls, self._save_before_copy)
+        self._workplace = Workplace()
+        self._functions = Functions(
+            self._namespace, self._calls, self._workplace, self._save_before_copy
+        )
         self._bound = bind(self._functions)
         self._namespace.update(self._bound)
         self._variables = Variables(self._namespace, self._bound, variables_path)
@@ -121,6 +126,7 @@ class Kernel:
     def _on_interrupt(self, _signal: int, _frame: object) -> None:
         if self._interruptible:
             raise KeyboardInterrupt
+        self._deferred = True
 
     # On the main thread.
 
@@ -147,7 +153,6 @@ class Kernel:
     def _run(self, request: _Request) -> None:
         host = request.host
         self._functions.final = None
-        refresh_directory()
         signal.signal(signal.SIGINT, self._on_interrupt)
         self._capture.begin(
             self._limit,
@@ -199,7 +204,6 @@ class Kernel:
         variables = self._variables
         if request.frame.kind == "load":
             return variables.load(fields["name"], fields["path"], fields["form"])
-        refresh_directory()
         operations = {
             "save": self._save,
             "restore": variables.restore,
@@ -208,7 +212,13 @@ class Kernel:
         return operations[request.frame.kind]()
 
     def _guarded(self, request: _Request, act: Callable[[], tuple[str, Any]]) -> tuple[str, Any]:
-        """Act for a request; meanwhile, an interrupt raises KeyboardInterrupt."""
+        """Act for a request where cells work; meanwhile, an interrupt raises KeyboardInterrupt."""
+        with self._workplace.entered():
+            return self._interruptibly(request, act)
+
+    def _interruptibly(
+        self, request: _Request, act: Callable[[], tuple[str, Any]]
+    ) -> tuple[str, Any]:
         try:
             self._running = request
             self._interruptible = True
@@ -222,6 +232,19 @@ class Kernel:
         finally:
             self._interruptible = False
             self._running = None
+
+    def _shielded(self, act: Callable[[], None]) -> None:
+        """Act without being interrupted in the midst; an interrupt comes right after."""
+        if threading.get_ident() != self._main_thread:
+            act()
+            return
+        self._deferred = self._interruptible = False
+        try:
+            act()
+        finally:
+            self._interruptible = True
+        if self._deferred:
+            raise KeyboardInterrupt
 
     def _put_functions_back(self) -> None:
         for name, function in self._bound.items():
