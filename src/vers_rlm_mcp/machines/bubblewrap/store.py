@@ -107,15 +107,9 @@ class Store:
         for directory in (self.layers, self.bases, self._machines, self._commits, self._trash):
             directory.mkdir(exist_ok=True)
 
-    @contextlib.contextmanager
-    def locked(self) -> Generator[None]:
+    def locked(self) -> contextlib.AbstractContextManager[None]:
         """Nobody else changes the store meanwhile. Held for a few file operations only."""
-        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+        return _locked(self.root / "lock")
 
     # Machines
 
@@ -249,13 +243,25 @@ class Store:
                 self._discard(self.layers / layer)
 
     def empty_trash(self) -> None:
-        """Remove files for good. May take long; needs no lock."""
-        for path in self._trash.iterdir():
-            remove_tree(path)
+        """Remove files for good. May take long, and waits for others who do."""
+        # Two at once, of two servers even, would trip over each other.
+        with _locked(self.root / "trash.lock"):
+            for path in list(self._trash.iterdir()):
+                remove_tree(path)
 
     def _discard(self, path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             path.rename(self._trash / new_id())
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Generator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_tree(path: Path) -> None:
