@@ -7,7 +7,7 @@ import pytest
 from repl import Host, Repl, ended, is_running
 
 from vers_rlm_mcp.errors import InputError
-from vers_rlm_mcp.kernel import Kernel
+from vers_rlm_mcp.kernel import Kernel, run
 
 if TYPE_CHECKING:
     from vers_rlm_mcp.kernel import CellResult, HostCall, Json
@@ -59,6 +59,28 @@ async def test_a_call_to_the_host_does_not_outlive_the_time_limit(repl: Repl) ->
     assert (result.status, cancelled) == ("timeout", True)
     assert result.seconds < 0.4
     assert await repl.output("llmQuery('b')") == "'b'\n"
+
+
+async def test_a_call_that_is_interrupted_while_it_is_sent_does_no_harm(
+    repl: Repl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def handler(call: HostCall) -> Json:
+        await anyio.sleep_forever()
+
+    # The host takes one call, looks at a second, and then lets the pipe fill.
+    monkeypatch.setattr(run, "MAX_CALL_BYTES", 150_000)
+    await repl.output("x = 1")
+    result = await repl.kernel.run(
+        "import threading, time\n"
+        "def ask():\n    try: llmQuery('x' * 100_000)\n    except RuntimeError: pass\n"
+        "for _ in range(2): threading.Thread(target=ask).start()\n"
+        "while threading.active_count() < 5: time.sleep(0.001)\n"
+        "llmQuery('x' * 20_000_000)",
+        timeout=1,
+        handler=handler,
+    )
+    assert (result.status, result.lost) == ("timeout", ())
+    assert await repl.output("x") == "1\n"
 
 
 async def test_calls_after_the_time_limit_are_refused(repl: Repl) -> None:
@@ -125,7 +147,7 @@ async def test_cancelling_kills_a_cell_that_cannot_be_interrupted(repl: Repl) ->
     started = anyio.current_time()
     with anyio.move_on_after(0.2):
         await repl(STUBBORN)
-    assert anyio.current_time() - started < 1.2
+    assert anyio.current_time() - started < 1.5
     assert not is_running(pid)
     result = await repl("1")
     assert (result.output, result.lost) == ("1\n", ("x", "os", "pid"))
