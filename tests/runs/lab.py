@@ -1,0 +1,155 @@
+"""What the tests of runs have in common: a place to run them in, and models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+
+from vers_rlm_mcp import rlm
+from vers_rlm_mcp.messages import Message, Usage
+from vers_rlm_mcp.models import FREE, Completion, Model, open_model
+from vers_rlm_mcp.runs import RunRequest, RunResult, Workbench, run, run_cell
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vers_rlm_mcp.machines import Fleet
+    from vers_rlm_mcp.settings import Settings
+
+Answer = Callable[[Sequence[Message]], Awaitable[Completion]]
+
+E = TypeVar("E", bound=rlm.Event)
+
+
+class Speaker(Model):
+    """A model whose answers a function gives, and which remembers what it was asked."""
+
+    price = FREE
+
+    def __init__(self, answer: Answer, name: str = "speaker:test") -> None:
+        self.name = name
+        self.asked: list[Sequence[Message]] = []
+        self._answer = answer
+
+    async def complete(
+        self, messages: Sequence[Message], *, max_tokens: int | None = None
+    ) -> Completion:
+        self.asked.append(messages)
+        return await self._answer(messages)
+
+    async def aclose(self) -> None:
+        pass
+
+
+class Turns(Speaker):
+    """Says one thing after the other; an error among them is raised."""
+
+    def __init__(self, *turns: str | Exception, usage: Usage | None = None) -> None:
+        super().__init__(self._next, "turns:test")
+        self._turns = turns
+        self._usage = usage or Usage()
+
+    async def _next(self, messages: Sequence[Message]) -> Completion:
+        turn = self._turns[sum(message.role == "assistant" for message in messages)]
+        if isinstance(turn, Exception):
+            raise turn
+        return Completion(turn, self._usage)
+
+    @property
+    def told(self) -> str:
+        """The message that it saw last."""
+        return self.asked[-1][-1].content
+
+
+@dataclass
+class Lab:
+    """Runs things, and keeps what happened."""
+
+    fleet: Fleet
+    settings: Settings
+    directory: Path
+    events: list[rlm.Event] = field(default_factory=list[rlm.Event])
+
+    async def run(
+        self,
+        signature: str,
+        model: Model,
+        *,
+        sub_model: Model | None = None,
+        settings: dict[str, Any] | None = None,
+        on_event: Callable[[rlm.Event], None] = lambda _: None,
+        **request: Any,
+    ) -> RunResult:
+        """One run; 20 seconds are far more than any of these tests needs."""
+
+        def watch(event: rlm.Event) -> None:
+            self.events.append(event)
+            on_event(event)
+
+        with anyio.fail_after(20):
+            return await run(
+                RunRequest(signature, **request),
+                fleet=self.fleet,
+                model=model,
+                sub_model=sub_model or model,
+                settings=self.settings.model_copy(update=settings or {}),
+                on_event=watch,
+            )
+
+    async def cell(
+        self, bench: Workbench, code: str, machine_id: str | None = None, timeout: float = 10
+    ) -> str:
+        """The output of a cell that must succeed, with the notes on it."""
+        result, notes = await run_cell(bench, code, timeout=timeout, machine_id=machine_id)
+        assert result.status == "ok", result
+        return "\n".join([result.output.rstrip("\n"), *notes])
+
+    def bench(self) -> Workbench:
+        return Workbench(self.fleet, self.settings)
+
+    def scripted(self, *replies: str) -> Model:
+        """A model that reads these replies from a script, fields and all."""
+        path = self.directory / f"script-{hash(replies)}"
+        path.write_text("".join(f"--- reply{reply}\n" for reply in replies))
+        return open_model(f"scripted:{path}")
+
+    async def machines(self) -> list[str]:
+        return [info.id for info in await self.fleet.list()]
+
+    def happened(self, kind: type[E]) -> list[E]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def journal(self, result_or_id: RunResult | str) -> list[dict[str, Any]]:
+        run_id = result_or_id if isinstance(result_or_id, str) else result_or_id.run_id
+        text = (self.settings.state_dir / "runs" / run_id / "events.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+
+def cell(code: str, reasoning: str = "Let me see.") -> str:
+    """A reply that holds code."""
+    return f"{reasoning}\n```python\n{code}\n```"
+
+
+async def cancelled_within(seconds: float, work: Callable[[], Awaitable[object]], at: anyio.Event):
+    """Cancel `work` once `at` is set, and see that it ends in time."""
+    done = anyio.Event()
+
+    async def do() -> None:
+        try:
+            await work()
+        finally:
+            done.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(do)
+        with anyio.fail_after(20):
+            await at.wait()
+        started = anyio.current_time()
+        tasks.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await done.wait()
+        assert anyio.current_time() - started < seconds
