@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vers_rlm_mcp.errors import BackendUnavailable
 from vers_rlm_mcp.machines import Fleet, Ledger
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ async def inventory(fleet: Fleet) -> Sequence[Item]:
 
 
 def open_backend(settings: Settings) -> Backend:
-    """The backend that the settings choose."""
+    """The backend that the settings choose. Raises `BackendUnavailable`."""
     # A backend is imported when it is chosen: what it needs may be missing, or slow to load.
     from vers_rlm_mcp.machines.bubblewrap import (  # noqa: PLC0415
         BubblewrapBackend,
@@ -77,4 +78,11 @@ def open_backend(settings: Settings) -> Backend:
         fs_size_mib=settings.fs_size_mib,
         max_processes=settings.max_processes,
     )
+    try:
+        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackendUnavailable(
+            f"The state directory {settings.state_dir} cannot be made: {error.strerror}. "
+            "Set VERS_RLM_STATE_DIR to one that you may write to."
+        ) from error
     return BubblewrapBackend(settings.state_dir, config)

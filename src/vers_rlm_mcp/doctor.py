@@ -1,0 +1,140 @@
+"""`vers-rlm-mcp doctor`: tries for real what a run needs, and says what to do about what fails."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+from rich.console import Console
+from rich.text import Text
+
+from vers_rlm_mcp import runs
+from vers_rlm_mcp.errors import MachineError, ModelError, VersRlmError
+from vers_rlm_mcp.models import open_model
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from vers_rlm_mcp.machines import Machine
+    from vers_rlm_mcp.settings import Settings
+
+TRIAL_SECONDS = 60.0
+"""What the whole trial may take; on a local machine it is over in less than a second."""
+
+COMMAND_BYTES = 1000
+
+T = TypeVar("T")
+
+
+@dataclass
+class Report:
+    """What was found, printed as it is found."""
+
+    console: Console
+    failures: int = 0
+
+    def good(self, what: str) -> None:
+        """Say that something works."""
+        self.console.print(Text("✓ ", style="green") + Text(what))
+
+    def bad(self, what: str, error: object) -> None:
+        """Say that something does not work, and what to do."""
+        self.failures += 1
+        self.console.print(Text("✗ ", style="red") + Text(f"{what}: {error}"))
+
+    def remark(self, what: str) -> None:
+        """Say something that is neither."""
+        self.console.print(Text(f"  {what}"))
+
+    async def attempt(self, what: str, act: Callable[[], Awaitable[T]]) -> T:
+        """Do something and say how long it took; a failure is reported and raised."""
+        started = time.monotonic()
+        try:
+            result = await act()
+        except VersRlmError as error:
+            self.bad(what, error)
+            raise
+        self.good(f"{what} ({(time.monotonic() - started) * 1000:.0f} ms)")
+        return result
+
+
+async def doctor(settings: Settings) -> int:
+    """Examine this computer; 0 when machines can be made."""
+    report = Report(Console(soft_wrap=True))
+    report.remark(f"Durable state lies in {settings.state_dir}.")
+    try:
+        with anyio.fail_after(TRIAL_SECONDS):
+            await _try_machine(report, settings)
+    except TimeoutError:
+        report.bad("Trying a machine", f"it took longer than {TRIAL_SECONDS:g} s; it was given up.")
+    except VersRlmError as error:
+        if not report.failures:
+            report.bad("Opening the backend", error)
+    machines_work = not report.failures
+    _look_at_models(report, settings)
+    return 0 if machines_work else 1
+
+
+async def _try_machine(report: Report, settings: Settings) -> None:
+    async with runs.open_fleet(settings) as fleet:
+        bench = runs.Workbench(fleet, settings)
+        await report.attempt("A machine starts", bench.create)
+        machine = await bench.machine()
+        _describe(report, machine)
+
+        async def command() -> None:
+            result = await bench.exec("uname -s", limit=COMMAND_BYTES)
+            _require(result.stdout.text.strip() == "Linux", "`uname -s`", result.stderr.text)
+
+        async def cell() -> None:
+            result, _ = await runs.run_cell(bench, "answer = 6 * 7", timeout=10)
+            _require(result.status == "ok", "a cell", result.error or result.output)
+
+        async def time_travel() -> None:
+            commit = (await bench.snapshot()).commit
+            await bench.restore(commit.id)
+            result, _ = await runs.run_cell(bench, "answer", timeout=10)
+            _require(result.output.strip() == "42", "a restored variable", result.error)
+            await fleet.delete_commit(commit.id)
+
+        await report.attempt("Commands run in it", command)
+        await report.attempt("Python runs in it", cell)
+        await report.attempt("A snapshot is taken and restored, variables included", time_travel)
+        await bench.aclose()
+
+
+def _require(fulfilled: bool, what: str, seen: object) -> None:
+    if not fulfilled:
+        raise MachineError(f"{what} went wrong in the machine: {seen}")
+
+
+def _describe(report: Report, machine: Machine) -> None:
+    can = machine.capabilities
+    report.remark(
+        f"Backend {machine.backend}, isolation: {can.isolation}, fidelity: {can.fidelity}, "
+        f"network: {'on' if can.network else 'off'}, "
+        f"system directories: {'writable' if can.root else 'read-only'}."
+    )
+    for name, mechanism in can.limits.items():
+        report.remark(f"Limit on {name}: {mechanism}.")
+    for note in can.notes:
+        report.remark(note)
+
+
+def _look_at_models(report: Report, settings: Settings) -> None:
+    """Say which models would be taken. Nothing is sent to a provider: that would cost."""
+    _look_at_model(report, "model", settings.model)
+    if settings.sub_model:
+        _look_at_model(report, "sub-model", settings.sub_model)
+
+
+def _look_at_model(report: Report, role: str, name: str | None) -> None:
+    try:
+        model = open_model(name)
+    except ModelError as error:
+        report.remark(str(error))
+        report.remark("An MCP client that offers sampling can lend its own model.")
+    else:
+        report.good(f"The {role} is {model.name} (its key was not tried)")
