@@ -101,7 +101,6 @@ async def test_the_newest_host_wins(machine: FakeMachine) -> None:
         await first.output("x = 1")
         async with connected(machine) as second:
             assert await second.output("x += 1; x") == "2\n"
-        assert (await first("x")).status == "interrupted"
         assert await first.output("x") == "2\n"
 
 
@@ -164,8 +163,8 @@ async def test_a_connection_that_broke_between_cells_is_made_anew_at_the_next(
     async with connected(watched) as repl:
         await repl.output("x = 1")
         await watched.started[-1].kill()
-        assert (await repl("x")).status == "interrupted"
         assert await repl.output("x") == "1\n"
+        assert len(watched.started) == 2
 
 
 async def test_a_machine_out_of_reach_is_an_error_of_the_machine(machine: FakeMachine) -> None:

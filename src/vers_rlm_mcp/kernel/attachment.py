@@ -86,6 +86,15 @@ class Attachment:
                 raise WireError(f"The kernel does not keep to the protocol: {error}.") from None
         return self._frames.popleft()
 
+    async def is_lost(self) -> bool:
+        """Whether the attachment is known to have ended. To be asked while nothing is in flight."""
+        with anyio.move_on_after(0):
+            try:
+                self._frames.append(await self.receive())
+            except Lost:
+                self.broken = True
+        return self.broken
+
     async def aclose(self) -> None:
         """Let go of the kernel; it goes on."""
         self.broken = True

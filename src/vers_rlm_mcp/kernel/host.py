@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import anyio
 
-from vers_rlm_mcp.errors import InputError, KernelBusy, KernelError, KernelGone, WireError
+from vers_rlm_mcp.errors import (
+    InputError,
+    KernelBusy,
+    KernelError,
+    KernelGone,
+    MachineGone,
+    VersRlmError,
+    WireError,
+)
 
 from .attachment import Attachment, Lost, Mode, start_program, upload
 from .base import CellResult
@@ -25,7 +33,7 @@ OUTPUT_LIMIT = 1024 * 1024
 """Bytes of a cell's output that are kept: a hundred times what a model is shown."""
 
 ATTACH_SECONDS = 10.0
-"""A kernel starts within 50 ms; this is for a machine under heavy load."""
+"""A kernel starts in a twentieth of a second; this is for a machine under heavy load."""
 
 ADMIT_SECONDS = 3.0
 """How long a kernel that is there may take to admit a host, which interrupts what runs in it."""
@@ -40,6 +48,7 @@ KILL_SECONDS = 0.4
 """For killing the kernel then, so that cancelling takes a second in all."""
 
 DETACH_SECONDS = 1.0
+"""Ends the program that stands for us, which does nothing but wait."""
 
 LOAD_SECONDS = 300.0
 """Reading a JSON file of a gigabyte takes about a minute."""
@@ -48,7 +57,7 @@ SAVE_SECONDS = 120.0
 """The guest gives up on variables well before."""
 
 LIST_SECONDS = 10.0
-
+"""Previews call what classes define as their representation, which may hang."""
 
 Answer = TypeVar("Answer")
 
@@ -193,9 +202,9 @@ class Kernel:
         await self._detach()
 
     async def shutdown(self) -> None:
-        """End the kernel; its variables are gone."""
+        """End the kernel; its variables are gone. One that is gone already is no error."""
         self.closed = True
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True), suppress(MachineGone):
             await self._kill(ATTACH_SECONDS)
 
     # One cell.
@@ -243,25 +252,22 @@ class Kernel:
         before = self._identity
         await self._attach()
         if self._identity == before:
-            text = "The connection to the machine was lost while this cell ran, and made anew. "
-            return (
-                "interrupted",
-                None,
-                text + "The cell was interrupted; variables are still there.",
-            )
+            text = "The connection was lost and made anew; this cell was interrupted meanwhile. "
+            return "interrupted", None, text + "The variables are still there."
         return "died", None, f"The kernel died while this cell ran: {lost}. A new one was started."
 
     async def _abandon(self, run: CellRun) -> None:
         """Stop a cell that nobody waits for any more; kill the kernel if it does not stop."""
         if not run.begun:
             return
-        with anyio.move_on_after(CANCEL_SECONDS):
+        with anyio.move_on_after(CANCEL_SECONDS), suppress(VersRlmError):
             try:
-                self._names = (await run.interrupt()).names
+                self._names = (await run.interrupt()).names or self._names
             except Lost:
                 await self._attach()  # which interrupts it, too
             return
-        await self._kill(KILL_SECONDS)
+        with suppress(VersRlmError):  # what ended the cell matters more
+            await self._kill(KILL_SECONDS)
 
     # Other requests.
 
@@ -295,7 +301,7 @@ class Kernel:
     async def _attached(self) -> Attachment:
         if self.closed:
             raise KernelGone("This connection to the kernel is closed.")
-        if self._attachment is None or self._attachment.broken:
+        if self._attachment is None or await self._attachment.is_lost():
             await self._attach()
         assert self._attachment
         return self._attachment
