@@ -2,13 +2,16 @@
 
 import json
 import re
+import sys
 from typing import Any
 
+import anyio
 import pytest
 from inline_snapshot import external_file
 from mcp import Client
 from mcp_types import Tool
 
+from vers_rlm_mcp.rlm import MAX_ITERATIONS, MAX_SUB_CALLS
 from vers_rlm_mcp.server import Application, create_server
 
 LIST_CHARS = 12_000
@@ -39,6 +42,23 @@ async def test_the_list_is_the_same_for_one_client_and_for_many(
     assert [tool.parameters for tool in many._tool_manager.list_tools()] == [  # pyright: ignore[reportPrivateUsage]
         tool.input_schema for tool in tools
     ]
+
+
+async def test_the_defaults_of_a_run_are_those_of_the_engine(tools: list[Tool]):
+    properties = tools[0].input_schema["properties"]
+    assert properties["maxIterations"]["default"] == MAX_ITERATIONS
+    assert properties["maxLLMCalls"]["default"] == MAX_SUB_CALLS
+
+
+async def test_nothing_that_a_handshake_does_not_need_is_loaded_with_the_server():
+    rooms = ["runs", "rlm", "kernel", "machines", "models"]
+    code = (
+        "import sys, vers_rlm_mcp.server, vers_rlm_mcp.cli\n"
+        f"names = {[f'vers_rlm_mcp.{room}' for room in rooms] + ['anthropic', 'openai', 'asyncssh']}\n"
+        "print([name for name in names if name in sys.modules])"
+    )
+    loaded = await anyio.run_process([sys.executable, "-c", code])
+    assert loaded.stdout == b"[]\n"
 
 
 async def test_the_list_costs_a_model_little(tools: list[Tool]):

@@ -3,15 +3,19 @@
 A field that is None is left out of the JSON. Field names are those of Vers' own JSON.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
-from vers_rlm_mcp.kernel import CellResult
-from vers_rlm_mcp.machines import Capabilities, CommandResult, Commit, MachineInfo
-
 from .tool import Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vers_rlm_mcp.kernel import CellResult
+    from vers_rlm_mcp.machines import Capabilities, CommandResult, Commit, MachineInfo
 
 TEXT_LIMIT = 40_000
 """Characters of a cell's output or an error in an answer: some 10,000 tokens."""
@@ -38,7 +42,7 @@ class ExecAnswer(Answer):
     seconds: float
 
     @classmethod
-    def of(cls, machine_id: str, result: CommandResult) -> "ExecAnswer":
+    def of(cls, machine_id: str, result: CommandResult) -> ExecAnswer:
         """Of a command's result."""
         return cls(
             vm_id=machine_id,
@@ -114,7 +118,7 @@ class CellAnswer(Answer):
     seconds: float
 
     @classmethod
-    def of(cls, machine_id: str, result: CellResult, notes: Sequence[str]) -> "CellAnswer":
+    def of(cls, machine_id: str, result: CellResult, notes: Sequence[str]) -> CellAnswer:
         """Of a cell's result, and what else there is to know."""
         final = result.final and (
             result.final.kwargs
@@ -154,7 +158,7 @@ class MachineAnswer(Answer):
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, info: MachineInfo, can: Capabilities, *, kept: bool = False) -> "MachineAnswer":
+    def of(cls, info: MachineInfo, can: Capabilities, *, kept: bool = False) -> MachineAnswer:
         """Of a machine of a backend with the capabilities `can`."""
         return cls(
             vm_id=info.id,
@@ -212,7 +216,7 @@ class ListAnswer(Answer):
         machines: Sequence[MachineInfo],
         commits: Sequence[Commit],
         page: slice,
-    ) -> "ListAnswer":
+    ) -> ListAnswer:
         """One page of both lists, which come oldest first."""
         more = max(len(machines), len(commits)) > page.stop
         return cls(

@@ -1,3 +1,4 @@
+# ruff: noqa: PLC0415 - the rooms below are imported by the first call
 """What all calls of one server share, and how long it lives.
 
 The SDK enters a server's own lifespan once per connection over SSE, and once per server otherwise;
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING, Self
 import anyio
 
 from vers_rlm_mcp.errors import VersRlmError
-from vers_rlm_mcp.runs import Workbench, open_fleet
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from vers_rlm_mcp.machines import Fleet
+    from vers_rlm_mcp.runs import Workbench
     from vers_rlm_mcp.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ class Application:
         Raises:
             BackendUnavailable: It cannot be opened; the next call tries again.
         """
+        from vers_rlm_mcp.runs import open_fleet
+
         async with self._opening:
             if self._fleet is None:
                 self._fleet = await self._resources.enter_async_context(open_fleet(self.settings))
@@ -62,6 +65,8 @@ class Application:
 
     async def workbench(self) -> Workbench:
         """What the low-level tools act through: one for all calls, with one kernel per machine."""
+        from vers_rlm_mcp.runs import Workbench
+
         fleet = await self.fleet()
         if self._workbench is None:
             self._workbench = Workbench(fleet, self.settings)

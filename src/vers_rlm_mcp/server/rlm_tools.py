@@ -1,32 +1,28 @@
-# ruff: noqa: N803 - a tool's parameters are named as the client sends them
+# ruff: noqa: N803, PLC0415 - a tool's parameters are named as the client sends them; the rooms below
+# are imported by the first call
 """`vers_rlm`: a whole run as one tool call."""
 
 import json
 from contextlib import AsyncExitStack
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from mcp.server.mcpserver import Context
 from mcp_types import ToolAnnotations
 from pydantic import BaseModel, Field, JsonValue
 
-from vers_rlm_mcp.rlm import (
-    MAX_ITERATIONS,
-    MAX_SUB_CALLS,
-    Event,
-    Step,
-    SubCallFinished,
-    SubCallStarted,
-    ToolCalled,
-    narrate,
-)
-from vers_rlm_mcp.runs import RunRequest, RunResult, opened_files, run
-
 from .answers import cut
 from .app import Application
 from .progress import Progress
-from .sampling import choose_model
 from .tool import Answer, Options, StrictTool
 from .vm_tools import VmConfig
+
+if TYPE_CHECKING:
+    from vers_rlm_mcp.rlm import Event, Step
+    from vers_rlm_mcp.runs import RunResult
+
+ITERATIONS = 20
+SUB_CALLS = 30
+"""The engine's own defaults, which a test compares: importing them here would load the engine."""
 
 REASONING_CHARS = 300
 CODE_CHARS = 600
@@ -41,8 +37,8 @@ OUTPUTS_CHARS = 60_000
 """Characters of one text among the outputs: with it an answer stays below what clients cut at."""
 
 
-PASSING = (ToolCalled, SubCallStarted, SubCallFinished)
-"""Events of which a run may have thousands; a client is shown the latest."""
+PASSING = frozenset({"tool_called", "sub_call_started", "sub_call_finished"})
+"""Kinds of events of which a run may have thousands; a client is shown the latest."""
 
 
 class Budget(Options):
@@ -98,7 +94,7 @@ class RunAnswer(Answer):
     warnings: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, result: RunResult) -> "RunAnswer":
+    def of(cls, result: "RunResult") -> "RunAnswer":
         """Of a run's result, cut to length."""
         warnings = list(result.warnings)
         outputs = {name: _bounded(name, value, warnings) for name, value in result.outputs.items()}
@@ -186,10 +182,10 @@ class RlmTools:
         instructions: str = "",
         maxIterations: Annotated[
             int, Field(ge=1, le=200, description="Default 20, max 200")
-        ] = MAX_ITERATIONS,
+        ] = ITERATIONS,
         maxLLMCalls: Annotated[
             int, Field(ge=0, le=10_000, description="Sub-model calls. Default 30, max 10000")
-        ] = MAX_SUB_CALLS,
+        ] = SUB_CALLS,
         vmId: Annotated[
             str | None, Field(description="Work in this VM. Default: a new one")
         ] = None,
@@ -212,12 +208,16 @@ class RlmTools:
         for big files, codebases and logs, experiments, or anything needing many steps. Takes
         minutes; reports progress.
         """
+        from vers_rlm_mcp.runs import RunRequest, opened_files, run
+
+        from .sampling import choose_model
+
         settings = self._app.settings
         limit = budget or Budget()
         async with AsyncExitStack() as stack:
             root = choose_model(model, settings.model, context)
             stack.push_async_callback(root.aclose)
-            sub = choose_model(subModel or model, settings.sub_model or settings.model, context)
+            sub = choose_model(subModel, settings.sub_model or root.name, context)
             stack.push_async_callback(sub.aclose)
             paths = stack.enter_context(opened_files(files or (), settings.allow_dir))
             progress = await stack.enter_async_context(Progress(context.report_progress, "The run"))
@@ -246,13 +246,15 @@ class RlmTools:
         return RunAnswer.of(result)
 
 
-def _tell(progress: Progress, event: Event) -> None:
+def _tell(progress: Progress, event: "Event") -> None:
+    from vers_rlm_mcp.rlm import narrate
+
     message = narrate(event)
     if message:
-        progress.say(message, passing=isinstance(event, PASSING))
+        progress.say(message, passing=event.kind() in PASSING)
 
 
-def _usage(result: RunResult) -> RunUsage:
+def _usage(result: "RunResult") -> RunUsage:
     used = result.usage
     return RunUsage(
         tokens=used.tokens,
@@ -266,7 +268,7 @@ def _usage(result: RunResult) -> RunUsage:
     )
 
 
-def _preview(step: Step) -> RunStep:
+def _preview(step: "Step") -> RunStep:
     return RunStep(
         reasoning=cut(step.reasoning, REASONING_CHARS),
         code=cut(step.code, CODE_CHARS),

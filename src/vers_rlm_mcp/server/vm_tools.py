@@ -1,4 +1,5 @@
-# ruff: noqa: N803 - a tool's parameters are named as the client sends them
+# ruff: noqa: N803, PLC0415 - a tool's parameters are named as the client sends them; the rooms below
+# are imported by the first call
 """The low-level tools: a machine in the hands of the client's own model.
 
 Every tool takes an optional `vmId`. A stdio server has one client, and so one current machine, made
@@ -15,8 +16,6 @@ from mcp_types import ToolAnnotations
 from pydantic import Field
 
 from vers_rlm_mcp.errors import InputError, UsageError
-from vers_rlm_mcp.machines import MachineInfo, MachineSpec
-from vers_rlm_mcp.runs import Workbench, not_carried, run_cell
 
 from .answers import (
     Answer,
@@ -37,6 +36,9 @@ from .tool import Options, StrictTool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from vers_rlm_mcp.machines import MachineInfo, MachineSpec
+    from vers_rlm_mcp.runs import Workbench
 
 OUTPUT_BYTES = 24_000
 """Bytes of each output of a command in an answer: both are some 12,000 tokens, half of what clients
@@ -80,8 +82,10 @@ class VmConfig(Options):
     mem_size_mib: int | None = Field(default=None, ge=128)
     fs_size_mib: int | None = Field(default=None, ge=64)
 
-    def spec(self) -> MachineSpec:
+    def spec(self) -> "MachineSpec":
         """As the machines room says it."""
+        from vers_rlm_mcp.machines import MachineSpec
+
         return MachineSpec(self.vcpu_count, self.mem_size_mib, self.fs_size_mib)
 
 
@@ -143,6 +147,8 @@ class VmTools:
 
         The last expression is echoed; exec, readFile, writeFile and vm* are functions in it.
         """
+        from vers_rlm_mcp.runs import run_cell
+
         bench, machine_id = await self._target(vmId)
         async with Progress(context.report_progress, "The cell") as progress:
             result, notes = await run_cell(
@@ -210,6 +216,8 @@ class VmTools:
 
     async def vm_snapshot(self, context: Context, vmId: VmId = None) -> SnapshotAnswer:
         """Snapshot a VM as a commit to return to with vmRestore, before anything risky."""
+        from vers_rlm_mcp.runs import not_carried
+
         bench, machine_id = await self._target(vmId)
         async with Progress(context.report_progress, "The snapshot"):
             made = await bench.snapshot(machine_id)
@@ -230,6 +238,8 @@ class VmTools:
 
         The original goes on and stays current; pass a copy's id as vmId, or vmSwitch to it.
         """
+        from vers_rlm_mcp.runs import not_carried
+
         bench, machine_id = await self._target(vmId)
         async with Progress(context.report_progress, "Branching"):
             made = await bench.branch(count, machine_id)
@@ -259,7 +269,7 @@ class VmTools:
         self._need_one_client("currentVmId")
         return CurrentAnswer(vm_id=(await self._app.workbench()).current)
 
-    async def _target(self, machine_id: str | None) -> tuple[Workbench, str]:
+    async def _target(self, machine_id: str | None) -> "tuple[Workbench, str]":
         """A workbench for a call, and the id of the machine that it means, which then exists."""
         bench = await self._app.workbench()
         if self._app.one_client:
@@ -275,7 +285,7 @@ class VmTools:
         return bench.at(machine_id), (await bench.machine(machine_id)).id
 
     async def _described(
-        self, bench: Workbench, info: MachineInfo, *, kept: bool = False
+        self, bench: "Workbench", info: "MachineInfo", *, kept: bool = False
     ) -> MachineAnswer:
         machine = await bench.machine(info.id)
         return MachineAnswer.of(info, machine.capabilities, kept=kept)
