@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from .backend import BubblewrapBackend, BubblewrapConfig, Network
+from .backend import BubblewrapBackend
+from .config import BubblewrapConfig, Network
+from .probe import Finding, probe
 
-__all__ = ["BubblewrapBackend", "BubblewrapConfig", "Network"]
+__all__ = ["BubblewrapBackend", "BubblewrapConfig", "Finding", "Network", "probe"]

@@ -11,8 +11,8 @@ import signal
 import subprocess
 import time
 from collections import defaultdict
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 import anyio
 from anyio import to_thread
@@ -21,7 +21,9 @@ from vers_rlm_mcp.errors import BackendUnavailable, MachineError, UnknownHandle
 
 from ..base import Backend, Capabilities, Commit, MachineInfo, MachineSpec
 from ..handles import unknown_handle
-from . import identity, rootfs
+from . import identity
+from .bases import HOST_BASE, Base, open_base
+from .config import BubblewrapConfig
 from .limits import Limits, controllers, mechanisms
 from .machine import BubblewrapMachine
 from .program import compiled_guest
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-Network = Literal["off", "on", "host"]
+    from .rootfs import Rootfs
 
 MIB: Final = 1024 * 1024
 
@@ -57,19 +59,6 @@ ORPHAN_POLL: Final = 0.01
 """Seconds between two looks at that."""
 
 
-@dataclass(frozen=True, slots=True)
-class BubblewrapConfig:
-    """What machines are like where their spec says nothing."""
-
-    base: Path | None = None
-    """A root directory or a docker-archive; None for the host's own system, shown selectively."""
-    network: Network = "off"
-    vcpu_count: int = 2
-    mem_size_mib: int = 2048
-    fs_size_mib: int = 8192
-    max_processes: int = 512
-
-
 class BubblewrapBackend(Backend):
     """Machines of this host, kept under a directory of the state directory."""
 
@@ -77,14 +66,16 @@ class BubblewrapBackend(Backend):
 
     def __init__(self, state_dir: Path, config: BubblewrapConfig | None = None) -> None:
         self.config = config or BubblewrapConfig()
+        self._base_name = str(self.config.base.resolve()) if self.config.base else HOST_BASE
         self._controllers = controllers()
         self._mapped = identity.may_map_ids()
         self._store = Store(state_dir / BACKEND, identity.FIRST_ID if self._mapped else None)
         self._running: dict[str, RunningMachine] = {}
         self._changing: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         """Held while a machine is started or deleted, by its id."""
-        self._rootfs: rootfs.Rootfs | None = None
+        self._bases: dict[str, Base] = {}
         self._program: Path | None = None
+        self._preparing = anyio.Lock()
         self.capabilities = self._capabilities()
         self._store.open()
 
@@ -193,22 +184,13 @@ class BubblewrapBackend(Backend):
                 self._store.add(record)
                 records.append(record)
 
-        made: dict[str, BubblewrapMachine] = {}
-
-        async def make(record: MachineRecord) -> None:
-            made[record.id] = self._handle(await self._start(record))
-
         try:
             await machine.freeze(self._store, keep)
-            async with anyio.create_task_group() as tasks:
-                for record in records:
-                    tasks.start_soon(make, record)
-        except BaseException as error:
+            made = await self._start_all(records)
+        except BaseException:
             with anyio.CancelScope(shield=True):
                 for record in records:
                     await self.delete(record.id)
-            if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-                raise error.exceptions[0] from None
             raise
         return [made[record.id] for record in records]
 
@@ -223,7 +205,7 @@ class BubblewrapBackend(Backend):
             parent=parent,
             labels=dict(labels),
             spec=spec,
-            base=rootfs.HOST_BASE,
+            base=self._base_name,
         )
 
     async def _make(self, record: MachineRecord) -> BubblewrapMachine:
@@ -238,17 +220,36 @@ class BubblewrapBackend(Backend):
             raise
 
     async def _start(self, record: MachineRecord) -> RunningMachine:
-        root, program = await self._prepare()
+        base, program = await self._prepare(record.base)
         lock = await self._claim(record.id)
         try:
-            sandbox = await Sandbox.boot(self._plan(record, root, program, lock))
+            sandbox = await Sandbox.boot(self._plan(record, base.rootfs, program, lock))
         except BaseException:
             os.close(lock)
             raise
-        slots = frozenset(slot.name for slot in root.slots)
-        running = RunningMachine(record, sandbox, lock, slots)
+        slots = frozenset(slot.name for slot in base.rootfs.slots)
+        running = RunningMachine(record, sandbox, lock, slots, base.environment)
         self._running[record.id] = running
         return running
+
+    async def _start_all(self, records: Sequence[MachineRecord]) -> dict[str, BubblewrapMachine]:
+        """Start machines at the same time; the first error ends the attempt."""
+        made: dict[str, BubblewrapMachine] = {}
+        failed: list[MachineError] = []
+        async with anyio.create_task_group() as tasks:
+
+            async def make(record: MachineRecord) -> None:
+                try:
+                    made[record.id] = self._handle(await self._start(record))
+                except MachineError as error:
+                    failed.append(error)
+                    tasks.cancel_scope.cancel()
+
+            for record in records:
+                tasks.start_soon(make, record)
+        if failed:
+            raise failed[0]
+        return made
 
     async def _claim(self, machine_id: str) -> int:
         """Take a machine that does not run; what a dead server left running of it is killed.
@@ -269,20 +270,22 @@ class BubblewrapBackend(Backend):
         owner = self._store.holder(machine_id)
         raise MachineError(f"Machine {machine_id} runs under process {owner}; ask there.")
 
-    async def _prepare(self) -> tuple[rootfs.Rootfs, Path]:
-        """What every machine needs: its base, and the program of its PID 1."""
-        if self._rootfs is None or self._program is None:
+    async def _prepare(self, name: str) -> tuple[Base, Path]:
+        """What a machine needs: its base, and the program of its PID 1."""
+        async with self._preparing:
             try:
-                self._rootfs = await to_thread.run_sync(self._make_rootfs)
-                self._program = await to_thread.run_sync(compiled_guest, self._store)
+                if self._program is None:
+                    self._program = await to_thread.run_sync(compiled_guest, self._store)
+                if name not in self._bases:
+                    self._bases[name] = await to_thread.run_sync(self._open_base, name)
             except (OSError, subprocess.SubprocessError) as error:
                 raise BackendUnavailable(f"Machines cannot be prepared: {error}.") from error
-        return self._rootfs, self._program
+        return self._bases[name], self._program
 
-    def _make_rootfs(self) -> rootfs.Rootfs:
-        return rootfs.host_rootfs(self._store, mapped=self._mapped)
+    def _open_base(self, name: str) -> Base:
+        return open_base(self._store, name, self.config.network, mapped=self._mapped)
 
-    def _plan(self, record: MachineRecord, root: rootfs.Rootfs, program: Path, lock: int) -> Plan:
+    def _plan(self, record: MachineRecord, root: Rootfs, program: Path, lock: int) -> Plan:
         spec = record.spec
         memory = (spec.mem_size_mib or self.config.mem_size_mib) * MIB
         disk = (spec.fs_size_mib or self.config.fs_size_mib) * MIB
@@ -296,7 +299,7 @@ class BubblewrapBackend(Backend):
             rootfs=root,
             program=program,
             mapped=self._mapped,
-            share_network=self.config.network == "host",
+            network=self.config.network,
             resources={
                 resource.RLIMIT_CORE: 0,
                 resource.RLIMIT_FSIZE: disk,
@@ -317,12 +320,13 @@ class BubblewrapBackend(Backend):
 
     def _capabilities(self) -> Capabilities:
         notes = ["Only the usual top-level directories exist: none can be made in /."]
-        if not self._mapped:
-            notes.append("System directories are read-only: /usr and /etc belong to the host.")
+        root = self._mapped or self.config.base is not None
+        if not root:
+            notes.append("System directories are read-only: /usr belongs to the host's root.")
         return Capabilities(
             isolation="namespace",
             fidelity="disk",
-            root=self._mapped,
+            root=root,
             network=self.config.network != "off",
             limits=mechanisms(self._controllers),
             notes=tuple(notes),

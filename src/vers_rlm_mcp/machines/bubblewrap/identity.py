@@ -37,7 +37,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _MountAttributes(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012 - ctypes
+    _fields_ = [
         (name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "user_namespace")
     ]
 

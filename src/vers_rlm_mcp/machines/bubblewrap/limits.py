@@ -81,7 +81,7 @@ def controllers() -> tuple[Controller, ...]:
     """The controllers under which this process can make cgroups, found by making one."""
     found: list[Controller] = []
     for controller in _candidates():
-        probe = controller.parent / f"{PREFIX}probe-{os.getpid()}-{random.getrandbits(32):x}"  # noqa: S311 - a name
+        probe = controller.parent / f"{PREFIX}probe-{os.getpid()}-{random.getrandbits(32):x}"
         try:
             probe.mkdir()
         except OSError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import anyio
-from anyio.abc import ByteReceiveStream
+from anyio.abc import ByteReceiveStream, ByteSendStream
 
 from vers_rlm_mcp.errors import MachineError, MachineGone
 
@@ -16,7 +16,7 @@ from .streams import read_reply
 
 if TYPE_CHECKING:
     from .sandbox import Sandbox
-    from .streams import PipeReceiveStream, PipeSendStream
+    from .streams import PipeReceiveStream
 
 KILL_SECONDS: Final = 5.0
 """How long killing may take when a process is closed; it goes on in the machine anyway."""
@@ -25,16 +25,12 @@ KILL_SECONDS: Final = 5.0
 class BubblewrapProcess(Process):
     """A child of the machine's PID 1."""
 
-    stdin: PipeSendStream
-    stdout: PipeReceiveStream
-    stderr: PipeReceiveStream
-
     def __init__(
         self,
         sandbox: Sandbox,
         number: int,
         status: PipeReceiveStream,
-        streams: tuple[PipeSendStream, PipeReceiveStream, PipeReceiveStream],
+        streams: tuple[ByteSendStream, ByteReceiveStream, ByteReceiveStream],
     ) -> None:
         self._sandbox = sandbox
         self._number = number

@@ -30,8 +30,9 @@ def interpreter() -> Path:
 
 
 def compiled_guest(store: Store) -> Path:
-    """A directory with the guest modules, compiled once: doing it at each boot takes longer than
-    everything else of it. Raises OSError or CalledProcessError.
+    """A directory with the guest modules, compiled once. Raises OSError or SubprocessError.
+
+    To compile them at each boot would take longer than all the rest of it.
     """
     sources = sorted(Path(guest.__file__).parent.glob("*.py"))
     place = store.bases / f"guest-{_digest(sources)}"

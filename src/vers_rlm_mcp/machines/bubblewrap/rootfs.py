@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from .store import Store
-
-HOST_BASE: Final = "host"
 
 HOST_TOP: Final = ("bin", "lib", "lib32", "lib64", "libx32", "sbin", "usr")
 """The host's directories that are shown; on most systems all but /usr are links into it."""
@@ -124,6 +123,12 @@ NOBODY: Final = 65534
 KERNEL_DIRECTORIES: Final = frozenset({"dev", "proc", "run", "sys", ".vers"})
 """Made by PID 1, never taken from a base."""
 
+PYTHON: Final = "/.python"
+"""Where the host's Python is shown in machines whose base has none."""
+
+VERSION: Final = 1
+"""Of what is made here: raised when that changes."""
+
 HOSTS: Final = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
@@ -148,14 +153,22 @@ class Rootfs:
     links: Mapping[str, str] = field(default_factory=dict[str, str])
     """Symlinks in the machine's root directory."""
     binds: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Read-only directories, by their place in the machine."""
+    """Read-only directories outside of the slots, and their place in the machine."""
+    writable: bool = True
+    """Whether the machine's root user owns the system directories."""
 
 
-def host_rootfs(store: Store, *, mapped: bool) -> Rootfs:
-    """The host's own system, shown selectively. Raises OSError."""
+def host_rootfs(store: Store, *, mapped: bool, resolver: str) -> Rootfs:
+    """The host's own system, shown selectively. Raises OSError.
+
+    Args:
+        store: Where what has to be made is kept.
+        mapped: Whether machines have a range of ids of their own.
+        resolver: What /etc/resolv.conf holds.
+    """
     tops = [path for name in HOST_TOP if (path := Path("/", name)).exists()]
     shown = [path.name for path in tops if not path.is_symlink()]
-    system = _system_directory(store, mapped=mapped, with_etc=True)
+    system = _system_directory(store, mapped=mapped, resolver=resolver, with_etc=True)
     attachments = [Attachment(Path("/", name), f"base/{name}", mapped=mapped) for name in shown]
     return Rootfs(
         attachments=(*attachments, Attachment(system, "base/system")),
@@ -164,23 +177,41 @@ def host_rootfs(store: Store, *, mapped: bool) -> Rootfs:
             Slot("system", "base/system", _views(system.iterdir())),
         ),
         links=_links(tops),
+        writable=mapped,
     )
 
 
-def directory_rootfs(store: Store, root: Path, *, mapped: bool) -> Rootfs:
-    """A root directory of the user's choice, as it is. Raises OSError."""
+def directory_rootfs(
+    store: Store, root: Path, *, mapped: bool, resolver: str, shifted: bool = False
+) -> Rootfs:
+    """A root directory of the user's choice, as it is. Raises OSError.
+
+    `shifted` says that its files already belong to the machines' own ids. The host's Python is
+    shown where the directory has none.
+    """
     entries = [path for path in root.iterdir() if path.name not in KERNEL_DIRECTORIES]
-    system = _system_directory(store, mapped=mapped, with_etc=False)
+    system = _system_directory(store, mapped=mapped, resolver=resolver, with_etc=False)
     taken = {path.name for path in entries}
     made = [path for path in system.iterdir() if path.name not in taken]
+    python = _python_for(root)
     return Rootfs(
         attachments=(
-            Attachment(root, "base/root", mapped=mapped),
+            Attachment(root, "base/root", mapped=mapped and not shifted),
             Attachment(system, "base/system"),
+            *([Attachment(python, "base/python", mapped=mapped)] if python else []),
         ),
         slots=(Slot("system", "base/root:base/system", _views([*entries, *made])),),
         links=_links(entries),
+        binds={"base/python": PYTHON} if python else {},
+        writable=mapped or root.stat().st_uid == os.getuid(),
     )
+
+
+def _python_for(root: Path) -> Path | None:
+    """The host's Python installation, if the directory has none and it can be shown alone."""
+    prefix = Path(sys.base_prefix)
+    own = any(os.path.lexists(root / name / "python3") for name in ("usr/bin", "usr/local/bin"))
+    return None if own or prefix.is_relative_to("/usr") else prefix
 
 
 def _views(entries: Iterable[Path]) -> dict[str, str]:
@@ -189,18 +220,18 @@ def _views(entries: Iterable[Path]) -> dict[str, str]:
 
 
 def _links(entries: Iterable[Path]) -> dict[str, str]:
-    return {f"/{path.name}": os.readlink(path) for path in entries if path.is_symlink()}
+    return {f"/{path.name}": str(path.readlink()) for path in entries if path.is_symlink()}
 
 
-def _system_directory(store: Store, *, mapped: bool, with_etc: bool) -> Path:
+def _system_directory(store: Store, *, mapped: bool, resolver: str, with_etc: bool) -> Path:
     """The directories that are not shown as they are: made once, and again when /etc changes."""
     content = sorted(_fingerprint()) if with_etc else []
-    digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr((VERSION, resolver, with_etc, content)).encode()).hexdigest()[:16]
     place = store.bases / f"system-{'mapped' if mapped else 'own'}-{digest}"
     if not place.is_dir():
         making = place.with_name(f".{place.name}.{os.getpid()}")
         shutil.rmtree(making, ignore_errors=True)
-        _make_system_directory(making, with_etc=with_etc)
+        _make_system_directory(making, resolver, with_etc=with_etc)
         if mapped:
             _shift_owners(making)
         try:
@@ -220,26 +251,28 @@ def _fingerprint() -> Iterable[tuple[str, int, int]]:
                 yield str(path), info.st_size, info.st_mtime_ns
 
 
-def _make_system_directory(root: Path, *, with_etc: bool) -> None:
+def _make_system_directory(root: Path, resolver: str, *, with_etc: bool) -> None:
     below_var = {f"var/{name}": mode for name, mode in EMPTY_BELOW_VAR.items()}
     for name, mode in {**EMPTY, **below_var}.items():
         (root / name).mkdir(parents=True)
         (root / name).chmod(mode)
     (root / "var/run").symlink_to("/run")
     (root / "var/lock").symlink_to("/run/lock")
+    etc = root / "etc"
+    etc.mkdir()
+    (etc / "hosts").write_text(HOSTS)
+    (etc / "resolv.conf").write_text(resolver)
     if with_etc:
-        _make_etc(root / "etc")
+        _make_etc(etc)
 
 
 def _make_etc(etc: Path) -> None:
-    etc.mkdir()
     for name in SHOWN_ETC:
         _show(Path("/etc") / name, etc / name)
     (etc / "passwd").write_text(_accounts(Path("/etc/passwd")))
     (etc / "group").write_text(_accounts(Path("/etc/group")))
-    (etc / "hosts").write_text(HOSTS)
     (etc / "mtab").symlink_to("/proc/self/mounts")
-    for name in ("hostname", "resolv.conf", "fstab"):
+    for name in ("hostname", "fstab"):
         (etc / name).touch()
 
 
@@ -263,9 +296,9 @@ def _accounts(path: Path) -> str:
     kept: list[str] = []
     for line in path.read_text(errors="replace").splitlines():
         parts = line.split(":")
-        if len(parts) > 2 and parts[2].isdecimal():
-            if int(parts[2]) < SYSTEM_IDS or int(parts[2]) == NOBODY:
-                kept.append(":".join([parts[0], "x", *parts[2:]]))
+        number = int(parts[2]) if len(parts) > 2 and parts[2].isdecimal() else SYSTEM_IDS
+        if number < SYSTEM_IDS or number == NOBODY:
+            kept.append(":".join([parts[0], "x", *parts[2:]]))
     return "\n".join(kept) + "\n"
 
 

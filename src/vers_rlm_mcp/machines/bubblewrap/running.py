@@ -75,8 +75,7 @@ class RunningMachine:
         sandbox = self.check()
         async with self.gate:
             try:
-                with anyio.CancelScope(shield=True):  # Bounded by what a request may take.
-                    obstacle, *names = await sandbox.request(b"freeze")
+                obstacle, *names = await _stop(sandbox)
                 try:
                     await self._freeze(store, keep, obstacle, [self._slot(name) for name in names])
                 finally:
@@ -149,3 +148,10 @@ class RunningMachine:
         if slot not in self.slots:
             raise MachineGone(f"Machine {self.id} tells nonsense; delete it.")
         return slot
+
+
+async def _stop(sandbox: Sandbox) -> list[bytes]:
+    """Freeze, even when cancelled, so that it is known whether to thaw."""
+    with anyio.CancelScope(shield=True):
+        return await sandbox.request(b"freeze")
+    raise AssertionError("a shielded scope was left early")

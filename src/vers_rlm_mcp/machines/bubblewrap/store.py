@@ -297,7 +297,7 @@ def _process_mark(pid: int) -> str:
 
 def _has_open(pid: int, path: str) -> bool:
     try:
-        return any(os.readlink(entry) == path for entry in Path(f"/proc/{pid}/fd").iterdir())
+        return any(str(entry.readlink()) == path for entry in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:  # Another user's, or it has ended.
         return False
 

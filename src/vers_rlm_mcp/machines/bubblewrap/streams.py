@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -19,6 +20,12 @@ F_SETPIPE_SZ: Final = 1031
 
 WIDE_PIPE: Final = 1024 * 1024
 """Bytes that a pipe for file content holds: the most that an ordinary user may ask for."""
+
+COMPLAINT_SECONDS: Final = 2.0
+"""How long those that are about to end may take to do so."""
+
+MAX_COMPLAINT: Final = 4096
+"""Bytes that are kept of what a helper program wrote to standard error."""
 
 MAX_REPLY: Final = 64 * 1024
 """Bytes of a reply that are taken from a machine. Real ones have tens."""
@@ -141,6 +148,15 @@ class Pipes:
                 stream.close()
 
 
+async def read_text(stream: PipeReceiveStream) -> str:
+    """The end of what was written to standard error, once nobody can write any more."""
+    data = b""
+    with anyio.move_on_after(COMPLAINT_SECONDS), contextlib.suppress(anyio.EndOfStream):
+        while True:
+            data = data[-MAX_COMPLAINT:] + await stream.receive()
+    return data[-MAX_COMPLAINT:].decode(errors="replace").strip()
+
+
 async def read_reply(stream: PipeReceiveStream) -> list[bytes]:
     """The fields of one reply; none when the stream ends first.
 
@@ -151,7 +167,7 @@ async def read_reply(stream: PipeReceiveStream) -> list[bytes]:
         while len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "big"):
             data += await stream.receive()
             if len(data) > MAX_REPLY:
-                raise ValueError("too long")
+                raise ValueError("too long")  # noqa: TRY301 - one reply for all nonsense
         return wire.unpack(bytes(data[4:]))
     except anyio.EndOfStream:
         return []
@@ -162,10 +178,8 @@ async def read_reply(stream: PipeReceiveStream) -> list[bytes]:
 def _pipe(*, wide: bool) -> tuple[int, int]:
     reading, writing = os.pipe2(os.O_CLOEXEC)
     if wide:
-        try:
+        with contextlib.suppress(OSError):  # The user's share of pipe memory may be used up.
             fcntl.fcntl(writing, F_SETPIPE_SZ, WIDE_PIPE)
-        except OSError:
-            pass  # The user's share of pipe memory is used up: the usual size does as well.
     return reading, writing
 
 

@@ -120,7 +120,8 @@ NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16
 
 def refused() -> Mapping[str, int]:
     """The calls that are refused on this machine's architecture; none on an unknown one."""
-    return _ARCHITECTURES.get(os.uname().machine, (0, 0, {}))[2]
+    machine = os.uname().machine
+    return _ARCHITECTURES[machine][2] if machine in _ARCHITECTURES else {}
 
 
 def call_filter() -> bytes:

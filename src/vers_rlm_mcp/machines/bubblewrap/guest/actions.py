@@ -18,12 +18,12 @@ def execute(argv: list[bytes], environment: dict[bytes, bytes]) -> None:
     """Become the program, looked for in PATH. Returns only by raising OSError."""
     program = argv[0]
     if b"/" in program:
-        os.execve(program, argv, environment)
+        os.execve(program, argv, environment)  # noqa: S606 - this is the machine's program
     refused: OSError = FileNotFoundError(ENOENT, os.strerror(ENOENT))
     for directory in environment.get(b"PATH", b"").split(b":"):
         try:
-            os.execve(directory + b"/" + program, argv, environment)
-        except (FileNotFoundError, NotADirectoryError):
+            os.execve(directory + b"/" + program, argv, environment)  # noqa: S606 - as above
+        except (FileNotFoundError, NotADirectoryError):  # noqa: PERF203 - each may fail
             continue
         except PermissionError as error:
             refused = error

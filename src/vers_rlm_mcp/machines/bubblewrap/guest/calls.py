@@ -53,7 +53,7 @@ def _check(result: int, what: str) -> int:
 def mount(
     source: bytes, target: bytes, kind: bytes, flags: int = 0, options: bytes | None = None
 ) -> None:
-    """mount(2). Relative paths count from the working directory."""
+    """Mount something. Relative paths count from the working directory."""
     _check(_libc.mount(source, target, kind, flags, options), f"mount on {os.fsdecode(target)}")
 
 
@@ -126,7 +126,7 @@ def keep_capabilities(kept: int) -> None:
 
 
 class _Filter(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("program", ctypes.c_char_p)]  # noqa: RUF012 - ctypes
+    _fields_ = [("length", ctypes.c_ushort), ("program", ctypes.c_char_p)]
 
 
 def filter_calls(program: bytes) -> None:

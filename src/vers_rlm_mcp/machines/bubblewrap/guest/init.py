@@ -49,6 +49,13 @@ PROC_FLAGS = calls.MS_NOEXEC | calls.MS_RDONLY
 # what installing packages and running services takes, as in other containers.
 KEPT_CAPABILITIES = sum(1 << number for number in (0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 31))
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
+
+    Operation = Callable[[list[bytes], list[int]], list[bytes]]
+    """Takes the arguments and descriptors of a request and returns the content of the reply."""
+
 READABLE = select.POLLIN | select.POLLHUP
 
 
@@ -105,7 +112,7 @@ class Init:
                     os.close(descriptor)
         return True
 
-    def _operations(self):  # noqa: ANN202 - a table of the methods below
+    def _operations(self) -> dict[bytes, Operation]:
         return {
             b"boot": self._boot,
             b"run": self._run,
@@ -213,7 +220,7 @@ class Init:
 
         return self._start(action, descriptors)
 
-    def _start(self, action, descriptors: list[int]) -> list[bytes]:  # noqa: ANN001 - a callable
+    def _start(self, action: Callable[[], None], descriptors: list[int]) -> list[bytes]:
         """Fork a process of the machine that performs `action`.
 
         The descriptors are its status, its report, and standard input, output and error.
@@ -342,7 +349,7 @@ class Init:
 
 def _tell(descriptor: int, fields: list[bytes]) -> None:
     """Write a reply; a host that no longer listens is no error."""
-    try:
+    try:  # noqa: SIM105 - contextlib takes milliseconds to import
         os.write(descriptor, wire.frame(fields))
     except OSError:
         pass
@@ -374,8 +381,8 @@ def _mount_kernel_directories(shared: bytes, processes: int) -> None:
     for path in (b"root/run", b"root/dev/shm"):
         calls.mount(b"tmpfs", path, b"tmpfs", overlays.FLAGS, shared)
     calls.remount(b"root/dev", calls.MS_RDONLY)
-    os.chmod("root/dev/shm", 0o1777)
-    os.chmod("root/run", 0o755)
+    os.chmod("root/dev/shm", 0o1777)  # noqa: S103 - as on every system
+    os.chmod("root/run", 0o755)  # noqa: S103 - as on every system
     for name in MASKED_FILES:
         if os.path.exists(f"root/proc/{name}"):
             calls.mount(b"root/dev/null", f"root/proc/{name}".encode(), b"", calls.MS_BIND)

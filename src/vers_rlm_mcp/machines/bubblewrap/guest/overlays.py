@@ -206,6 +206,6 @@ def holder(pids: list[int], overlays: list[Overlay]) -> int | None:
         try:
             if _in_use(pid, overlays):
                 return pid
-        except (FileNotFoundError, ProcessLookupError):
+        except (FileNotFoundError, ProcessLookupError):  # noqa: PERF203 - each may end
             continue  # It ended before it could be stopped.
     return None

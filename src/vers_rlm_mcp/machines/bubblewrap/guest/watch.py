@@ -145,6 +145,6 @@ def _size(directory: str) -> int:
                     total += info.st_blocks * BLOCK // max(1, info.st_nlink)
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(entry.path)
-        except OSError:
-            continue  # It was removed meanwhile.
+        except OSError:  # noqa: PERF203 - each may be removed meanwhile
+            continue
     return total

@@ -1,0 +1,144 @@
+"""Unpacking a docker-archive (what `docker save` and `podman save` write) into a root directory.
+
+An archive is a tar of a `manifest.json`, a configuration and layers, which are tars themselves, to
+be applied in order (https://github.com/moby/docker-image-spec/blob/main/spec.md). Nothing is
+written outside the root directory, whatever the archive says; device nodes are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tarfile
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from vers_rlm_mcp.errors import SettingsError
+
+from .store import new_id, remove_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+WHITEOUT: Final = ".wh."
+OPAQUE: Final = ".wh..wh..opq"
+
+MAX_DOCUMENT: Final = 4 * 1024 * 1024
+"""Bytes of an archive's JSON documents; real ones have a few thousand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An unpacked image."""
+
+    root: Path
+    environment: Mapping[str, str]
+
+
+def unpack(archive: Path, bases: Path, first_id: int | None) -> Image:
+    """Unpack an archive below `bases`, once.
+
+    Args:
+        archive: The file.
+        bases: Where unpacked images are kept, each under a digest of its archive.
+        first_id: What to add to the owners' ids; None to make everything our own.
+
+    Raises:
+        SettingsError: It is no docker-archive, or a bad one.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            manifest = _document(tar, "manifest.json")[0]
+            config = _document(tar, manifest["Config"])
+            place = bases / f"image-{_digest(archive, manifest, first_id)}"
+            if not place.is_dir():
+                making = place.with_name(f".{place.name}.{new_id()}")
+                try:
+                    making.mkdir()
+                    for name in manifest["Layers"]:
+                        _apply(_member(tar, name), making, first_id)
+                    making.rename(place)
+                finally:
+                    remove_tree(making)
+    except (tarfile.TarError, OSError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise SettingsError(
+            f"{archive} cannot be used as a base: {error}. It must be a root directory, or an "
+            "archive that `docker save` or `podman save` wrote."
+        ) from error
+    variables: list[str] = config.get("config", {}).get("Env") or []
+    return Image(place, dict(item.split("=", 1) for item in variables if "=" in item))
+
+
+def _digest(archive: Path, manifest: Any, first_id: int | None) -> str:
+    info = archive.stat()
+    about = f"{json.dumps(manifest)} {info.st_size} {info.st_mtime_ns} {first_id}"
+    return hashlib.sha256(about.encode()).hexdigest()[:16]
+
+
+def _document(tar: tarfile.TarFile, name: str) -> Any:
+    return json.loads(_member(tar, name).read(MAX_DOCUMENT))
+
+
+def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
+    file = tar.extractfile(name)
+    if file is None:
+        raise ValueError(f"{name} is not a file")
+    return file
+
+
+def _apply(layer: IO[bytes], root: Path, first_id: int | None) -> None:
+    """Put one layer over what the ones before it left."""
+
+    def accept(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+        checked = tarfile.tar_filter(member, path)  # Raises for a path outside of the root.
+        if member.isdev():
+            return None
+        if member.islnk():
+            _require_inside(root, root / member.linkname)
+        first = first_id or 0  # Only root can change owners, and only then are they looked at.
+        return checked.replace(
+            mode=member.mode & 0o7777, uid=first + member.uid, gid=first + member.gid, deep=False
+        )
+
+    with tarfile.open(fileobj=layer, mode="r:*") as tar:
+        for member in tar:
+            place = root / member.name.lstrip("/")
+            if place.name.startswith(WHITEOUT):
+                _require_inside(root, place.parent)
+                _white_out(place)
+                continue
+            _make_way(root, place, member)
+            tar.extract(member, root, numeric_owner=True, filter=accept)
+
+
+def _require_inside(root: Path, path: Path) -> None:
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"{path.relative_to(root)} leads out of the image")
+
+
+def _white_out(mark: Path) -> None:
+    """Remove what a layer's mark says is gone."""
+    if mark.name == OPAQUE:
+        for entry in mark.parent.iterdir():
+            _remove(entry)
+    else:
+        _remove(mark.with_name(mark.name.removeprefix(WHITEOUT)))
+
+
+def _make_way(root: Path, place: Path, member: tarfile.TarInfo) -> None:
+    """Remove what a layer replaces by something of another kind."""
+    _require_inside(root, place.parent)
+    if os.path.lexists(place) and not (
+        member.isdir() and place.is_dir() and not place.is_symlink()
+    ):
+        _remove(place)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
