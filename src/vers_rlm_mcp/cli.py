@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its status."""
     options = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _end)
-    # A result is printed whatever is in it: lone surrogates, or letters the terminal has not.
+    # A result is printed whatever is in it, also letters that the locale does not have.
     cast("TextIOWrapper", sys.stdout).reconfigure(errors="backslashreplace")
     try:
         settings = _settings(options)

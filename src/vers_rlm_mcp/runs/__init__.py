@@ -6,7 +6,7 @@ Knows models, kernels, machines and the engine; knows nothing of MCP or of termi
 from __future__ import annotations
 
 from .calls import lost_variables, not_carried, run_cell
-from .driver import run
+from .driver import check_request, run
 from .files import opened_files
 from .fleets import Item, inventory, open_backend, open_fleet
 from .request import RunRequest, RunResult

@@ -69,9 +69,7 @@ async def run(
         KernelError: The same for the kernel.
         ModelUnavailable: The first call showed that the model cannot be used.
     """
-    signature = rlm.Signature.parse(request.signature)
-    check_limits(request)
-    inputs = check_inputs(signature, request.inputs, request.files)
+    signature, inputs = check_request(request)
     check_prices(limits(request, settings), (model, sub_model))
     run_id = f"run-{secrets.token_hex(8)}"
     with Journal(settings.state_dir / "runs" / run_id) as journal:
@@ -82,6 +80,22 @@ async def run(
 
         driver = _Driver(run_id, request, fleet, model, sub_model, settings, publish)
         return await driver.perform(signature, inputs)
+
+
+def check_request(
+    request: RunRequest,
+) -> tuple[rlm.Signature, Mapping[str, JsonValue | Path]]:
+    """The signature of a request, and the value of every input; a path for one from a file.
+
+    `run` does this first. Whoever has to choose models before says with it what is wrong with the
+    request itself, which the caller may be able to mend at once.
+
+    Raises:
+        UsageError: The request does not make sense.
+    """
+    signature = rlm.Signature.parse(request.signature)
+    check_limits(request)
+    return signature, check_inputs(signature, request.inputs, request.files)
 
 
 class _Driver:

@@ -89,10 +89,7 @@ async def _from_value(
 
 def _encode(value: JsonValue) -> tuple[bytes, Literal["text", "json"], str | None]:
     if isinstance(value, str):
-        try:
-            return value.encode(), "text", None
-        except UnicodeEncodeError:  # A lone surrogate: only an escape in JSON can carry it.
-            return json.dumps(value).encode(), "json", None
+        return value.encode(), "text", None
     text = json.dumps(value)
     return text.encode(), "json", text
 
