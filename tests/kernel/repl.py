@@ -65,8 +65,10 @@ class Repl:
 
 def is_running(pid: int) -> bool:
     """Whether a process is there and not only waits for its parent to take notice of its end."""
+    process = Path(f"/proc/{pid}")
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+        return state not in "ZX" or len(list((process / "task").iterdir())) > 1
     except FileNotFoundError:
         return False
 

@@ -193,6 +193,10 @@ async def test_exit_ends_the_cell_and_not_the_kernel(repl: Repl, call: str) -> N
     assert await repl.output("x") == "1\n"
 
 
+async def test_exit_with_a_text_says_it(repl: Repl) -> None:
+    assert (await repl.output("import sys; sys.exit('no data')")).startswith("no data\n[exit()")
+
+
 async def test_whatever_a_cell_does_to_the_standard_streams_ends_with_it(repl: Repl) -> None:
     await repl.output("import sys, io, os\nsys.stdout = io.StringIO()\nprint('hidden')")
     assert await repl.output("print('seen')") == "seen\n"

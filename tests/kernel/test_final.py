@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vers_rlm_mcp.kernel import Final
+from vers_rlm_mcp.kernel.wire import MAX_PAYLOAD
 
 if TYPE_CHECKING:
     from repl import Repl
@@ -106,6 +107,14 @@ async def test_a_value_that_cannot_be_json_is_an_error_at_the_call(
     error = await repl.error(f"value = {value}\nFINAL(x=value)")
     assert message in error
     assert "Cell 1, line 2" in error
+
+
+async def test_a_value_that_only_just_fits_does_no_harm(repl: Repl) -> None:
+    await repl.output("a = 1\nimport json")
+    result = await repl(f"FINAL(x='x' * ({MAX_PAYLOAD} - 40))")
+    assert result.status in {"final", "error"}
+    assert result.final or "too large to hand over" in (result.error or "")
+    assert await repl.output("a") == "1\n"
 
 
 async def test_a_value_that_contains_itself_is_an_error(repl: Repl) -> None:

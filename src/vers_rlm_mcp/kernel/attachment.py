@@ -76,29 +76,32 @@ class Attachment:
     async def receive(self) -> Frame:
         """The next frame. Raises `Lost`, or `WireError` for what is not the protocol."""
         while not self._frames:
-            try:
-                data = await self._process.stdout.receive(READ_SIZE)
-            except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
-                raise await self._end() from None
-            try:
-                self._frames.extend(self._decoder.feed(data))
-            except FrameError as error:
-                raise WireError(f"The kernel does not keep to the protocol: {error}.") from None
+            if not await self._read():
+                raise await self._end()
         return self._frames.popleft()
 
     async def is_lost(self) -> bool:
         """Whether the attachment is known to have ended. To be asked while nothing is in flight."""
         with anyio.move_on_after(0):
-            try:
-                self._frames.append(await self.receive())
-            except Lost:
-                self.broken = True
+            self.broken = not await self._read() or self.broken
         return self.broken
 
     async def aclose(self) -> None:
         """Let go of the kernel; it goes on."""
         self.broken = True
         await self._process.aclose()
+
+    async def _read(self) -> bool:
+        """Take in what has come. False at the end of the stream."""
+        try:
+            data = await self._process.stdout.receive(READ_SIZE)
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            return False
+        try:
+            self._frames.extend(self._decoder.feed(data))
+        except FrameError as error:
+            raise WireError(f"The kernel does not keep to the protocol: {error}.") from None
+        return True
 
     async def _end(self) -> Lost:
         with anyio.move_on_after(COMPLAINT_SECONDS):

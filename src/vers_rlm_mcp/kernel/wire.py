@@ -32,7 +32,6 @@ TO_GUEST = frozenset(
         "current",  # machine: where exec and files act from now on
         "interrupt",  # id: of the request to interrupt
         "reply",  # id, ok: to a call; payload: the JSON value, or the text of the error
-        "end",  # the kernel ends
     }
 )
 """Every kind of frame a host sends, with its header's fields."""

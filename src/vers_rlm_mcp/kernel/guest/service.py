@@ -6,6 +6,7 @@ another thread, so that an interrupt or a reply gets through while a cell runs.
 
 from __future__ import annotations
 
+import builtins
 import os
 import signal
 import sys
@@ -37,7 +38,7 @@ DEFAULT_OUTPUT_LIMIT = 1024 * 1024
 
 
 def serve(listener: socket, variables_path: str) -> None:
-    """Be the kernel behind `listener`, until the host ends it."""
+    """Be the kernel behind `listener`, until this process is killed."""
     kernel = Kernel(listener, variables_path)
     kernel.serve()
 
@@ -80,7 +81,7 @@ class Kernel:
         self._link = Link(listener, self)
 
     def serve(self) -> None:
-        """Perform requests until the host ends the kernel."""
+        """Perform requests, for ever."""
         self._capture.start(self._limit)
         signal.signal(signal.SIGINT, self._on_interrupt)
         threading.Thread(target=self._link.serve, daemon=True).start()
@@ -111,8 +112,6 @@ class Kernel:
                 self._interrupt()
         elif frame.kind == "current":
             self._functions.current = frame.fields["machine"]
-        elif frame.kind == "end":
-            os._exit(0)
         else:
             self._requests.put(_Request(frame, host))
 
@@ -142,8 +141,9 @@ class Kernel:
 
     def _greet(self, request: _Request) -> None:
         fields = request.frame.fields
-        self._functions.home, self._functions.current = fields["home"], fields["current"]
-        self._limit, self._saving = fields["limit"], fields["saving"]
+        if fields["protocol"] == PROTOCOL:  # of another one, only this field is known
+            self._functions.home, self._functions.current = fields["home"], fields["current"]
+            self._limit, self._saving = fields["limit"], fields["saving"]
         ready = {"protocol": PROTOCOL, "kernel": self.id, "cells": self.cells}
         self._send(request.host, "ready", ready, dump(self._names()))
         if not self._is_warm:
@@ -187,8 +187,9 @@ class Kernel:
             )
         except Finished:
             return "final", None
-        except SystemExit:
-            self._capture.write("[exit() ends the cell, not the kernel]\n")
+        except SystemExit as error:
+            said = f"{error.code}\n" if isinstance(error.code, str) else ""
+            self._capture.write(f"{said}[exit() ends the cell, not the kernel]\n")
         except KeyboardInterrupt as error:
             return "interrupted", describe_error(error)
         except BaseException as error:  # noqa: BLE001 - whatever a cell raises is its result
@@ -270,12 +271,12 @@ class Kernel:
         }
 
     def _done(self, request: _Request, value: Any, *, ok: bool = True) -> None:
-        payload = dump(value) if ok else value.encode(errors="replace")
         try:
-            self._send(request.host, "done", {"id": request.id, "ok": ok}, payload)
+            payload = dump(value) if ok else value.encode(errors="replace")
         except FrameError as error:
             text = f"the result is too large to hand over: {error}; write it to a file instead"
-            self._send(request.host, "done", {"id": request.id, "ok": False}, text.encode())
+            ok, payload = False, text.encode()
+        self._send(request.host, "done", {"id": request.id, "ok": ok}, payload)
 
     @staticmethod
     def _send(host: Attachment, kind: str, fields: dict[str, Any], payload: bytes) -> None:
@@ -286,7 +287,7 @@ class Kernel:
 def _main_namespace() -> dict[str, Any]:
     """The namespace of cells, which is the module `__main__` to pickle, inspect and others."""
     main = types.ModuleType("__main__")
-    main.__dict__["__builtins__"] = __builtins__
+    main.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = main
     sys.argv = [""]
     return main.__dict__
