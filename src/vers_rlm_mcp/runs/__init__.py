@@ -19,6 +19,7 @@ __all__ = [
     "RunResult",
     "Snapshot",
     "Workbench",
+    "check_request",
     "inventory",
     "lost_variables",
     "not_carried",

@@ -208,19 +208,13 @@ class RlmTools:
         for big files, codebases and logs, experiments, or anything needing many steps. Takes
         minutes; reports progress.
         """
-        from vers_rlm_mcp.runs import RunRequest, opened_files, run
+        from vers_rlm_mcp.runs import RunRequest, check_request, opened_files, run
 
         from .sampling import choose_model
 
         settings = self._app.settings
         limit = budget or Budget()
         async with AsyncExitStack() as stack:
-            root = choose_model(model, settings.model, context)
-            stack.push_async_callback(root.aclose)
-            sub = choose_model(subModel, settings.sub_model or root.name, context)
-            stack.push_async_callback(sub.aclose)
-            paths = stack.enter_context(opened_files(files or (), settings.allow_dir))
-            progress = await stack.enter_async_context(Progress(context.report_progress, "The run"))
             request = RunRequest(
                 signature=signature,
                 inputs=inputs or {},
@@ -230,11 +224,17 @@ class RlmTools:
                 machine_id=vmId,
                 spec=vmConfig.spec() if vmConfig else None,
                 keep_machine=keepVM,
-                files=paths,
+                files=stack.enter_context(opened_files(files or (), settings.allow_dir)),
                 max_seconds=limit.seconds,
                 max_tokens=limit.tokens,
                 max_usd=limit.usd,
             )
+            check_request(request)
+            root = choose_model(model, settings.model, context)
+            stack.push_async_callback(root.aclose)
+            sub = choose_model(subModel, settings.sub_model or root.name, context)
+            stack.push_async_callback(sub.aclose)
+            progress = await stack.enter_async_context(Progress(context.report_progress, "The run"))
             result = await run(
                 request,
                 fleet=await self._app.fleet(),
