@@ -1,0 +1,215 @@
+"""What a user of the product has: a server process, a client, a script that plays the model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from mcp import Client, StdioServerParameters
+from mcp.client.stdio import stdio_client
+from mcp_types import CallToolResult, TextContent
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+
+COMMAND = str(Path(sys.executable).with_name("vers-rlm-mcp"))
+
+POLL_SECONDS = 0.02
+CALL_SECONDS = 60
+"""Far more than any call of these tests takes, on a busy machine too."""
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass
+class Running:
+    """A call under way."""
+
+    _done: anyio.Event
+    _results: list[CallToolResult]
+    cancel: Callable[[], None]
+
+    async def result(self) -> CallToolResult:
+        with anyio.fail_after(CALL_SECONDS):
+            await self._done.wait()
+        return self._results[0]
+
+
+class User:
+    """Works with one server process over stdio; `home` holds all that the two have."""
+
+    def __init__(self, home: Path, client: Client, pid: int) -> None:
+        self.home = home
+        self.client = client
+        self.pid = pid
+
+    @property
+    def state(self) -> Path:
+        return self.home / "state"
+
+    @property
+    def allowed(self) -> Path:
+        return self.home / "allowed"
+
+    def log(self) -> str:
+        return (self.home / "log").read_text()
+
+    def write_script(self, *replies: str) -> None:
+        """What the model says in the runs that start from now on. A reply is code, or begins
+        with ``--- reply``."""
+        whole = [item if item.startswith("--- reply") else cell(item) for item in replies]
+        (self.home / "script").write_text("".join(f"{item}\n" for item in whole))
+
+    async def tool(self, name: str, /, **arguments: Any) -> CallToolResult:
+        with anyio.fail_after(CALL_SECONDS):
+            return await self.client.call_tool(name, arguments)
+
+    async def call(self, name: str, /, **arguments: Any) -> dict[str, Any]:
+        """The structured content of a call that must succeed."""
+        return fields_of(await self.tool(name, **arguments))
+
+    async def error(self, name: str, /, **arguments: Any) -> str:
+        """The text of a call that must fail."""
+        result = await self.tool(name, **arguments)
+        assert result.is_error, text_of(result)
+        return text_of(result)
+
+    async def run(self, *replies: str, **arguments: Any) -> dict[str, Any]:
+        """What comes of a run whose model says this."""
+        self.write_script(*replies)
+        return await self.call("vers_rlm", **{"signature": "-> answer: any", **arguments})
+
+    async def exec(self, command: str, **arguments: Any) -> str:
+        """The standard output of a command that must succeed."""
+        fields = await self.call("exec", command=command, **arguments)
+        assert fields["exit_code"] == 0, fields
+        return fields["stdout"]
+
+    async def vm_ids(self) -> list[str]:
+        return [vm["id"] for vm in (await self.call("vmList"))["vms"]]
+
+    @asynccontextmanager
+    async def running(
+        self, name: str, /, until: str, **arguments: Any
+    ) -> AsyncGenerator[Running]:
+        """A call that goes on meanwhile; `until` is in a progress message when this begins."""
+        begun, done = anyio.Event(), anyio.Event()
+        results: list[CallToolResult] = []
+        scope = anyio.CancelScope()
+
+        async def listen(progress: float, total: float | None, message: str | None) -> None:
+            if until in (message or ""):
+                begun.set()
+
+        async def call() -> None:
+            with scope:
+                tool = partial(self.client.call_tool, name, arguments, progress_callback=listen)
+                results.append(await tool())
+            begun.set()
+            done.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            with anyio.fail_after(CALL_SECONDS):
+                await begun.wait()
+            yield Running(done, results, scope.cancel)
+            tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def user(home: Path, **variables: str) -> AsyncGenerator[User]:
+    """Starts a server with these variables, and ends it."""
+    (home / "allowed").mkdir(exist_ok=True)
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "VERS_RLM_STATE_DIR": str(home / "state"),
+        "VERS_RLM_ALLOW_DIR": str(home / "allowed"),
+        "VERS_RLM_MODEL": f"scripted:{home / 'script'}",
+        **variables,
+    }
+    before = children()
+    server = StdioServerParameters(command=COMMAND, env=env)
+    with (home / "log").open("a") as log:
+        async with Client(stdio_client(server, errlog=log), mode="legacy") as client:
+            (pid,) = children() - before
+            yield User(home, client, pid)
+
+
+def text_of(result: CallToolResult) -> str:
+    (content,) = result.content
+    assert isinstance(content, TextContent)
+    return content.text
+
+
+def fields_of(result: CallToolResult) -> dict[str, Any]:
+    assert not result.is_error, text_of(result)
+    assert result.structured_content is not None
+    return result.structured_content
+
+
+def cell(code: str, reasoning: str = "Let me see.") -> str:
+    return f"--- reply\n{reasoning}\n```python\n{code}\n```"
+
+
+async def eventually(condition: Callable[[], bool], within: float) -> None:
+    with anyio.fail_after(within):
+        while not condition():  # noqa: ASYNC110 - it is another process that changes it
+            await anyio.sleep(POLL_SECONDS)
+
+
+async def eventually_true(condition: Callable[[], Awaitable[bool]], within: float) -> None:
+    with anyio.fail_after(within):
+        while not await condition():
+            await anyio.sleep(POLL_SECONDS)
+
+
+def children() -> set[int]:
+    """The processes that this one has started."""
+    path = Path(f"/proc/self/task/{os.getpid()}/children")
+    return {int(pid) for pid in path.read_text().split()}
+
+
+def high_water(pid: int) -> int:
+    """MiB of memory that a process has held at most."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
+
+
+def traces(home: Path, vm_ids: list[str] | tuple[str, ...] = ()) -> Mapping[str, list[str]]:
+    """What a server has left on the host: nothing, when all of these are empty."""
+    machines = home / "state" / "bubblewrap" / "machines"
+    names = [vm_id.partition("-")[2] for vm_id in vm_ids]
+    groups = [path for path in CGROUPS.glob("*/**/vers-rlm-*") if path.is_dir()]
+    return {
+        "directories": [path.name for path in machines.glob("*")],
+        "processes": [line for line in _processes(str(home)) if line],
+        "cgroups": [str(path) for path in groups if any(name in path.name for name in names)],
+        "mounts": [
+            line for line in Path("/proc/mounts").read_text().splitlines() if str(home) in line
+        ],
+    }
+
+
+def nothing_left(home: Path, vm_ids: list[str] | tuple[str, ...] = ()) -> bool:
+    return not any(traces(home, vm_ids).values())
+
+
+def _processes(home: str) -> list[str]:
+    """Processes, other than this one, that hold a file below a directory open or name it."""
+    found: list[str] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) == os.getpid():
+            continue
+        with suppress(OSError):
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            files = [str(entry.readlink()) for entry in (process / "fd").iterdir()]
+            if home in command or any(file.startswith(home) for file in files):
+                found.append(f"{process.name} {command}")
+    return found
