@@ -24,8 +24,8 @@ from .workbench import Workbench
 OUTPUT_BYTES = 1024 * 1024
 """Bytes of each output of a command on another machine that a cell gets back."""
 
-FILE_BYTES = 32 * 1024 * 1024
-"""Bytes of a file on another machine that a cell gets back in one call."""
+FILE_BYTES = 20 * 1024 * 1024
+"""Bytes of a file on another machine that a cell gets back: as base64 they fit into a frame."""
 
 MAX_BRANCHES = 64
 """Copies made by one call; the limit on machines alive is usually lower."""
