@@ -8,6 +8,8 @@ import base64
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
+from types import MethodType
 from typing import Annotated, Any
 
 import anyio
@@ -55,18 +57,15 @@ class MachineCalls:
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench
         self._notes: list[str] = []
-        self._functions = {
-            name: validate_call(function) for name, function in self._table().items()
-        }
 
     async def __call__(self, call: HostCall) -> JsonValue:
         """Answer one call. Raises `VersRlmError`, which the cell gets as an exception."""
-        function = self._functions.get(call.name)
-        if function is None:
+        method = self._table().get(call.name)
+        if method is None:
             raise UsageError(f"There is no {call.name}() here; this needs a run of vers_rlm.")
         extra = {"carried": call.carried} if call.name in COPYING else {}
         try:
-            return await function(**{**call.arguments, **extra})
+            return await _checked(method.__func__)(self, **{**call.arguments, **extra})
         except ValidationError as error:
             faults = "; ".join(
                 f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
@@ -79,7 +78,7 @@ class MachineCalls:
         notes, self._notes = self._notes, []
         return notes
 
-    def _table(self) -> Mapping[str, Callable[..., Awaitable[Any]]]:
+    def _table(self) -> Mapping[str, MethodType]:
         return {
             "exec": self.exec,
             "readFile": self.read_file,
@@ -141,6 +140,12 @@ class MachineCalls:
     async def current_vm_id(self) -> JsonValue:
         """The id of the current machine."""
         return self._bench.current
+
+
+@cache
+def _checked(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """`function`, checking its arguments; made when it is first called, once for all runs."""
+    return validate_call(function)
 
 
 async def run_cell(
@@ -206,7 +211,7 @@ class RunCalls(MachineCalls):
         self._publish = publish
         self._limiter = anyio.Semaphore(CONCURRENT_SUB_CALLS)
 
-    def _table(self) -> Mapping[str, Callable[..., Awaitable[Any]]]:
+    def _table(self) -> Mapping[str, MethodType]:
         return {
             **super()._table(),
             "llmQuery": self.llm_query,
