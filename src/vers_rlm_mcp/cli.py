@@ -26,6 +26,7 @@ EXIT_INTERRUPTED = 130
 """What a shell reports for a program that Ctrl-C ended."""
 
 DEFAULT_PORT = 8765
+LAST_PORT = 65_535
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -117,7 +118,7 @@ def _add_settings(parser: argparse.ArgumentParser, *, allow_dir: str) -> None:
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--transport", choices=["http", "sse", "stdio"], default="http")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT)
+    parser.add_argument("--port", type=_port, default=DEFAULT_PORT)
     for name, what in (("--allowed-hosts", "Host"), ("--allowed-origins", "Origin")):
         parser.add_argument(
             name,
@@ -126,6 +127,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
             metavar="VALUE",
             help=f"a further {what} header to accept; may be given several times",
         )
+
+
+def _port(text: str) -> int:
+    if not 0 <= (port := int(text)) <= LAST_PORT:
+        raise argparse.ArgumentTypeError(f"a port is 0 (any) to {LAST_PORT}, not {port}")
+    return port
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

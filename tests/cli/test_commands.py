@@ -36,6 +36,8 @@ def test_version(cli: Cli):
         (["--max-second", "5"], "--max-second"),
         (["run", "-> x", "--sttate-dir", "x"], "--sttate-dir"),
         (["fly"], "fly"),
+        (["serve", "--port", "65536"], "a port is 0 (any) to 65535"),
+        (["serve", "--port", "http"], "invalid"),
         (["machines", "explode"], "explode"),
         (["--max-usd", "much", "machines", "list"], "--max-usd: Input should be a valid number"),
         (["machines", "list", "--backend", "docker"], "--backend: Input should be"),

@@ -86,6 +86,30 @@ def test_any_text_comes_back_as_it_was(tmp_path: Path):
     assert line["text"] == text
 
 
+async def test_a_full_disk_ends_the_journal_and_not_the_run(lab: Lab):
+    def fill_the_disk(event: rlm.Event) -> None:
+        if isinstance(event, rlm.MachineMade):
+            (values,) = (lab.settings.state_dir / "runs").glob("*/values")
+            values.rmdir()
+            values.symlink_to("/dev/full")
+
+    code = f"print('y' * {INLINE_CHARS + 1}); FINAL(1)"
+    result = await lab.run("-> x: int", Turns(cell(code)), on_event=fill_the_disk)
+    assert result.outputs == {"x": 1}
+    (warning,) = result.warnings
+    assert "breaks off" in warning
+    assert result.run_id in warning
+
+
+def test_a_journal_on_a_full_disk_is_closed_all_the_same(tmp_path: Path):
+    (tmp_path / "events.jsonl").symlink_to("/dev/full")
+    with Journal(tmp_path) as journal:
+        journal.append({"a": 1})
+        journal.append({"b": 2})
+    assert journal.problem
+    assert "No space left" in journal.problem
+
+
 async def test_output_with_lone_surrogates_does_not_end_a_run(lab: Lab):
     result = await lab.run("-> x", Turns(cell(r"print('\ud800'); FINAL('\udcff')")))
     assert result.status == "finished"

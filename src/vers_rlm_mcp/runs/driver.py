@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from dataclasses import replace
 from itertools import count
 from math import inf
 from typing import TYPE_CHECKING
@@ -79,7 +80,9 @@ async def run(
             on_event(event)
 
         driver = _Driver(run_id, request, fleet, model, sub_model, settings, publish)
-        return await driver.perform(signature, inputs)
+        result = await driver.perform(signature, inputs)
+        problems = (journal.problem,) if journal.problem else ()
+        return replace(result, warnings=(*result.warnings, *problems))
 
 
 def check_request(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -32,11 +33,14 @@ class Journal:
     """Writes the events of one run under `directory`, which is made if it is missing.
 
     Each event is handed to the operating system before `append` returns, so that it outlives this
-    process; a crash can at most cut the last line short.
+    process; a crash can at most cut the last line short. When it cannot be written any more, as on
+    a full disk, `problem` says so, and the run goes on without it.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.problem: str | None = None
+        """Why the rest of the run is missing, as a whole sentence."""
         self._values = directory / "values"
         # Inputs, code and answers are the user's alone.
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -48,9 +52,14 @@ class Journal:
 
     def append(self, event: Mapping[str, JsonValue]) -> None:
         """Write one event."""
-        line = {"at": round(time.time(), 3)} | {k: self._compact(v) for k, v in event.items()}
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._file.flush()
+        if self.problem:
+            return
+        try:
+            line = {"at": round(time.time(), 3)} | {k: self._compact(v) for k, v in event.items()}
+            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            self.problem = f"The journal {self.directory} breaks off: {error.strerror}."
 
     def _compact(self, value: JsonValue) -> JsonValue:
         if isinstance(value, str) and len(value) > INLINE_CHARS:
@@ -71,7 +80,8 @@ class Journal:
 
     def close(self) -> None:
         """Close the journal."""
-        self._file.close()
+        with suppress(OSError):  # what could not be written before
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
