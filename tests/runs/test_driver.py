@@ -12,6 +12,7 @@ from lab import Speaker, Turns, cell
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import (
     InputError,
+    KernelBusy,
     MachineError,
     ModelFailed,
     ModelUnavailable,
@@ -230,6 +231,27 @@ async def test_later_variables_of_a_kept_machine_are_not_undone_by_a_later_run(l
     await lab.cell(lab.bench(), "n += 1", kept.machine_id)
     later = await lab.run("-> x: int", Turns(cell("FINAL(n)")), machine_id=kept.machine_id)
     assert later.outputs == {"x": 2}
+
+
+async def test_a_machine_that_a_run_works_on_is_not_taken_from_it(lab: Lab):
+    machine = (await lab.fleet.create()).id
+    refused: list[str] = []
+
+    async def answer(messages: Sequence[Message]) -> Completion:
+        with pytest.raises(KernelBusy) as caught:
+            await lab.run("-> x", Turns(), machine_id=machine)
+        refused.append(str(caught.value))
+        with pytest.raises(KernelBusy):
+            await lab.cell(lab.bench(), "1", machine)
+        carried = (await lab.bench().snapshot(machine)).carried
+        assert carried
+        assert "not saved" in carried.lost["all variables"]
+        return Completion(cell("FINAL(1)"), Usage())
+
+    result = await lab.run("-> x: int", Speaker(answer), machine_id=machine)
+    assert result.outputs == {"x": 1}
+    assert machine in refused[0]
+    assert await lab.cell(lab.bench(), "1", machine) == "1"
 
 
 async def test_a_machine_that_was_given_is_never_deleted(lab: Lab):

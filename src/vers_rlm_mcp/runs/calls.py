@@ -164,13 +164,13 @@ async def run_cell(
         What became of the cell, and whole sentences on what else the caller should know.
 
     Raises:
-        KernelBusy: Another cell is running there.
+        KernelBusy: Another cell, or a run, is using it.
     """
     machine = await bench.machine(machine_id)
     if machine.id != bench.current:
         bench = bench.at(machine.id)
     calls = MachineCalls(bench)
-    with bench.in_cell(machine.id):
+    with bench.using_kernel(machine.id):
         kernel = bench.home = await bench.kernel(machine.id)
         await kernel.set_current(machine.id)
         result = await kernel.run(code, timeout=timeout, handler=calls, on_output=on_output)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
 from math import inf
@@ -67,7 +68,7 @@ async def run(
             the machine to see that.
         MachineError: No machine could be made or made ready. One that is lost later ends the run
             with what there is.
-        KernelError: The same for the kernel.
+        KernelError: The same for the kernel. `KernelBusy`: another run or cell uses it.
         ModelUnavailable: The first call showed that the model cannot be used.
     """
     signature, inputs = check_request(request)
@@ -127,6 +128,8 @@ class _Driver:
         self._calls = RunCalls(self._bench, sub_model, self._budget, publish)
         self._sub_model = sub_model.name
         self._warnings: list[str] = []
+        self._home = ExitStack()
+        """Holds the kernel for this run alone."""
 
     async def perform(
         self, signature: rlm.Signature, inputs: Mapping[str, JsonValue | Path]
@@ -138,7 +141,8 @@ class _Driver:
                 outcome = await self._drive(task)
                 machine, kept = await self._keep()
             finally:
-                await self._clean_up()
+                with self._home:
+                    await self._clean_up()
         except BaseException as error:
             self._publish(self._broken_off(error))
             raise
@@ -183,6 +187,7 @@ class _Driver:
             self._budget.reserve_machines(1)
             await self._bench.create(request.spec)
         machine = await self._bench.machine()
+        self._home.enter_context(self._bench.using_kernel(machine.id))
         kernel = self._bench.home = await self._bench.kernel()
         variables, files = await bring_in(machine, kernel, inputs, request.files)
         self._publish(

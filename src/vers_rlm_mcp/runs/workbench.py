@@ -10,6 +10,7 @@ import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+from weakref import WeakKeyDictionary
 
 import anyio
 
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp.settings import Settings
 
-NOT_SAVED = "a cell was running, so they could not be saved"
+NOTHING_SAVED = Carried((), {"all variables": "the kernel was at work, so they were not saved"})
+
+_IN_USE: WeakKeyDictionary[Fleet, set[str]] = WeakKeyDictionary()
+"""The machines of each fleet whose kernels are in use, by any of its workbenches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class Workbench:
         self._publish = on_event
         self._machines: dict[str, Machine] = {}
         self._kernels: dict[str, Kernel] = {}
-        self._in_cells: set[str] = set()
+        self._in_use = _IN_USE.setdefault(fleet, set())
         self._finding = anyio.Lock()
         self._connecting = anyio.Lock()
 
@@ -209,28 +213,33 @@ class Workbench:
         return kernel
 
     @contextmanager
-    def in_cell(self, machine_id: str) -> Generator[None]:
-        """While a cell runs in a machine's kernel. Raises `KernelBusy` when one does already."""
-        if machine_id in self._in_cells:
+    def using_kernel(self, machine_id: str) -> Generator[None]:
+        """Have a kernel to oneself, for a cell or a run: another host would take it over.
+
+        Raises `KernelBusy` when another workbench of this server, or this one, uses it already.
+        """
+        if machine_id in self._in_use:
             raise KernelBusy(
-                f"A cell is running in the kernel of machine {machine_id}; wait until it is over, "
-                "or use another machine."
+                f"The kernel of machine {machine_id} is at work for another call; wait until that "
+                "is over, or branch the machine and use the branch."
             )
-        self._in_cells.add(machine_id)
+        self._in_use.add(machine_id)
         try:
             yield
         finally:
-            self._in_cells.discard(machine_id)
+            self._in_use.discard(machine_id)
 
     async def save_variables(self, machine: Machine) -> Carried | None:
         """Save the variables of a machine's kernel in its files, where its copies need that."""
         kernel = self._kernels.get(machine.id)
-        if kernel is None or kernel.closed or machine.capabilities.fidelity == "memory":
+        if machine.capabilities.fidelity == "memory":
             return None
+        if kernel is None or kernel.closed:
+            return NOTHING_SAVED if machine.id in self._in_use else None
         try:
             return await kernel.save_variables()
         except KernelBusy:
-            return Carried((), {"all variables": NOT_SAVED})
+            return NOTHING_SAVED
 
     async def aclose(self) -> None:
         """Let go of every kernel and machine. The machines live on; the fleet ends them."""
