@@ -223,9 +223,6 @@ async def test_variables_that_a_kept_machine_may_lose_are_named(lab: Lab):
     assert "the kept machine" in warning
 
 
-@pytest.mark.xfail(
-    strict=True, reason="attaching to a kernel that lives reads its saved variables over its own"
-)
 async def test_later_variables_of_a_kept_machine_are_not_undone_by_a_later_run(lab: Lab):
     kept = await lab.run("-> x: int", Turns(cell("n = 1\nFINAL(n)")), keep_machine=True)
     await lab.cell(lab.bench(), "n += 1", kept.machine_id)

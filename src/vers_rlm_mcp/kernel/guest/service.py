@@ -207,10 +207,16 @@ class Kernel:
             return variables.load(fields["name"], fields["path"], fields["form"])
         operations = {
             "save": self._save,
-            "restore": variables.restore,
+            "restore": self._restore,
             "variables": variables.listing,
         }
         return operations[request.frame.kind]()
+
+    def _restore(self) -> dict[str, Any]:
+        """Read saved variables back, unless this kernel's own, which are newer, are there."""
+        if self.cells or self._names():
+            return {"kept": [], "lost": {}}
+        return self._variables.restore()
 
     def _guarded(self, request: _Request, act: Callable[[], tuple[str, Any]]) -> tuple[str, Any]:
         """Act for a request where cells work; meanwhile, an interrupt raises KeyboardInterrupt."""
