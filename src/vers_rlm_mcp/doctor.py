@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vers_rlm_mcp import runs
-from vers_rlm_mcp.errors import MachineError, ModelError, VersRlmError
+from vers_rlm_mcp.errors import BackendUnavailable, MachineError, ModelError, VersRlmError
 from vers_rlm_mcp.models import open_model
 
 if TYPE_CHECKING:
@@ -69,9 +69,15 @@ async def doctor(settings: Settings) -> int:
             await _try_machine(report, settings)
     except TimeoutError:
         report.bad("Trying a machine", f"it took longer than {TRIAL_SECONDS:g} s; it was given up.")
-    except VersRlmError as error:
+    except BackendUnavailable as error:
         if not report.failures:
             report.bad("Opening the backend", error)
+        else:
+            for obstacle in await runs.obstacles(settings):
+                report.remark(obstacle)
+    except VersRlmError as error:
+        if not report.failures:
+            report.bad("Using a machine", error)
     machines_work = not report.failures
     _look_at_models(report, settings)
     return 0 if machines_work else 1

@@ -45,6 +45,18 @@ class Cli:
             check=False,
         )
 
+    def shell_in_mount_namespace(self, script: str) -> subprocess.CompletedProcess[str]:
+        """Run a shell script, the command its `$0`, whose mounts go when it ends."""
+        return subprocess.run(
+            ["unshare", "--mount", "sh", "-ec", script, COMMAND],
+            env=self.environment,
+            cwd=self.home,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start it; its standard error can be read."""
         return subprocess.Popen(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from .calls import lost_variables, not_carried, run_cell
 from .driver import check_request, run
 from .files import opened_files
-from .fleets import Item, inventory, open_backend, open_fleet
+from .fleets import Item, inventory, obstacles, open_fleet
 from .request import RunRequest, RunResult
 from .workbench import Branches, Snapshot, Workbench
 
@@ -23,7 +23,7 @@ __all__ = [
     "inventory",
     "lost_variables",
     "not_carried",
-    "open_backend",
+    "obstacles",
     "open_fleet",
     "opened_files",
     "run",

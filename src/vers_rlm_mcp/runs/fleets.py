@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from vers_rlm_mcp.machines import Backend
+    from vers_rlm_mcp.machines.bubblewrap import BubblewrapConfig
     from vers_rlm_mcp.settings import Settings
 
 
@@ -65,19 +66,8 @@ async def inventory(fleet: Fleet) -> Sequence[Item]:
 def open_backend(settings: Settings) -> Backend:
     """The backend that the settings choose. Raises `BackendUnavailable`."""
     # A backend is imported when it is chosen: what it needs may be missing, or slow to load.
-    from vers_rlm_mcp.machines.bubblewrap import (  # noqa: PLC0415
-        BubblewrapBackend,
-        BubblewrapConfig,
-    )
+    from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend  # noqa: PLC0415
 
-    config = BubblewrapConfig(
-        base=settings.base,
-        network=settings.network,
-        vcpu_count=settings.vcpu_count,
-        mem_size_mib=settings.mem_size_mib,
-        fs_size_mib=settings.fs_size_mib,
-        max_processes=settings.max_processes,
-    )
     try:
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -85,4 +75,25 @@ def open_backend(settings: Settings) -> Backend:
             f"The state directory {settings.state_dir} cannot be made: {error.strerror}. "
             "Set VERS_RLM_STATE_DIR to one that you may write to."
         ) from error
-    return BubblewrapBackend(settings.state_dir, config)
+    return BubblewrapBackend(settings.state_dir, _bubblewrap(settings))
+
+
+async def obstacles(settings: Settings) -> Sequence[str]:
+    """Why no machine can be made here, each reason with what to do; found out by trying."""
+    from vers_rlm_mcp.machines.bubblewrap import probe  # noqa: PLC0415
+
+    findings = await probe(settings.state_dir, _bubblewrap(settings))
+    return [f"{finding.name}: {finding.text}" for finding in findings if not finding.ok]
+
+
+def _bubblewrap(settings: Settings) -> BubblewrapConfig:
+    from vers_rlm_mcp.machines.bubblewrap import BubblewrapConfig  # noqa: PLC0415
+
+    return BubblewrapConfig(
+        base=settings.base,
+        network=settings.network,
+        vcpu_count=settings.vcpu_count,
+        mem_size_mib=settings.mem_size_mib,
+        fs_size_mib=settings.fs_size_mib,
+        max_processes=settings.max_processes,
+    )
