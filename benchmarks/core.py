@@ -70,27 +70,34 @@ async def main() -> None:
         state = Path(directory)
         settings = Settings(state_dir=state, max_machines=64)
         async with runs.open_fleet(settings) as fleet:
-            await machine(fleet, table)
+            await machines(fleet, table)
             await engine(fleet, table, settings)
         await server(table, state)
     table.print()
 
 
-async def machine(fleet: Fleet, table: Table) -> None:
-    async def create_with_kernel() -> None:
-        made = await fleet.create()
-        kernel = await Kernel.connect(made, home_id=made.id)
-        await kernel.run("1", timeout=10, handler=refuse)
-        await kernel.aclose()
-        await fleet.delete(made.id)
+async def machines(fleet: Fleet, table: Table) -> None:
+    made: list[Machine] = []
+    kernels: list[Kernel] = []
+
+    async def create() -> None:
+        made.append(await fleet.create())
+
+    async def connect() -> None:
+        kernels.append(await Kernel.connect(made[-1], home_id=made[-1].id))
 
     for _ in range(ROUNDS):
-        await table.time("create, kernel, one cell, delete", create_with_kernel)
-    made = await fleet.create()
-    await operations(fleet, table, made, "")
-    await run_command(made, GIGABYTE, timeout=120)
-    await operations(fleet, table, made, ", 1 GB written")
-    await fleet.delete(made.id)
+        await table.time("create", create)
+        await table.time("start its kernel", connect)
+        await table.time("first cell", lambda: kernels[-1].run("1", timeout=10, handler=refuse))
+        await table.time("next cell", lambda: kernels[-1].run("1", timeout=10, handler=refuse))
+        await kernels[-1].aclose()
+        await table.time("delete", lambda: fleet.delete(made[-1].id))
+    machine = await fleet.create()
+    await operations(fleet, table, machine, "")
+    await run_command(machine, GIGABYTE, timeout=120)
+    await operations(fleet, table, machine, ", 1 GB written")
+    await fleet.delete(machine.id)
 
 
 async def operations(fleet: Fleet, table: Table, made: Machine, when: str) -> None:
