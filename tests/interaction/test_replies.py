@@ -34,7 +34,8 @@ re.match("(a+)+$", "a" * 40 + "b")
 
 
 @pytest.mark.parametrize(
-    "reply", ["--- reply", "--- reply\n   \n\t", "--- reply\nIt is 42, I think.", "--- reply\n```\n```"]
+    "reply",
+    ["--- reply", "--- reply\n   \n\t", "--- reply\nIt is 42, I think.", "--- reply\n```\n```"],
 )
 async def test_a_reply_without_code_is_answered_with_what_to_do_and_the_run_goes_on(
     user: User, reply: str
@@ -83,9 +84,12 @@ async def test_a_cell_of_the_repl_that_never_ends_is_stopped(user: User):
 
 @pytest.mark.parametrize(
     "code",
-    ["import os; os._exit(3)", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
-     "import sys; sys.setrecursionlimit(10**9)\ndef f(): f()\nf()",
-     "import os; os.close(0); os.close(1); os.close(2); [os.close(n) for n in range(3, 30)]"],
+    [
+        "import os; os._exit(3)",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+        "import sys; sys.setrecursionlimit(10**9)\ndef f(): f()\nf()",
+        "import os; os.close(0); os.close(1); os.close(2); [os.close(n) for n in range(3, 30)]",
+    ],
     ids=["exits", "kills itself", "overflows the stack", "closes its descriptors"],
 )
 async def test_code_that_ends_its_own_kernel_is_reported_and_the_run_goes_on(user: User, code: str):
@@ -102,5 +106,7 @@ async def test_text_that_has_no_utf_8_passes_through_a_run(user: User):
 
 
 async def test_an_error_that_names_what_has_no_utf_8_passes_through_a_run(user: User):
-    result = await user.run("raise ValueError('\\udcff')", "readFile('\\udcff')", "llmQuery('\\udcff')", "FINAL(1)")
+    result = await user.run(
+        "raise ValueError('\\udcff')", "readFile('\\udcff')", "llmQuery('\\udcff')", "FINAL(1)"
+    )
     assert result["outputs"] == {"answer": 1}

@@ -22,7 +22,10 @@ UNKNOWN = "bw-000000000000"
         ({"signature": "question"}, ["`->`", "A right one"]),
         ({"signature": "question ->"}, ["output", "->"]),
         ({"signature": "a -> b: matrix"}, ["matrix", "int", "A right one"]),
-        ({"signature": "a -> b", "inputs": {"a": "1", "c": 2}}, ["unknown inputs: c", "(there are: a)"]),
+        (
+            {"signature": "a -> b", "inputs": {"a": "1", "c": 2}},
+            ["unknown inputs: c", "(there are: a)"],
+        ),
         ({"signature": "a, b -> c", "inputs": {"a": "1"}}, ["missing inputs: b"]),
         ({"signature": "a: int -> c", "inputs": {"a": "many"}}, ["a: expected int, got 'many'"]),
         ({"signature": "-> b", "files": ["/etc/shadow"]}, ["/etc/shadow", "outside", "allowed"]),

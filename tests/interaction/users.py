@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import anyio
-from mcp import Client, StdioServerParameters
+from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp_types import CallToolResult, TextContent
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
 COMMAND = str(Path(sys.executable).with_name("vers-rlm-mcp"))
 
@@ -91,13 +92,20 @@ class User:
         assert fields["exit_code"] == 0, fields
         return fields["stdout"]
 
+    @asynccontextmanager
+    async def machine(self, **size: int) -> AsyncGenerator[str]:
+        """A machine, which is the current one, for a while."""
+        vm_id = (await self.call("vmCreate", vmConfig=size))["vm_id"]
+        try:
+            yield vm_id
+        finally:
+            await self.call("vmDelete", vmId=vm_id)
+
     async def vm_ids(self) -> list[str]:
         return [vm["id"] for vm in (await self.call("vmList"))["vms"]]
 
     @asynccontextmanager
-    async def running(
-        self, name: str, /, until: str, **arguments: Any
-    ) -> AsyncGenerator[Running]:
+    async def running(self, name: str, /, until: str, **arguments: Any) -> AsyncGenerator[Running]:
         """A call that goes on meanwhile; `until` is in a progress message when this begins."""
         begun, done = anyio.Event(), anyio.Event()
         results: list[CallToolResult] = []
@@ -110,7 +118,8 @@ class User:
         async def call() -> None:
             with scope:
                 tool = partial(self.client.call_tool, name, arguments, progress_callback=listen)
-                results.append(await tool())
+                with suppress(MCPError):  # The server ended first.
+                    results.append(await tool())
             begun.set()
             done.set()
 
@@ -134,11 +143,11 @@ async def user(home: Path, **variables: str) -> AsyncGenerator[User]:
         "VERS_RLM_MODEL": f"scripted:{home / 'script'}",
         **variables,
     }
-    before = children()
-    server = StdioServerParameters(command=COMMAND, env=env)
+    mark = uuid4().hex
+    server = StdioServerParameters(command=COMMAND, env=env | {"MARK": mark})
     with (home / "log").open("a") as log:
         async with Client(stdio_client(server, errlog=log), mode="legacy") as client:
-            (pid,) = children() - before
+            (pid,) = [child for child in _children() if mark in _environment(child)]
             yield User(home, client, pid)
 
 
@@ -164,16 +173,21 @@ async def eventually(condition: Callable[[], bool], within: float) -> None:
             await anyio.sleep(POLL_SECONDS)
 
 
-async def eventually_true(condition: Callable[[], Awaitable[bool]], within: float) -> None:
-    with anyio.fail_after(within):
-        while not await condition():
-            await anyio.sleep(POLL_SECONDS)
-
-
-def children() -> set[int]:
-    """The processes that this one has started."""
+def _children() -> list[int]:
     path = Path(f"/proc/self/task/{os.getpid()}/children")
-    return {int(pid) for pid in path.read_text().split()}
+    return [int(pid) for pid in path.read_text().split()]
+
+
+def _environment(pid: int) -> str:
+    return Path(f"/proc/{pid}/environ").read_text(errors="replace")
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def high_water(pid: int) -> int:
@@ -182,34 +196,32 @@ def high_water(pid: int) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
 
 
-def traces(home: Path, vm_ids: list[str] | tuple[str, ...] = ()) -> Mapping[str, list[str]]:
-    """What a server has left on the host: nothing, when all of these are empty."""
+def traces(home: Path, vm_ids: Sequence[str] = (), besides: int = 0) -> list[str]:
+    """What a server, or several, left on this host: directories, processes, cgroups, mounts.
+
+    `besides` is a process that may still be there.
+    """
     machines = home / "state" / "bubblewrap" / "machines"
     names = [vm_id.partition("-")[2] for vm_id in vm_ids]
-    groups = [path for path in CGROUPS.glob("*/**/vers-rlm-*") if path.is_dir()]
-    return {
-        "directories": [path.name for path in machines.glob("*")],
-        "processes": [line for line in _processes(str(home)) if line],
-        "cgroups": [str(path) for path in groups if any(name in path.name for name in names)],
-        "mounts": [
-            line for line in Path("/proc/mounts").read_text().splitlines() if str(home) in line
-        ],
-    }
+    groups = [str(path) for path in CGROUPS.glob("*/**/vers-rlm-*/")]
+    mounts = Path("/proc/mounts").read_text().splitlines()
+    return [
+        *map(str, machines.glob("*")),
+        *_processes(str(home), {os.getpid(), besides}),
+        *(group for group in groups if any(name in group for name in names)),
+        *(mount for mount in mounts if str(home) in mount),
+    ]
 
 
-def nothing_left(home: Path, vm_ids: list[str] | tuple[str, ...] = ()) -> bool:
-    return not any(traces(home, vm_ids).values())
-
-
-def _processes(home: str) -> list[str]:
-    """Processes, other than this one, that hold a file below a directory open or name it."""
+def _processes(home: str, besides: set[int]) -> list[str]:
+    """Processes that name what is below a directory, or have it open."""
     found: list[str] = []
     for process in Path("/proc").glob("[0-9]*"):
-        if int(process.name) == os.getpid():
+        if int(process.name) in besides:
             continue
         with suppress(OSError):
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            command = (process / "cmdline").read_text(errors="replace").replace("\0", " ")
             files = [str(entry.readlink()) for entry in (process / "fd").iterdir()]
-            if home in command or any(file.startswith(home) for file in files):
+            if any(text.startswith(home) for text in (*files, *command.split())):
                 found.append(f"{process.name} {command}")
     return found

@@ -1,0 +1,121 @@
+"""Machines that use up all they may, while a sibling goes on and ends right."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import users
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from users import User
+
+SIBLING = """
+import time
+total = 0
+for _ in range(8):
+    total += int(exec("seq 1 100 | wc -l").stdout)
+    writeFile("note", str(total))
+    time.sleep(0.1)
+assert readFile("note") == "800"
+FINAL(total)
+"""
+
+
+@asynccontextmanager
+async def sibling(user: User) -> AsyncGenerator[None]:
+    """A run in a machine of its own that has to end right, whatever happens meanwhile."""
+    user.write_script(SIBLING)
+    async with user.running("vers_rlm", until="Machine", signature="-> answer: int") as run:
+        yield
+        assert users.fields_of(await run.result())["outputs"] == {"answer": 800}
+
+
+async def test_a_fork_bomb_ends_in_an_error_and_its_machine_lives_on(user: User):
+    bomb = "exec('f(){ f|f& };f; sleep 1', timeout=2)\nprint('went on')"
+    async with sibling(user):
+        result = await user.run(bomb, "FINAL(exec('echo alive').stdout)")
+    assert result["outputs"] == {"answer": "alive\n"}, result
+    assert await user.vm_ids() == []
+
+
+async def test_a_command_that_wants_more_processes_than_there_are_says_so(user: User):
+    async with user.machine() as vm_id:
+        command = "for i in $(seq 2000); do sleep 30 & done"
+        result = await user.call("exec", command=command, timeout=20, vmId=vm_id)
+        assert "Resource temporarily unavailable" in result["stderr"], result
+        # What runs in the background still holds every place: the answer has to say what to do.
+        again = users.text_of(await user.tool("exec", command="echo alive", vmId=vm_id))
+        assert "alive" in again or "process" in again, again
+
+
+async def test_a_memory_hog_is_killed_and_the_model_told_why(user: User):
+    hog = "hog = []\nfor _ in range(64): hog.append(bytearray(b'x') * (64 << 20))"
+    async with sibling(user):
+        result = await user.run(
+            hog, "FINAL(exec('echo alive').stdout)", vmConfig={"mem_size_mib": 256}
+        )
+    assert "memory" in result["trajectory"][0]["output"], result
+    assert result["outputs"] == {"answer": "alive\n"}
+
+
+async def test_a_memory_hog_among_the_commands_does_not_take_the_variables(user: User):
+    code = "kept = 1\nprint(exec('head -c 2G /dev/zero | tail -c 1G > /dev/null').exit_code)"
+    result = await user.run(code, "FINAL(kept)", vmConfig={"mem_size_mib": 256})
+    assert result["outputs"] == {"answer": 1}, result
+
+
+async def test_a_full_disk_is_an_error_and_deleting_makes_room_again(user: User):
+    fill = "for i in $(seq 40); do head -c 16M /dev/zero > big$i || break; sleep 0.1; done"
+    free = """
+exec("rm big*")
+while True:
+    try:
+        writeFile("note", "x" * 9999)
+        break
+    except OSError as error:
+        print(error)
+"""
+    async with sibling(user):
+        result = await user.run(
+            f"print(exec({fill!r}))",
+            free,
+            "FINAL(len(readFile('note')))",
+            vmConfig={"fs_size_mib": 64},
+        )
+    assert "File size limit exceeded" in result["trajectory"][0]["output"], result
+    assert result["outputs"] == {"answer": 9999}, result
+
+
+async def test_a_full_disk_refuses_a_file_with_the_reason(user: User):
+    note = {"path": "/workspace/note", "content": "x" * 9999}
+    async with user.machine(fs_size_mib=64):
+        await user.exec("for i in $(seq 9); do head -c 16M /dev/zero > big$i; done; sleep 3")
+        text = await user.error("writeFile", **note)
+        assert "has written all that it may" in text
+        assert "delete files" in text
+        assert (await user.call("readFile", path="/workspace/big1", length=4))["length"] == 4
+        await user.exec("rm big*; sleep 3")
+        await user.call("writeFile", **note)
+
+
+async def test_python_can_be_used_to_make_room_on_a_full_disk(user: User):
+    async with user.machine(fs_size_mib=64):
+        await user.exec("for i in $(seq 9); do head -c 16M /dev/zero > big$i; done; sleep 3")
+        code = "import os\nfor n in range(1, 10): os.remove(f'big{n}')\nprint('freed')"
+        assert (await user.call("python", code=code))["output"] == "freed\n"
+
+
+async def test_a_file_too_large_for_its_machine_is_refused_before_the_run_begins(user: User):
+    big = user.allowed / "big"
+    with big.open("wb") as file:
+        file.truncate(256 << 20)
+    user.write_script("FINAL(1)")
+    text = await user.error(
+        "vers_rlm", signature="-> answer", files=[str(big)], vmConfig={"fs_size_mib": 64}
+    )
+    assert any(word in text for word in ("large", "space", "full", "limit")), text
+    assert await user.vm_ids() == []
+    big.unlink()
