@@ -32,7 +32,9 @@ LAST_PORT = 65_535
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its status."""
     options = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _end)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is under nohup
+            signal.signal(number, _end)
     # A result is printed whatever is in it, also letters that the locale does not have.
     cast("TextIOWrapper", sys.stdout).reconfigure(errors="backslashreplace")
     try:
@@ -50,12 +52,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _end(*_: object) -> None:
-    """SIGTERM ends a command as Ctrl-C does: its task is cancelled, and so cleans up.
+def _end(number: int, _: object) -> None:
+    """SIGTERM or SIGHUP ends a command as Ctrl-C does: its task is cancelled, and so cleans up.
 
     A second one does not cut the clean-up off, which is bounded by itself; Ctrl-C still does.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(number, signal.SIG_IGN)
     signal.raise_signal(signal.SIGINT)
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a call, instead of the end of the process."""
+"""SIGTERM, SIGINT and SIGHUP as a call, instead of the end of the process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ async def call_on_signal(stop: Callable[[], object]) -> None:
     It stays in place while clean-up runs, so that a second signal does not cut that off: clean-up
     is bounded by itself.
     """
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    endings = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        endings.append(signal.SIGHUP)
+    with anyio.open_signal_receiver(*endings) as signals:
         async for number in signals:
             logger.info("Ending on %s", signal.Signals(number).name)
             stop()
