@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -119,3 +121,32 @@ async def test_a_file_too_large_for_its_machine_is_refused_before_the_run_begins
     assert any(word in text for word in ("large", "space", "full", "limit")), text
     assert await user.vm_ids() == []
     big.unlink()
+
+
+async def test_a_machine_that_dies_is_reported_and_can_be_deleted(user: User):
+    async with user.machine() as vm_id:
+        await kill_machines(user)
+        assert "ended" in await user.error("exec", command="true", vmId=vm_id)
+    assert await user.vm_ids() == []
+
+
+async def test_a_run_whose_machine_dies_ends_with_what_there_is(user: User):
+    user.write_script("print('found 42')", "exec('sleep 600')")
+    async with user.running("vers_rlm", until="Step 1", signature="-> answer") as run:
+        await kill_machines(user)
+        result = users.fields_of(await run.result())
+    assert result["status"] == "partial"
+    assert "ended" in result["reason"]
+    assert result["trajectory"][0]["output"] == "found 42\n"
+    assert not result["warnings"]
+    assert await user.vm_ids() == []
+
+
+async def kill_machines(user: User) -> None:
+    """End every machine of a server from outside, as a host that is out of memory may do."""
+    outer = users.children(user.pid)
+    inner = [pid for parent in outer for pid in users.children(parent)]
+    assert inner
+    for pid in inner:
+        os.kill(pid, signal.SIGKILL)
+    await users.eventually(lambda: not any(map(users.is_alive, (*inner, *outer))), within=10)

@@ -88,3 +88,12 @@ async def test_an_answer_of_a_hundred_megabytes_is_cut_and_not_lost(user: User):
     assert result["status"] == "finished", result
     assert len(str(result)) < 200_000
     assert users.high_water(user.pid) - before < 1024
+
+
+@pytest.mark.parametrize("value", ["list(range(300_000))", "{'a': 'x' * 2_000_000}"])
+async def test_a_large_answer_that_is_no_text_is_cut_as_well(user: User, value: str):
+    user.write_script(f"FINAL({value})", "FINAL('short')")
+    result = await user.tool("vers_rlm", signature="-> answer: any")
+    assert not result.is_error
+    assert len(users.text_of(result)) < 100_000
+    assert len(str(result.structured_content)) < 100_000

@@ -147,7 +147,7 @@ async def user(home: Path, **variables: str) -> AsyncGenerator[User]:
     server = StdioServerParameters(command=COMMAND, env=env | {"MARK": mark})
     with (home / "log").open("a") as log:
         async with Client(stdio_client(server, errlog=log), mode="legacy") as client:
-            (pid,) = [child for child in _children() if mark in _environment(child)]
+            (pid,) = [child for child in children(os.getpid()) if mark in _environment(child)]
             yield User(home, client, pid)
 
 
@@ -173,9 +173,13 @@ async def eventually(condition: Callable[[], bool], within: float) -> None:
             await anyio.sleep(POLL_SECONDS)
 
 
-def _children() -> list[int]:
-    path = Path(f"/proc/self/task/{os.getpid()}/children")
-    return [int(pid) for pid in path.read_text().split()]
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, in any of its threads, and not waited for."""
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += map(int, path.read_text().split())
+    return found
 
 
 def _environment(pid: int) -> str:
@@ -203,7 +207,8 @@ def traces(home: Path, vm_ids: Sequence[str] = (), besides: int = 0) -> list[str
     """
     machines = home / "state" / "bubblewrap" / "machines"
     names = [vm_id.partition("-")[2] for vm_id in vm_ids]
-    groups = [str(path) for path in CGROUPS.glob("*/**/vers-rlm-*/")]
+    # Not a glob: cgroups of others come and go meanwhile, which stops it.
+    groups = [directory for directory, _, _ in os.walk(CGROUPS) if "/vers-rlm-" in directory]
     mounts = Path("/proc/mounts").read_text().splitlines()
     return [
         *map(str, machines.glob("*")),
