@@ -1,8 +1,9 @@
 """MCP on standard input and output, for one client.
 
 The end of the input, SIGTERM, SIGINT and SIGHUP all lead the same way out: the SDK sees the input
-end, cancels the calls that run, the machines go, and the process ends. For that the SDK reads a pipe
-that this module feeds and can close: the SDK itself reads in a thread, which nothing interrupts.
+end, cancels the calls that run, the machines go, and the process ends. For that the SDK reads a
+pipe that this module feeds and can close: the SDK itself reads in a thread, which nothing
+interrupts.
 """
 
 from __future__ import annotations
