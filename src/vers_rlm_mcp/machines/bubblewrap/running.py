@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .store import MachineRecord, Store
 
 
+MAX_LAYERS: Final = 200
+"""Frozen layers below a machine: overlayfs takes 500, and each makes a failing look-up slower."""
+
 COPY_KILLED: Final = [b"error", b"12", b"the copying process was killed"]
 
 Keep = Callable[["Frozen"], None]
@@ -88,8 +91,13 @@ class RunningMachine:
         if not slots:
             with store.locked():
                 keep(Frozen(self.record.layers))
+        elif len(self.record.layers) >= MAX_LAYERS:
+            note = f"Everything was copied: more than {MAX_LAYERS} commits lay below it."
+            await self._copy(store, keep, (), note)
         elif obstacle:
-            await self._copy(store, keep, obstacle.decode(errors="replace"))
+            reason = obstacle.decode(errors="replace")
+            note = f"What was written since the last commit had to be copied: {reason}."
+            await self._copy(store, keep, self.record.layers, note)
         else:
             with anyio.CancelScope(shield=True):
                 await self._switch(store, keep, slots)
@@ -109,24 +117,23 @@ class RunningMachine:
         with store.locked():
             keep(Frozen(frozen.layers))
 
-    async def _copy(self, store: Store, keep: Keep, obstacle: str) -> None:
-        """Copy what was written to a layer of its own; the machine stays as it is."""
+    async def _copy(self, store: Store, keep: Keep, below: tuple[str, ...], note: str) -> None:
+        """Copy what was written over the layers `below`; the machine stays as it is."""
         store.discard_copy(self.id)
         try:
-            await self._make_copy()
+            await self._make_copy(whole=not below)
         except BaseException:
             store.discard_copy(self.id)
             raise
         layer = new_id()
-        note = f"What was written since the last commit had to be copied: {obstacle}."
         with store.locked():
             store.adopt(self.id, layer)
-            keep(Frozen((layer, *self.record.layers), (note,)))
+            keep(Frozen((layer, *below), (note,)))
 
-    async def _make_copy(self) -> None:
+    async def _make_copy(self, *, whole: bool) -> None:
         with Pipes() as pipes:
             status, report = pipes.incoming(), pipes.incoming()
-            (number,) = await self.sandbox.request(b"copy", [], pipes.theirs)
+            (number,) = await self.sandbox.request(b"copy", [b"whole"] * whole, pipes.theirs)
         try:
             check_reply(await read_reply(report) or COPY_KILLED)
         except OSError as error:

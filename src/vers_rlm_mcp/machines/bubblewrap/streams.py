@@ -41,7 +41,7 @@ class PipeReceiveStream(ByteReceiveStream):
     @property
     def ready(self) -> bool:
         """Whether there is something to receive by now, be it the end."""
-        return self._descriptor < 0 or bool(select.select([self._descriptor], [], [], 0)[0])
+        return self._descriptor < 0 or is_readable(self._descriptor)
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """The next bytes, as soon as there are any."""
@@ -146,6 +146,13 @@ class Pipes:
         if kind:
             for stream in self._ours:
                 stream.close()
+
+
+def is_readable(descriptor: int) -> bool:
+    """Whether there is something to read by now; of a pidfd, whether its process has ended."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def read_text(stream: PipeReceiveStream) -> str:

@@ -226,6 +226,8 @@ class Init:
         The descriptors are its status, its report, and standard input, output and error.
         """
         status, report, *standard = descriptors
+        self._watch.touched = True
+        self._reap()  # What has ended counts as a process until then.
         child = os.fork()
         if child:
             self._children[child] = status
@@ -249,7 +251,8 @@ class Init:
         os.closerange(REPORT + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         os.chdir("/")
         for kind, value in self._limits:
-            resource.setrlimit(kind, (value, value))
+            full = kind == resource.RLIMIT_FSIZE and self._watch.full
+            resource.setrlimit(kind, (0 if full else value, value))
         calls.keep_capabilities(KEPT_CAPABILITIES)
         calls.filter_calls(self._filter)
 
@@ -293,7 +296,7 @@ class Init:
     def _obstacle(self) -> str:
         pid = overlays.holder(tasks.living(), self._frozen)
         if pid is not None:
-            return f"process {pid} ({_command(pid)}) works in a changed directory"
+            return f"process {pid} ({_command(pid)}) has files or a directory open there"
         protected: list[overlays.Overlay] = []
         for overlay in self._frozen:
             try:
@@ -322,16 +325,22 @@ class Init:
         return []
 
     def _copy(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
-        """Copy what has changed to `machine/copy`, in a child with PID 1's rights."""
+        """Copy what has changed to `machine/copy`, in a child with PID 1's rights.
+
+        With the argument `whole`, the frozen layers are copied as well, so that the copy needs
+        no others.
+        """
         status, report = descriptors
         child = os.fork()
         if child:
             self._children[child] = status
             return [b"%d" % child]
         try:
-            for overlay in self._frozen:
-                os.makedirs(f"machine/copy/{overlay.slot}/u")
-                merge.copy(overlay.upper, f"machine/copy/{overlay.slot}/u")
+            whole = arguments == [b"whole"]
+            for overlay in self._overlays if whole else self._frozen:
+                target = f"machine/copy/{overlay.slot}/u"
+                os.makedirs(target)
+                merge.copy([overlay.upper, *(overlay.frozen if whole else [])], target)
             _tell(report, [b"ok"])
         except OSError as error:
             _tell_error(report, error)
@@ -356,7 +365,8 @@ def _tell(descriptor: int, fields: list[bytes]) -> None:
 
 
 def _tell_error(descriptor: int, error: OSError) -> None:
-    text = os.fsencode(str(error.strerror or error))
+    place = f" ({error.filename})" if isinstance(error.filename, str) else ""
+    text = os.fsencode(f"{error.strerror or error}{place}")
     _tell(descriptor, [b"error", b"%d" % (error.errno or EPROTO), text])
 
 
@@ -420,5 +430,9 @@ def _enter_root() -> None:
 
 
 def main() -> None:
-    """Serve the connection whose descriptor is the first argument."""
-    Init(_socket.socket(fileno=int(sys.argv[1]))).serve()
+    """Serve the connection whose descriptor is the first argument; keep also those that follow."""
+    kept = [int(argument) for argument in sys.argv[1:]]
+    highest = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    for start, end in zip([2, *sorted(kept)], [*sorted(kept), highest]):
+        os.closerange(start + 1, end)
+    Init(_socket.socket(fileno=kept[0])).serve()

@@ -1,106 +1,170 @@
-"""Copying a layer so that overlayfs takes the copy for the original.
+"""Copying layers into one that overlayfs takes for the original.
 
 Kept are whiteouts (character devices 0/0), overlayfs' own attributes, hard links, holes, owners,
-modes and times. The tree is copied as it lies on the disk, so nothing in it is followed.
+modes and times. Several layers, newest first, become one with the same effect. The trees are
+copied as they lie on the disk, through descriptors, so that nothing in them is followed and no
+path gets too long.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 
 CHUNK = 8 * 1024 * 1024
-"""Bytes per step of a file's copy; steps only bound memory where the kernel cannot copy alone."""
+"""Bytes per step of a file's copy."""
 
-NO_DATA = (errno.ENXIO,)
-CANNOT_SHARE = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+OPAQUE = "user.overlay.opaque"
+"""Marks a directory that hides what the layers below have in its place."""
+
+OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def copy(source: str, target: str) -> None:
-    """Copy the directory `source` into the existing, empty directory `target`."""
+def copy(sources: list[str], target: str) -> None:
+    """Copy the directories `sources`, newest first, into the existing, empty one `target`."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # Some for each level of depth.
     links: dict[tuple[int, int], str] = {}
-    pending = [(source, target)]
-    made: list[tuple[str, str]] = []
-    while pending:
-        here, there = pending.pop()
-        made.append((here, there))
-        with os.scandir(here) as entries:
-            for entry in entries:
-                pair = (f"{here}/{entry.name}", f"{there}/{entry.name}")
-                if entry.is_dir(follow_symlinks=False):
-                    os.mkdir(pair[1], 0o700)
-                    pending.append(pair)
-                else:
-                    _copy_entry(*pair, links)
-    for here, there in reversed(
-        made
-    ):  # Children first: adding an entry changes a directory's time.
-        _copy_attributes(here, there, os.lstat(here))
+    opened = [os.open(source, OPEN | os.O_DIRECTORY) for source in sources]
+    stack = [_Directory(opened, os.open(target, OPEN | os.O_DIRECTORY), target)]
+    while stack:
+        below = stack[-1].step(links)
+        if below is not None:
+            stack.append(below)
+        elif stack[-1].finished:
+            stack.pop().close()
 
 
-def _copy_entry(source: str, target: str, links: dict[tuple[int, int], str]) -> None:
-    info = os.lstat(source)
-    if info.st_nlink > 1 and not _is_whiteout(info):
-        first = links.setdefault((info.st_dev, info.st_ino), target)
-        if first != target:
-            os.link(first, target, follow_symlinks=False)
-            return
-    if stat.S_ISLNK(info.st_mode):
-        os.symlink(os.readlink(source), target)
-    elif stat.S_ISREG(info.st_mode):
-        _copy_content(source, target, info.st_size)
-    else:
-        os.mknod(target, info.st_mode, info.st_rdev)
-    _copy_attributes(source, target, info)
+class _Directory:
+    """A directory that is being copied from one or more layers."""
+
+    def __init__(self, sources: list[int], target: int, path: str) -> None:
+        self._sources = sources
+        self._target = target
+        self._path = path
+        self._names: dict[str, int] = {}
+        """What is left to copy, and the newest layer that has it."""
+        for index, source in enumerate(sources):
+            for name in os.listdir(source):
+                self._names.setdefault(name, index)
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything in it has been copied."""
+        return not self._names
+
+    def step(self, links: dict[tuple[int, int], str]) -> _Directory | None:
+        """Copy the next entry; one that is a directory is returned, to be copied next."""
+        if not self._names:
+            return None
+        name, index = self._names.popitem()
+        info = os.lstat(name, dir_fd=self._sources[index])
+        if stat.S_ISDIR(info.st_mode):
+            return self._enter(name, index)
+        if not _is_linked(info, f"{self._path}/{name}", self._target, name, links):
+            _copy_entry(self._sources[index], self._target, name, info)
+        return None
+
+    def close(self) -> None:
+        """Give the copy its attributes, which adding entries has changed, and let go."""
+        _copy_attributes(self._sources[0], self._target)
+        if any(map(_is_opaque, self._sources)):
+            os.setxattr(self._target, OPAQUE, b"y")
+        for descriptor in (*self._sources, self._target):
+            os.close(descriptor)
+
+    def _enter(self, name: str, index: int) -> _Directory:
+        sources: list[int] = []
+        for source in self._sources[index:]:
+            try:
+                sources.append(os.open(name, OPEN | os.O_DIRECTORY, dir_fd=source))
+            except FileNotFoundError:
+                continue
+            except NotADirectoryError:  # What is older was hidden by this.
+                break
+            if _is_opaque(sources[-1]):
+                break
+        os.mkdir(name, 0o700, dir_fd=self._target)
+        target = os.open(name, OPEN | os.O_DIRECTORY, dir_fd=self._target)
+        return _Directory(sources, target, f"{self._path}/{name}")
+
+
+def _is_opaque(directory: int) -> bool:
+    return OPAQUE in os.listxattr(directory) and os.getxattr(directory, OPAQUE) == b"y"
+
+
+def _is_linked(
+    info: os.stat_result,
+    path: str,
+    target: int,
+    name: str,
+    links: dict[tuple[int, int], str],
+) -> bool:
+    """Whether an entry is another name of a file that was copied already; then it is linked."""
+    if info.st_nlink == 1 or _is_whiteout(info):
+        return False
+    first = links.setdefault((info.st_dev, info.st_ino), path)
+    if first != path:
+        os.link(first, name, dst_dir_fd=target, follow_symlinks=False)
+    return first != path
 
 
 def _is_whiteout(info: os.stat_result) -> bool:
     return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
 
 
-def _copy_attributes(source: str, target: str, info: os.stat_result) -> None:
-    if not _is_whiteout(info):
-        os.chown(target, info.st_uid, info.st_gid, follow_symlinks=False)
-    if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
-        for name in os.listxattr(source, follow_symlinks=False):
-            value = os.getxattr(source, name, follow_symlinks=False)
-            os.setxattr(target, name, value, follow_symlinks=False)
-    if not stat.S_ISLNK(info.st_mode) and not _is_whiteout(info):
-        os.chmod(target, info.st_mode & 0o7777)
-    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns), follow_symlinks=False)
-
-
-def _copy_content(source: str, target: str, size: int) -> None:
-    reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        os.ftruncate(writing, size)
-        end = 0
-        while end < size:
-            try:
-                start = os.lseek(reading, end, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno in NO_DATA:
-                    break
-                raise
-            end = os.lseek(reading, start, os.SEEK_HOLE)
-            _copy_range(reading, writing, start, end)
-    finally:
-        os.close(reading)
-        os.close(writing)
-
-
-def _copy_range(reading: int, writing: int, start: int, end: int) -> None:
-    os.lseek(reading, start, os.SEEK_SET)
-    os.lseek(writing, start, os.SEEK_SET)
-    while start < end:
+def _copy_entry(source: int, target: int, name: str, info: os.stat_result) -> None:
+    """Copy what is not a directory."""
+    if stat.S_ISREG(info.st_mode):
+        reading = os.open(name, OPEN, dir_fd=source)
+        writing = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=target)
         try:
-            done = os.sendfile(writing, reading, start, min(CHUNK, end - start))
+            _copy_content(reading, writing, info.st_size)
+            _copy_attributes(reading, writing)
+        finally:
+            os.close(reading)
+            os.close(writing)
+        return
+    if stat.S_ISLNK(info.st_mode):
+        os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+    else:
+        os.mknod(name, info.st_mode, info.st_rdev, dir_fd=target)
+    if _is_whiteout(info):
+        return
+    os.chown(name, info.st_uid, info.st_gid, dir_fd=target, follow_symlinks=False)
+    if not stat.S_ISLNK(info.st_mode):
+        os.chmod(name, info.st_mode & 0o7777, dir_fd=target)
+    times = (info.st_atime_ns, info.st_mtime_ns)
+    os.utime(name, ns=times, dir_fd=target, follow_symlinks=False)
+
+
+def _copy_attributes(source: int, target: int) -> None:
+    """Owner, attributes, mode and times of an open file or directory."""
+    info = os.fstat(source)
+    os.chown(target, info.st_uid, info.st_gid)
+    for name in os.listxattr(source):
+        os.setxattr(target, name, os.getxattr(source, name))
+    os.chmod(target, info.st_mode & 0o7777)
+    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+def _copy_content(reading: int, writing: int, size: int) -> None:
+    """Copy a file's content, leaving its holes out."""
+    os.ftruncate(writing, size)
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(reading, end, os.SEEK_DATA)
         except OSError as error:
-            if error.errno not in CANNOT_SHARE:
-                raise
-            done = os.write(writing, os.pread(reading, min(CHUNK, end - start), start))
-        if done == 0:
-            break
-        start += done
+            if error.errno == errno.ENXIO:  # Nothing but a hole follows.
+                return
+            raise
+        end = os.lseek(reading, start, os.SEEK_HOLE)
+        os.lseek(writing, start, os.SEEK_SET)
+        while start < end:
+            done = os.sendfile(writing, reading, start, min(CHUNK, end - start))
+            if done == 0:
+                return
+            start += done

@@ -9,7 +9,7 @@ All paths are relative to the hidden directory that PID 1 works in:
     layers/LAYER/SLOT/u       frozen layers, read-only; only the slots that a layer changed
     machine/up/SLOT/{u,w}     what this machine writes, and overlayfs' own work directory
     live/SLOT                 the overlay
-    c/N                       short names for layers, as mount options must fit into one page
+    c/N                       short names for those, as mount options must fit into one page
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Overlay:
     ) -> None:
         self.slot = slot
         self.base = base
+        """One or more directories, topmost first, separated by colons."""
         self.layers = layers
         """Frozen layers of this slot, newest first."""
         self.views = views
@@ -43,6 +44,11 @@ class Overlay:
     def upper(self) -> str:
         """What was written since the last freeze."""
         return f"machine/up/{self.slot}/u"
+
+    @property
+    def frozen(self) -> list[str]:
+        """What was written before, newest first."""
+        return [f"layers/{layer}/{self.slot}/u" for layer in self.layers]
 
     @property
     def live(self) -> str:
@@ -110,7 +116,7 @@ class Overlay:
             self._make_upper()
         work = f"machine/up/{self.slot}/w"
         _clear(f"{work}/work/incompat")  # Left by a mount that ended with the host's server.
-        lower = ":".join([f"{_short(layer)}/{self.slot}/u" for layer in self.layers] + [self.base])
+        lower = ":".join([_short(layer, self.slot) for layer in self.layers] + [self.base])
         options = f"lowerdir={lower},upperdir={self.upper},workdir={work},userxattr,volatile"
         calls.mount(b"overlay", os.fsencode(target), b"overlay", FLAGS, options.encode())
 
@@ -120,7 +126,7 @@ class Overlay:
             calls.mount(source, os.fsencode(root + target), b"", calls.MS_BIND)
 
     def _below(self) -> str:
-        return f"layers/{self.layers[0]}/{self.slot}/u" if self.layers else self.base
+        return self.frozen[0] if self.layers else self.base.split(":")[0]
 
     def _make_upper(self) -> None:
         """A fresh upper with the attributes of the directory below, as it is what is seen."""
@@ -150,14 +156,14 @@ def _attributes(path: str) -> tuple[int, ...]:
     return (info.st_mode, info.st_mtime_ns, *owner)
 
 
-def _short(layer: str) -> str:
+def _short(layer: str, slot: str) -> str:
     """A name of a few characters for a layer's directory."""
-    names = _short_names
-    if layer not in names:
-        names[layer] = f"c/{len(names):x}"
+    path = f"../layers/{layer}/{slot}/u"
+    if path not in _short_names:
+        _short_names[path] = f"c/{len(_short_names):x}"
         os.makedirs("c", exist_ok=True)
-        os.symlink(f"../layers/{layer}", names[layer])
-    return names[layer]
+        os.symlink(path, _short_names[path])
+    return _short_names[path]
 
 
 _short_names: dict[str, str] = {}

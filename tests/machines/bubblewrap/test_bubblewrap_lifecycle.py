@@ -1,0 +1,207 @@
+"""What a machine leaves behind: nothing when it is deleted, all its files when its server dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from vers_rlm_mcp.errors import MachineError, MachineGone, UnknownHandle
+from vers_rlm_mcp.machines import read_bytes
+from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Shell
+
+    from vers_rlm_mcp.machines import Machine
+
+SERVER = """
+import sys, anyio
+from pathlib import Path
+from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
+
+async def main():
+    backend = BubblewrapBackend(Path(sys.argv[1]))
+    machine = await backend.create(labels={"purpose": "survive"})
+    await machine.write("/workspace/file", b"durable")
+    commit = await machine.snapshot()
+    await machine.write("/workspace/late", b"also")
+    await machine.spawn(["sleep", "7654321"])
+    print(machine.id, commit.id, flush=True)
+    await anyio.sleep_forever()
+
+anyio.run(main)
+"""
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A directory of its own for each test: what is left behind is counted."""
+    return tmp_path
+
+
+def processes(command: str) -> set[int]:
+    """The host's processes whose command line holds a text."""
+    found: set[int] = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and entry.name != str(os.getpid()):
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if command.encode() in line:
+                found.add(int(entry.name))
+    return found
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    with anyio.fail_after(10):
+        while not holds():  # noqa: ASYNC110 - the host tells of no process's end
+            await anyio.sleep(0.01)
+
+
+def everything(state: Path) -> set[Path]:
+    """What the machines of a state directory consist of."""
+    parts = ("machines", "commits", "layers", "trash")
+    return {path for part in parts for path in (state / "bubblewrap" / part).iterdir()}
+
+
+def mounts() -> set[str]:
+    return set(Path("/proc/self/mountinfo").read_text().splitlines())
+
+
+def open_descriptors() -> int:
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
+def cgroups(machine: Machine) -> set[Path]:
+    name = machine.id.replace("bw-", "vers-rlm-machine-")
+    found = os.walk("/sys/fs/cgroup")  # Others make and remove theirs meanwhile.
+    return {Path(place, name) for place, names, _ in found if name in names}
+
+
+async def test_deleting_leaves_nothing(backend: BubblewrapBackend, state: Path, sh: Shell) -> None:
+    before = everything(state), mounts()
+    descriptors = open_descriptors()
+    machine = await backend.create()
+    await sh(machine, "mkdir -p a/b; echo x > a/b/c; chmod 000 a/b a; setsid sleep 876543 &")
+    await machine.write("/tmp/file", b"1")
+    commit = await machine.snapshot()
+    await sh(machine, "d=x; for i in $(seq 60); do mkdir $(printf 'y%.0s' $(seq 200)); cd y*; done")
+    (branch,) = await machine.branch()
+    assert processes("876543")
+    await machine.delete()
+    await branch.delete()
+    await backend.delete_commit(commit.id)
+    assert processes("876543") == set()
+    assert (everything(state), mounts()) == before
+    assert cgroups(machine) | cgroups(branch) == set()
+    assert open_descriptors() <= descriptors
+
+
+async def test_shared_layers_stay_until_the_last_user_is_gone(
+    backend: BubblewrapBackend, state: Path
+) -> None:
+    machine = await backend.create()
+    await machine.write("/workspace/file", b"1")
+    commit = await machine.snapshot()
+    (branch,) = await machine.branch()
+    await machine.delete()
+    await backend.delete_commit(commit.id)
+    assert await read_bytes(branch, "/workspace/file", length=9) == b"1"
+    assert [*(state / "bubblewrap" / "layers").iterdir()]
+    await branch.delete()
+    assert [*(state / "bubblewrap" / "layers").iterdir()] == []
+
+
+async def test_a_dead_server_takes_its_processes_along_and_leaves_its_files(
+    state: Path, sh: Shell
+) -> None:
+    if not os.access(sys.executable, os.X_OK):
+        pytest.skip("this user cannot run this Python")
+    async with await anyio.open_process([sys.executable, "-c", SERVER, str(state)]) as server:
+        assert server.stdout
+        try:
+            with anyio.fail_after(30):
+                lines = BufferedByteReceiveStream(server.stdout)
+                told = await lines.receive_until(b"\n", 1000)
+            machine_id, commit_id = told.decode().split()
+            assert processes("7654321")
+            async with BubblewrapBackend(state) as other:
+                assert next(i for i in await other.list() if i.id == machine_id).running
+                with pytest.raises(MachineError, match=f"runs under process {server.pid}"):
+                    await other.attach(machine_id)
+                with pytest.raises(MachineError, match=f"runs under process {server.pid}"):
+                    await other.delete(machine_id)
+        finally:
+            server.send_signal(signal.SIGKILL)
+    await until(lambda: not processes("7654321"))
+    async with BubblewrapBackend(state) as backend:
+        info = next(i for i in await backend.list() if i.id == machine_id)
+        assert (info.running, dict(info.labels)) == (False, {"purpose": "survive"})
+        machine = await backend.attach(machine_id)
+        assert await sh(machine, "cat file late") == "durablealso"
+        restored = await backend.restore(commit_id)
+        assert await sh(restored, "cat *") == "durable"
+        for found in (machine, restored):
+            await found.delete()
+            assert cgroups(found) == set()
+        await backend.delete_commit(commit_id)
+
+
+async def test_closing_the_backend_ends_processes_and_keeps_files(state: Path, sh: Shell) -> None:
+    async with BubblewrapBackend(state) as backend:
+        machine = await backend.create()
+        await machine.write("/workspace/file", b"kept")
+        await machine.spawn(["sleep", "5555555"])
+    assert processes("5555555") == set()
+    with pytest.raises(MachineGone):
+        await machine.spawn(["true"])
+    async with BubblewrapBackend(state) as backend:
+        again = await backend.attach(machine.id)
+        assert await sh(again, "cat file") == "kept"
+        await again.delete()
+
+
+async def test_a_machine_whose_pid_1_died_is_gone_and_can_be_started_again(
+    backend: BubblewrapBackend, machine: Machine, sh: Shell
+) -> None:
+    await machine.write("/workspace/file", b"kept")
+    async with await machine.spawn(["sleep", "1000"]) as process:
+        os.kill(_pid_1(backend, machine.id), signal.SIGKILL)
+        with anyio.fail_after(10), pytest.raises(MachineGone):
+            await process.wait()
+    with pytest.raises(MachineGone):
+        await machine.spawn(["true"])
+    again = await backend.attach(machine.id)
+    assert await sh(again, "cat file") == "kept"
+
+
+async def test_garbage_of_a_crash_goes_with_the_next_deletion(
+    backend: BubblewrapBackend, state: Path
+) -> None:
+    (state / "bubblewrap" / "layers" / "0123456789ab" / "system" / "u").mkdir(parents=True)
+    (state / "bubblewrap" / "trash" / "half").mkdir()
+    machine = await backend.create()
+    await machine.delete()
+    assert everything(state) == set()
+
+
+async def test_handles_of_other_stores_are_unknown(
+    backend: BubblewrapBackend, machine: Machine, tmp_path: Path
+) -> None:
+    async with BubblewrapBackend(tmp_path / "other") as other:
+        with pytest.raises(UnknownHandle):
+            await other.attach(machine.id)
+
+
+def _pid_1(backend: BubblewrapBackend, machine_id: str) -> int:
+    return backend._running[machine_id].sandbox.pid  # pyright: ignore[reportPrivateUsage]

@@ -1,0 +1,119 @@
+"""What a machine may use, and that its neighbours and the host do not suffer when it wants more."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from vers_rlm_mcp.errors import MachineFull
+from vers_rlm_mcp.machines import Machine, MachineSpec, run_command
+from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend, BubblewrapConfig
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from conftest import Shell
+
+SMALL = BubblewrapConfig(mem_size_mib=200, fs_size_mib=64, max_processes=320, vcpu_count=1)
+
+HOG = "x = []\nwhile True: x.append(bytearray(10 << 20))"
+
+BOMB = """
+import os, time
+for _ in range(2000):
+    try:
+        if os.fork() == 0:
+            time.sleep(100)
+    except OSError as error:
+        print(type(error).__name__, flush=True)
+        break
+time.sleep(100)
+"""
+
+
+@pytest.fixture(params=["cgroup", "watchdog"])
+async def small(
+    request: pytest.FixtureRequest, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Machine]:
+    """A machine with little of everything, held by cgroups or without them."""
+    if request.param == "watchdog":
+        monkeypatch.setattr("vers_rlm_mcp.machines.bubblewrap.backend.controllers", tuple)
+    async with BubblewrapBackend(state, SMALL) as backend:
+        if request.param == "cgroup" and "cgroup" not in backend.capabilities.limits["memory"]:
+            pytest.skip("this user cannot make cgroups here")
+        machine = await backend.create()
+        yield machine
+        await machine.delete()
+
+
+async def test_a_memory_hog_is_killed_and_the_machine_lives(small: Machine, sh: Shell) -> None:
+    result = await run_command(small, ["python3", "-c", HOG], timeout=30)
+    assert result.status is not None
+    assert result.status.signal == 9
+    assert await sh(small, "echo alive") == "alive\n"
+
+
+async def test_a_fork_bomb_ends_at_the_limit(small: Machine, sh: Shell) -> None:
+    async with AsyncExitStack() as stack:
+        process = await stack.enter_async_context(await small.spawn(["python3", "-c", BOMB]))
+        with anyio.fail_after(30):
+            assert await process.stdout.receive() == b"BlockingIOError\n"
+        with pytest.raises(MachineFull, match="limit"):
+            await _spawn_many(small, stack)
+    assert await sh(small, "echo alive") == "alive\n"
+
+
+async def _spawn_many(machine: Machine, stack: AsyncExitStack) -> None:
+    for _ in range(SMALL.max_processes):
+        await stack.enter_async_context(await machine.spawn(["sleep", "100"], cwd="/"))
+
+
+async def test_a_full_disk_stops_writing_and_not_the_machine(small: Machine, sh: Shell) -> None:
+    script = "i=0; while head -c 4M /dev/zero > f$i; do i=$((i+1)); done 2>&1; echo stopped"
+    with anyio.fail_after(30):
+        seen = await sh(small, script)
+        assert seen.endswith("stopped\n")
+        with pytest.raises(MachineFull, match="delete files"):
+            await small.write("/workspace/more", b"x")
+        await sh(small, "rm f*")
+        while True:
+            try:
+                await small.write("/workspace/more", b"x")
+                break
+            except MachineFull:
+                await anyio.sleep(0.05)
+
+
+async def test_one_file_cannot_be_larger_than_the_disk(small: Machine, sh: Shell) -> None:
+    assert await sh(small, "truncate -s 1G big 2>/dev/null || echo refused") == "refused\n"
+
+
+async def test_memory_file_systems_are_bounded(small: Machine, sh: Shell) -> None:
+    seen = await sh(small, "head -c 1G /dev/zero > /dev/shm/x; rm /dev/shm/x; echo; echo alive")
+    assert "No space left" in seen
+    assert seen.split()[0] == "alive" or "alive" in seen
+
+
+async def test_a_spec_goes_before_the_settings(state: Path, sh: Shell) -> None:
+    async with BubblewrapBackend(state, SMALL) as backend:
+        machine = await backend.create(MachineSpec(fs_size_mib=128))
+        assert await sh(machine, "truncate -s 100M big && stat -c %s big") == f"{100 << 20}\n"
+        copy = (await machine.branch())[0]
+        assert (await copy.info()).spec == MachineSpec(fs_size_mib=128)
+        await copy.delete()
+        await machine.delete()
+
+
+async def test_a_million_lines_of_processes_do_not_stop_a_kill(machine: Machine) -> None:
+    script = "for i in $(seq 100); do (setsid sleep 1000 &); sleep 1000 & done; echo ready; wait"
+    async with await machine.spawn(["sh", "-c", script]) as process:
+        with anyio.fail_after(20):
+            assert await process.stdout.receive() == b"ready\n"
+            await process.kill()
+            assert (await process.wait()).signal == 9
+    found = await run_command(machine, ["pgrep", "-c", "sleep"], timeout=10)
+    assert int(found.stdout.text) <= 100

@@ -1,0 +1,46 @@
+"""The same tests once more, as a user who is nobody in particular."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ORDINARY_USER = 54321
+"""An id without an account, a home or any right."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests already run as an ordinary user")
+@pytest.mark.timeout(300)
+def test_all_holds_for_an_ordinary_user() -> None:
+    with tempfile.TemporaryDirectory() as home:
+        os.chown(home, ORDINARY_USER, ORDINARY_USER)
+        options = [
+            "-q",
+            "--tb=short",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:inline_snapshot",
+            f"--basetemp={home}/t",
+        ]
+        options += [f"--ignore={__file__}", "-k", "isolation or snapshots or limits or lifecycle"]
+        result = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, str(Path(__file__).parent)],
+            cwd=Path(__file__).parents[3],
+            env={
+                "HOME": home,
+                "PATH": os.environ["PATH"],
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "BUBBLEWRAP_TESTS_AS": str(ORDINARY_USER),
+            },
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    assert result.returncode == 0, result.stdout

@@ -1,0 +1,190 @@
+"""Freezing a machine while it runs: fast where that is safe, by copying where it is not."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from vers_rlm_mcp.errors import MachineFull
+from vers_rlm_mcp.machines import Machine, read_bytes
+from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend, running
+
+if TYPE_CHECKING:
+    from conftest import Shell
+
+    from vers_rlm_mcp.machines import Process
+
+TREE = """
+mkdir -p a/b a/gone deep; echo 1 > a/b/f; ln a/b/f a/hard; ln -s b/f a/soft; mkfifo a/fifo
+echo x > a/gone/f; chmod 4751 a/b/f; chmod 1777 a/b; truncate -s 3M a/sparse; printf x >> a/sparse
+python3 -c "import os; os.setxattr('a/b/f', 'user.note', b'kept')"
+touch -d 2001-02-03T04:05:06.789 a/b
+"""
+
+CHANGES = """
+rm -r a/gone; mkdir a/gone; rm a/soft; mv deep shallow; echo 2 > shallow/f; rm a/fifo
+"""
+
+MANIFEST = """
+cd /workspace && find . ! -type d -printf '%P %y %m %s %n %l %U\\n' | sort
+find . -type d -printf '%P %m %U\\n' | sort
+find . -type f ! -name open | sort | xargs -d '\\n' cksum
+python3 -c "import os; print(os.getxattr('a/b/f', 'user.note'))"
+stat -c %b a/sparse | awk '{print ($1 < 100)}'
+stat -c %y a/b
+"""
+
+
+async def started(process: Process) -> None:
+    with anyio.fail_after(10):
+        assert await process.stdout.receive() == b"ready\n"
+
+
+async def test_an_idle_machine_is_frozen_without_a_copy(machine: Machine) -> None:
+    await machine.write("/workspace/file", b"1")
+    assert (await machine.snapshot()).notes == ()
+
+
+async def test_nothing_new_makes_no_layer(backend: BubblewrapBackend, state: object) -> None:
+    machine = await backend.create()
+    await machine.write("/workspace/file", b"1")
+    first = await machine.snapshot()
+    second = await machine.snapshot()
+    for commit in (first, second):
+        copy = await backend.restore(commit.id)
+        assert await read_bytes(copy, "/workspace/file", length=9) == b"1"
+        await copy.delete()
+    await machine.delete()
+
+
+async def test_a_process_outside_of_what_changed_lives_on_without_a_copy(
+    machine: Machine,
+) -> None:
+    async with await machine.spawn(["sh", "-c", "echo ready; cat"], cwd="/") as process:
+        await started(process)
+        await machine.write("/workspace/file", b"1")
+        assert (await machine.snapshot()).notes == ()
+        await process.stdin.send(b"still here")
+        with anyio.fail_after(10):
+            assert await process.stdout.receive() == b"still here"
+
+
+@pytest.mark.parametrize("script", [
+    "exec 3> /workspace/open; echo ready; read x; echo late >&3",
+    "cd /workspace; echo ready; read x; echo late > open",
+    "echo old > /tmp/f; exec 3< /tmp/f; echo ready; read x; cat <&3 > /workspace/open",
+    "exec 3<> /tmp/gone; rm /tmp/gone; echo ready; read x; echo late > /workspace/open",
+    "echo data > /tmp/m; exec python3 -c \"import mmap; f = open('/tmp/m', 'r+b'); "
+    "m = mmap.mmap(f.fileno(), 0); f.close(); print('ready', flush=True); input(); "
+    "m[:4] = b'late'; "
+    "m.flush(); open('/workspace/open', 'w').write(open('/tmp/m').read())\"",
+])  # fmt: skip
+async def test_what_is_in_use_is_copied_and_not_disturbed(
+    backend: BubblewrapBackend, machine: Machine, sh: Shell, script: str
+) -> None:
+    await machine.write("/workspace/file", b"1")
+    async with await machine.spawn(["sh", "-c", script], cwd="/") as process:
+        await started(process)
+        commit = await machine.snapshot()
+        assert "had to be copied" in commit.notes[0]
+        await process.stdin.send(b"go\n")
+        with anyio.fail_after(10):
+            assert (await process.wait()).ok
+    assert await read_bytes(machine, "/workspace/open", length=9) in (b"late\n", b"old\n")
+    copy = await backend.restore(commit.id)
+    assert await sh(copy, "cat file; cat open 2>/dev/null") == "1"
+    await copy.delete()
+
+
+async def test_a_copy_is_the_same_tree(
+    backend: BubblewrapBackend, machine: Machine, sh: Shell
+) -> None:
+    await sh(machine, TREE)
+    await machine.snapshot()
+    await sh(machine, CHANGES)
+    wanted = await sh(machine, MANIFEST)
+    async with await machine.spawn(["sh", "-c", "exec 3> /tmp/o; echo ready; cat"]) as process:
+        await started(process)
+        commit = await machine.snapshot()
+    assert commit.notes
+    copy = await backend.restore(commit.id)
+    assert await sh(copy, MANIFEST) == wanted
+    await copy.delete()
+
+
+async def test_many_layers_are_merged_into_one(
+    backend: BubblewrapBackend, machine: Machine, sh: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await sh(machine, TREE)
+    await machine.snapshot()
+    await sh(machine, CHANGES)
+    await machine.snapshot()
+    await sh(machine, "echo 3 > shallow/g; rm -r a/gone; mkdir a/new; rm -rf /var/log")
+    wanted = await sh(machine, MANIFEST + "ls /var")
+    monkeypatch.setattr(running, "MAX_LAYERS", 1)
+    commit = await machine.snapshot()
+    assert "Everything was copied" in commit.notes[0]
+    monkeypatch.undo()
+    copy = await backend.restore(commit.id)
+    assert await sh(copy, MANIFEST + "ls /var") == wanted
+    await copy.delete()
+
+
+async def test_fifty_commits_come_back_as_they_were(
+    backend: BubblewrapBackend, machine: Machine
+) -> None:
+    hashes: dict[str, str] = {}
+    for number in range(50):
+        data = hashlib.sha512(b"%d" % number).digest() * (100 + number)
+        await machine.write("/workspace/data", data)
+        hashes[(await machine.snapshot()).id] = hashlib.sha256(data).hexdigest()
+    await machine.write("/workspace/data", b"overwritten")
+    for commit_id in list(hashes)[::7]:
+        copy = await backend.restore(commit_id)
+        data = await read_bytes(copy, "/workspace/data", length=1 << 20)
+        assert hashlib.sha256(data).hexdigest() == hashes[commit_id]
+        await copy.delete()
+
+
+async def test_a_snapshot_during_heavy_writing_is_whole(
+    backend: BubblewrapBackend, machine: Machine, sh: Shell
+) -> None:
+    script = "i=0; while :; do i=$((i+1)); echo $i > a; cp a b; mv b o; mv a n; "
+    script += "test $i = 5 && echo ready; done"
+    async with await machine.spawn(["sh", "-c", script]) as process:
+        await started(process)
+        commits = [await machine.snapshot() for _ in range(5)]
+    last = 0
+    for commit in commits:
+        copy = await backend.restore(commit.id)
+        numbers = [int(text) for text in (await sh(copy, "cat o n")).split()]
+        assert last <= numbers[1] <= numbers[0] <= numbers[1] + 1
+        last = numbers[1]
+        await copy.delete()
+
+
+async def test_no_room_for_a_copy_leaves_the_machine_alive(
+    backend: BubblewrapBackend, sh: Shell
+) -> None:
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, unlimited[1]))
+    try:  # Inherited by the machine's PID 1, which copies: for it a larger file does not fit.
+        machine = await backend.create()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    await machine.write("/workspace/large", bytes(2 << 20))
+    async with await machine.spawn(["sh", "-c", "exec 3> f; echo ready; cat"]) as process:
+        await started(process)
+        with pytest.raises(MachineFull, match=r"cannot be copied.*Make room"):
+            await machine.snapshot()
+        await process.stdin.send(b"alive")
+        with anyio.fail_after(10):
+            assert await process.stdout.receive() == b"alive"
+    copy = await backend.restore((await machine.snapshot()).id)
+    assert await sh(copy, "stat -c %s large") == f"{2 << 20}\n"
+    await copy.delete()
+    await machine.delete()
