@@ -12,11 +12,13 @@ No error of a backend's own library leaves its module.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-from anyio.abc import ByteReceiveStream, ByteSendStream
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Mapping, Sequence
+
+    from anyio.abc import ByteReceiveStream, ByteSendStream
 
 Isolation = Literal["vm", "namespace", "none"]
 Fidelity = Literal["memory", "disk"]
@@ -36,7 +38,7 @@ class Capabilities:
     """Whether programs in the machine may write to system directories (install packages)."""
     network: bool
     limits: Mapping[str, str] = field(default_factory=dict[str, str])
-    """How each limit (memory, processes, cpu, disk) is enforced, e.g. ``{"memory": "cgroup v2"}``."""
+    """How each limit (memory, processes, cpu, disk) is enforced: ``{"memory": "cgroup v2"}``."""
     notes: tuple[str, ...] = ()
     """Whole sentences on what a user or a model should know, e.g. what is read-only."""
 

@@ -54,7 +54,7 @@ def run(task: Task) -> Run:
     return _Engine(task).run()
 
 
-class _Ended(Exception):  # noqa: N818 - a way out of the loop, not an error
+class _Ended(Exception):
     """The run ends here with what there is; the text says why."""
 
 
