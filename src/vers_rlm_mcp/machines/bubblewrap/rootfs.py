@@ -112,6 +112,9 @@ SHOWN_ETC: Final = (
 )
 """Entries of the host's /etc that programs need and that hold nothing private."""
 
+PACKAGES: Final = Path("/var/lib/dpkg")
+"""What is installed in /usr: without it, the machine's root user could install nothing more."""
+
 HIDDEN_NAMES: Final = ("auth.conf", "auth.conf.d")
 """Inside those entries, what holds secrets after all: apt's passwords."""
 
@@ -126,7 +129,7 @@ KERNEL_DIRECTORIES: Final = frozenset({"dev", "proc", "run", "sys", ".vers"})
 PYTHON: Final = "/.python"
 """Where the host's Python is shown in machines whose base has none."""
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of what is made here: raised when that changes."""
 
 HOSTS: Final = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
@@ -233,6 +236,8 @@ def _system_directory(store: Store, *, mapped: bool, resolver: str, with_etc: bo
         shutil.rmtree(making, ignore_errors=True)
         _make_system_directory(making, resolver, with_etc=with_etc)
         if mapped:
+            if with_etc and PACKAGES.is_dir():
+                shutil.copytree(PACKAGES, making / "var/lib/dpkg", symlinks=True)
             _shift_owners(making)
         try:
             making.rename(place)
@@ -242,7 +247,7 @@ def _system_directory(store: Store, *, mapped: bool, resolver: str, with_etc: bo
 
 
 def _fingerprint() -> Iterable[tuple[str, int, int]]:
-    for name in (*SHOWN_ETC, "passwd", "group"):
+    for name in (*SHOWN_ETC, "passwd", "group", PACKAGES / "status"):
         place = Path("/etc") / name
         paths = [place, *place.rglob("*")] if place.is_dir() else [place]
         for path in paths:
