@@ -212,6 +212,8 @@ class FakeMachine(Machine):
 
     def _mapped(self, text: str) -> str:
         own = any(text == top or text.startswith(f"{top}/") for top in OWN)
+        # This very Python may lie below one of them, and is the host's all the same.
+        own = own and not text.startswith((f"{sys.prefix}/", f"{sys.base_prefix}/"))
         return f"{self._root}{text}" if own else text
 
     def _locate(self, path: str) -> Path:

@@ -34,7 +34,7 @@ PREVIEW_STEPS = 20
 """Steps in the preview, the last ones: a run that needs more is read from its journal."""
 
 OUTPUTS_CHARS = 60_000
-"""Characters of one text among the outputs: with it an answer stays below what clients cut at."""
+"""Characters of one output: with it an answer stays below what clients cut at."""
 
 
 PASSING = frozenset({"tool_called", "sub_call_started", "sub_call_finished"})
@@ -277,10 +277,13 @@ def _preview(step: "Step") -> RunStep:
 
 
 def _bounded(name: str, value: JsonValue, warnings: list[str]) -> JsonValue:
-    if not isinstance(value, str) or len(value) <= OUTPUTS_CHARS:
+    """An output, or the beginning and end of its text where it is too long for an answer."""
+    text = _shown(value)
+    if len(text) <= OUTPUTS_CHARS:
         return value
-    warnings.append(f"The output {name!r} was cut: it has {len(value):,} characters.")
-    return cut(value, OUTPUTS_CHARS)
+    kind = "" if isinstance(value, str) else ", given as text here since it is too long"
+    warnings.append(f"The output {name!r} was cut: it has {len(text):,} characters{kind}.")
+    return cut(text, OUTPUTS_CHARS)
 
 
 def _shown(value: Any) -> str:

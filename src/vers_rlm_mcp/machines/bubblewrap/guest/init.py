@@ -25,6 +25,9 @@ HIDDEN = "/.vers"
 EBUSY = 16
 ENOSPC = 28
 EPROTO = 71
+MEMORY = "/run"
+"""A tmpfs: the kernel of the REPL has its program there, with which room can be made on a disk."""
+
 REPORT = 3
 """The descriptor on which a child tells how its action went."""
 
@@ -209,16 +212,25 @@ class Init:
 
     def _write(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
         path, mode = arguments
-        if self._watch.full:
-            raise OSError(ENOSPC, "the machine has written all that it may")
+        full = self._watch.full
 
         def action() -> None:
             target = actions.open_to_write(path, int(mode))
+            if full:
+                self._spare_memory(target)
             size = actions.receive(target)
             os.close(target)
             _tell(REPORT, [b"ok", b"%d" % size])
 
         return self._start(action, descriptors)
+
+    def _spare_memory(self, target: int) -> None:
+        """When the disk is full, let a file be written that does not lie on it."""
+        if not overlays.same_mount(target, MEMORY):
+            raise OSError(ENOSPC, "the machine has written all that it may")
+        for kind, value in self._limits:
+            if kind == resource.RLIMIT_FSIZE:
+                resource.setrlimit(kind, (value, value))
 
     def _start(self, action: Callable[[], None], descriptors: list[int]) -> list[bytes]:
         """Fork a process of the machine that performs `action`.

@@ -206,6 +206,16 @@ def _in_use(pid: int, overlays: list[Overlay]) -> bool:
     )
 
 
+def same_mount(descriptor: int, directory: str) -> bool:
+    """Whether an open file lies in the mount of a directory."""
+    other = os.open(directory, os.O_PATH | os.O_DIRECTORY)
+    try:
+        own, others = (_mount_id(f"/proc/self/fdinfo/{number}") for number in (descriptor, other))
+        return own == others
+    finally:
+        os.close(other)
+
+
 def holder(pids: list[int], overlays: list[Overlay]) -> int | None:
     """The first of the processes that holds something of the overlays; None when none does."""
     for pid in pids:
