@@ -43,8 +43,8 @@ where = "home"
 writeFile("/workspace/where", "home")
 branch = vmBranch()
 vmSwitch(branch)
-writeFile("/workspace/where", "branch")
-seen = [exec("cat where").stdout, readFile("/workspace/where"), currentVmId() == branch, where]
+writeFile("where", "branch")  # relative paths begin where they do at home
+seen = [exec("cat where").stdout, readFile("where"), currentVmId() == branch, where]
 vmSwitch(home)
 FINAL([*seen, exec("cat where").stdout, readFile("/workspace/where"), currentVmId() == home])
 """

@@ -5,6 +5,7 @@ Results are JSON; the guest gives them their face in Python.
 """
 
 import base64
+import posixpath
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ OUTPUT_BYTES = 1024 * 1024
 
 FILE_BYTES = 20 * 1024 * 1024
 """Bytes of a file on another machine that a cell gets back: as base64 they fit into a frame."""
+
+WORKSPACE = "/workspace"
+"""Where commands start, and so where relative paths begin; see `Machine.spawn`."""
 
 MAX_BRANCHES = 64
 """Copies made by one call; the limit on machines alive is usually lower."""
@@ -101,7 +105,7 @@ class MachineCalls:
 
     async def read_file(self, path: str) -> JsonValue:
         """A file of the current machine, as base64."""
-        data = await self._bench.read_file(path, length=FILE_BYTES + 1)
+        data = await self._bench.read_file(_absolute(path), length=FILE_BYTES + 1)
         if len(data) > FILE_BYTES:
             raise UsageError(
                 f"{path!r} is larger than {FILE_BYTES:,} bytes, too large to bring over from "
@@ -111,7 +115,7 @@ class MachineCalls:
 
     async def write_file(self, path: str, base64: Base64Bytes) -> JsonValue:
         """Write a file on the current machine."""
-        return await self._bench.write_file(path, base64)
+        return await self._bench.write_file(_absolute(path), base64)
 
     async def vm_snapshot(self, carried: Carried | None) -> JsonValue:
         """Commit the current machine; `carried` is what the guest saved of its variables."""
@@ -146,6 +150,11 @@ class MachineCalls:
 def _checked(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """`function`, checking its arguments; made when it is first called, once for all runs."""
     return validate_call(function)
+
+
+def _absolute(path: str) -> str:
+    """A path as commands on that machine take it, which start in its working directory."""
+    return posixpath.join(WORKSPACE, path)
 
 
 async def run_cell(

@@ -113,7 +113,10 @@ def _start(address: str, lock: int, variables: str) -> tuple[socket, int]:
     listener = socket(AF_UNIX, SOCK_STREAM)
     listener.bind(address)
     listener.listen()
-    child = os.fork()
+    try:
+        child = os.fork()
+    except BlockingIOError:
+        sys.exit("the machine has as many processes as it may: end some, e.g. exec('kill -9 -1')")
     if child == 0:
         os.close(lock)
         _become_kernel(listener, variables)
