@@ -35,7 +35,9 @@ async def rich(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[User]
     ["/etc/shadow", "/etc/gshadow", "/etc/ssh", "/root", "/home", "/etc/sudoers", "/var/lib"],
 )
 async def test_a_machine_has_nothing_of_the_hosts_secret_places(rich: User, path: str):
-    result = await rich.call("exec", command=f"find {path} -type f -size +0 2>&1 | head -5")
+    # Which packages there are is no secret, and apt in the machine needs to know.
+    find = f"find {path} -type f -size +0 ! -path '/var/lib/dpkg/*' 2>&1 | head -5"
+    result = await rich.call("exec", command=find)
     lines = [line for line in result["stdout"].splitlines() if "No such file" not in line]
     assert lines == []
 
