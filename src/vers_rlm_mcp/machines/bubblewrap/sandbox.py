@@ -142,15 +142,23 @@ class Sandbox:
         with anyio.CancelScope(shield=True):  # Until we know it, we could not kill it.
             self.pid = await _child_pid(report, self._complaint)
             self.pid_descriptor = os.pidfd_open(self.pid)
-        self._cgroup = confine(
-            plan.hostname, self.pid, plan.limits, plan.controllers, plan.cgroup_note
-        )
         descriptors: list[int] = []
         try:
             if plan.mapped:
                 identity.write_maps(self.pid)
                 descriptors = _detached_mounts(plan, self.pid)
             await go.send(b"\0")
+            # To enter a cgroup takes 10 ms, in which PID 1 starts; it runs nothing else before
+            # it is asked to boot.
+            with anyio.CancelScope(shield=True):  # Or the directories would be left behind.
+                self._cgroup = await anyio.to_thread.run_sync(
+                    confine,
+                    plan.hostname,
+                    self.pid,
+                    plan.limits,
+                    plan.controllers,
+                    plan.cgroup_note,
+                )
             if plan.network == "on":
                 self._connection = await Connection.open(self.pid, _owner(plan))
             await self.request(b"boot", _boot_arguments(plan, self._cgroup.held), descriptors)
