@@ -13,10 +13,10 @@ import httpx2
 from anyio import to_thread
 
 from vers_rlm_mcp.errors import ModelError, ModelFailed, ModelUnavailable
+from vers_rlm_mcp.retries import PassingFault, retry_after, with_retries
 
 from .base import Completion, Model
 from .prices import PRICES
-from .retries import PassingFault, retry_after, with_retries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,7 +53,11 @@ _FOREIGN_ROOTS = (
     httpx2.CookieConflict,
 )
 # What reading a malformed reply raises: broken JSON or UTF-8, and fields that are not there.
-_MALFORMED = (ValueError, TypeError, AttributeError)
+_MALFORMED = (ValueError, TypeError, AttributeError, KeyError)
+
+
+class PassingModelFault(ModelFailed, PassingFault):
+    """The provider may answer later. Does not leave this room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +136,13 @@ class Endpoint:
             )
         advice = headers.get("x-should-retry")
         if advice != "false" and (advice == "true" or status in _PASSING_STATUS or status >= 500):
-            return PassingFault(said, retry_after(headers))
+            return PassingModelFault(said, retry_after(headers))
         return ModelFailed(said)
 
-    def broken(self, what: str, error: BaseException | None = None) -> PassingFault:
+    def broken(self, what: str, error: BaseException | None = None) -> PassingModelFault:
         """The exchange itself broke: no connection, or a reply that is not one."""
         cause = f" ({self.quote(f'{type(error).__name__}: {error}')})" if error else ""
-        return PassingFault(
+        return PassingModelFault(
             f"{self.provider} at {self.address} {what}{cause}. "
             f"Check the network and {self.url_variable}."
         )
@@ -191,7 +195,9 @@ class RemoteModel(Model, Generic[ClientT]):
     ) -> Completion:
         """Ask, as `Model.complete` promises; the first call imports the SDK."""
         client = await self._opened()
-        return await with_retries(lambda: self._attempt(client, messages, max_tokens))
+        return await with_retries(
+            lambda: self._attempt(client, messages, max_tokens), failed=ModelFailed
+        )
 
     async def warm(self) -> None:
         """Import the SDK and make its client, without a word to the provider."""

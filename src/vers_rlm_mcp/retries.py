@@ -1,7 +1,8 @@
-"""Trying again: which faults pass, how long to wait, and when to stop.
+"""Trying again: how long to wait, and when to stop. For every remote service.
 
-The SDKs' own retries are switched off. They end where the stream begins, so they miss what breaks
-in the middle of a reply, and one of them waits for as long as a `Retry-After` says, without limit.
+The retries of providers' SDKs are switched off. They end where the stream begins, so they miss
+what breaks in the middle of a reply, and one of them waits for as long as a `Retry-After` says,
+without limit.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
-from vers_rlm_mcp.errors import ModelFailed
+from vers_rlm_mcp.errors import VersRlmError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -33,8 +34,8 @@ MAX_RETRY_AFTER = 60.0
 _log = logging.getLogger(__name__)
 
 
-class PassingFault(ModelFailed):
-    """The same request may succeed later. Does not leave this room: see `with_retries`.
+class PassingFault(VersRlmError):
+    """The same request may succeed later. No caller sees it: see `with_retries`.
 
     `retry_after` is the number of seconds that the server asked to wait, if it did.
     """
@@ -44,11 +45,13 @@ class PassingFault(ModelFailed):
         self.retry_after = retry_after
 
 
-async def with_retries(attempt: Callable[[], Awaitable[T]]) -> T:
+async def with_retries(
+    attempt: Callable[[], Awaitable[T]], *, failed: Callable[[str], VersRlmError]
+) -> T:
     """Make attempts until one succeeds, fails for good, or there were enough of them.
 
-    Raises `ModelFailed` with the last fault's words when there were enough, or at once when the
-    server asks for a wait of more than `MAX_RETRY_AFTER` seconds.
+    Raises what `failed` makes of the last fault's words when there were enough, or at once when
+    the server asks for a wait of more than `MAX_RETRY_AFTER` seconds.
     """
     tried = 0
     while True:
@@ -56,17 +59,17 @@ async def with_retries(attempt: Callable[[], Awaitable[T]]) -> T:
         try:
             return await attempt()
         except PassingFault as fault:
-            delay = _delay(fault, tried)
+            delay = _delay(fault, tried, failed)
             _log.info("%s Trying again in %.1f s.", fault, delay)
         await anyio.sleep(delay)
 
 
-def _delay(fault: PassingFault, tried: int) -> float:
+def _delay(fault: PassingFault, tried: int, failed: Callable[[str], VersRlmError]) -> float:
     wanted = fault.retry_after or 0.0
     if wanted > MAX_RETRY_AFTER:
-        raise ModelFailed(f"{fault} It asks to wait {wanted:.0f} s: try again then.") from None
+        raise failed(f"{fault} It asks to wait {wanted:.0f} s: try again then.") from None
     if tried == MAX_ATTEMPTS:
-        raise ModelFailed(f"{fault} Tried {tried} times: try again later.") from None
+        raise failed(f"{fault} Tried {tried} times: try again later.") from None
     if fault.retry_after is not None:
         # Calls that were turned away together must not come back together.
         return wanted + random.uniform(0, FIRST_DELAY)  # noqa: S311 - not a secret

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from vers_rlm_mcp.errors import ModelFailed, ModelUnavailable
-from vers_rlm_mcp.models.retries import MAX_ATTEMPTS, PassingFault, retry_after, with_retries
+from vers_rlm_mcp.retries import MAX_ATTEMPTS, PassingFault, retry_after, with_retries
 
 
 class Attempts:
@@ -27,25 +27,30 @@ class Attempts:
 
 
 async def test_an_attempt_that_succeeds_is_the_only_one():
-    assert await with_retries(Attempts()) == 1
+    assert await with_retries(Attempts(), failed=ModelFailed) == 1
 
 
 async def test_a_passing_fault_is_followed_by_another_attempt():
     with anyio.fail_after(5):
-        assert await with_retries(Attempts(PassingFault("busy", 0), PassingFault("busy", 0))) == 3
+        assert (
+            await with_retries(
+                Attempts(PassingFault("busy", 0), PassingFault("busy", 0)), failed=ModelFailed
+            )
+            == 3
+        )
 
 
 async def test_a_lasting_fault_is_not_tried_again():
     attempts = Attempts(ModelUnavailable("no key"))
     with pytest.raises(ModelUnavailable, match="no key"):
-        await with_retries(attempts)
+        await with_retries(attempts, failed=ModelFailed)
     assert attempts.made == 1
 
 
 async def test_retries_come_to_an_end():
     attempts = Attempts(*[PassingFault("busy.", 0)] * 20)
     with anyio.fail_after(10), pytest.raises(ModelFailed, match=r"busy\. Tried 5 times") as caught:
-        await with_retries(attempts)
+        await with_retries(attempts, failed=ModelFailed)
     assert attempts.made == MAX_ATTEMPTS
     assert type(caught.value) is ModelFailed
 
@@ -53,20 +58,20 @@ async def test_retries_come_to_an_end():
 async def test_the_wait_that_the_server_asks_for_is_kept():
     start = time.monotonic()
     with anyio.fail_after(5):
-        await with_retries(Attempts(PassingFault("busy", 0.6)))
+        await with_retries(Attempts(PassingFault("busy", 0.6)), failed=ModelFailed)
     assert time.monotonic() - start >= 0.6
 
 
 async def test_a_wait_beyond_the_limit_fails_at_once_and_says_how_long_it_would_be():
     attempts = Attempts(PassingFault("Quota used up.", 3600))
     with anyio.fail_after(1), pytest.raises(ModelFailed, match="wait 3600 s"):
-        await with_retries(attempts)
+        await with_retries(attempts, failed=ModelFailed)
     assert attempts.made == 1
 
 
 async def test_waiting_for_the_next_attempt_can_be_cancelled():
     with anyio.fail_after(1), anyio.move_on_after(0.05) as scope:
-        await with_retries(Attempts(PassingFault("busy", 30)))
+        await with_retries(Attempts(PassingFault("busy", 30)), failed=ModelFailed)
     assert scope.cancelled_caught
 
 
