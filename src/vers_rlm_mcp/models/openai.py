@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     import openai
     from openai import AsyncOpenAI
-    from openai.types import CompletionUsage
-    from openai.types.chat import ChatCompletionChunk
 
 DEFAULT_MODEL = "gpt-6.2-sol"
 DEFAULT_URL = "https://api.openai.com/v1"
@@ -73,15 +71,13 @@ class OpenAIModel(RemoteModel["AsyncOpenAI"]):
     def _open(self) -> AsyncOpenAI:
         import openai  # noqa: PLC0415 - takes a second
 
-        client = openai.AsyncOpenAI(
+        return openai.AsyncOpenAI(
             api_key=self._endpoint.key,
             base_url=self._endpoint.url,
             default_headers=self._endpoint.headers,
             max_retries=0,
             timeout=TIMEOUT,
         )
-        _ = client.chat.completions  # imports the rest of the SDK
-        return client
 
     async def _ask(
         self, client: AsyncOpenAI, messages: Sequence[Message], max_tokens: int | None
@@ -127,14 +123,21 @@ class OpenAIModel(RemoteModel["AsyncOpenAI"]):
     async def _stream(
         self, client: AsyncOpenAI, messages: Sequence[Message], request: dict[str, Any]
     ) -> Completion:
+        import openai  # noqa: PLC0415 - loaded by now
+
         reply = _Reply()
-        stream = cast(
-            "openai.AsyncStream[ChatCompletionChunk]",
-            await client.chat.completions.create(**request),
+        # Without the SDK's models of request and chunks, which cost 1 ms a call: all of a
+        # kernel's sub-calls share one event loop.
+        stream: openai.AsyncStream[object] = await client.post(
+            "/chat/completions",
+            cast_to=object,
+            body=request,
+            stream=True,
+            stream_cls=openai.AsyncStream[object],
         )
         async with stream:
             async for chunk in stream:
-                reply.take(chunk)
+                reply.take(cast("dict[str, Any]", chunk))
         if reply.finish_reason is None:
             raise self._endpoint.broken("ended its reply before it was complete")
         stop_reason = "refusal" if reply.refused else _STOP_REASONS.get(reply.finish_reason, "end")
@@ -177,13 +180,13 @@ def _words(error: openai.APIError) -> str:
     return words if isinstance(words, str) else error.message
 
 
-def _usage(reported: CompletionUsage) -> Usage:
+def _usage(reported: Mapping[str, Any]) -> Usage:
     """Disjoint counts: a prompt's tokens include those read from and written to the cache."""
-    details = reported.prompt_tokens_details
-    read = (details and details.cached_tokens) or 0
-    written = (details and details.cache_write_tokens) or 0
-    rest = max(0, reported.prompt_tokens - read - written)
-    return Usage(rest, reported.completion_tokens, read, written)
+    details: Mapping[str, Any] = reported.get("prompt_tokens_details") or {}
+    read = details.get("cached_tokens") or 0
+    written = details.get("cache_write_tokens") or 0
+    rest = max(0, reported["prompt_tokens"] - read - written)
+    return Usage(rest, reported["completion_tokens"], read, written)
 
 
 def _estimate(messages: Sequence[Message], text: str) -> Usage:
@@ -203,15 +206,16 @@ class _Reply:
         self._parts: list[str] = []
         self.finish_reason: str | None = None
         self.refused = False
-        self.usage: CompletionUsage | None = None
+        self.usage: Mapping[str, Any] | None = None
 
     @property
     def text(self) -> str:
         return "".join(self._parts)
 
-    def take(self, chunk: ChatCompletionChunk) -> None:
-        self.usage = chunk.usage or self.usage
-        for choice in chunk.choices:
-            self._parts.append(choice.delta.content or choice.delta.refusal or "")
-            self.refused = self.refused or bool(choice.delta.refusal)
-            self.finish_reason = choice.finish_reason or self.finish_reason
+    def take(self, chunk: Mapping[str, Any]) -> None:
+        self.usage = chunk.get("usage") or self.usage
+        for choice in chunk.get("choices") or ():
+            delta: Mapping[str, Any] = choice.get("delta") or {}
+            self._parts.append(delta.get("content") or delta.get("refusal") or "")
+            self.refused = self.refused or bool(delta.get("refusal"))
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
