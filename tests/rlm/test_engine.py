@@ -281,10 +281,11 @@ def test_a_model_that_fails_ends_the_run_with_the_trajectory_so_far() -> None:
     assert outcome.reason == "The model did not answer: overloaded"
 
 
-def test_a_stop_during_a_cell_keeps_its_code_in_the_trajectory() -> None:
-    outcome = play([model(), Stop("The money is used up.")]).outcome
+def test_a_stop_during_a_cell_keeps_its_code_and_output_in_the_trajectory() -> None:
+    outcome = play([model(), Stop("The money is used up.", "1\n")]).outcome
     assert outcome.status == "partial"
-    assert [(s.code, s.error) for s in outcome.steps] == [("print(1)", "The money is used up.")]
+    (step,) = outcome.steps
+    assert (step.code, step.output, step.error) == ("print(1)", "1\n", "The money is used up.")
 
 
 def test_a_stop_is_heeded_in_place_of_every_reply() -> None:

@@ -57,6 +57,11 @@ def run(task: Task) -> Run:
 class _Ended(Exception):
     """The run ends here with what there is; the text says why."""
 
+    def __init__(self, reason: str, output: str = "") -> None:
+        super().__init__(reason)
+        self.output = output
+        """What the cell that was stopped had printed."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
@@ -160,7 +165,8 @@ class _Engine:
         try:
             return _expect((yield RunCell(number, parsed.code)), CellReply)
         except _Ended as end:
-            self._steps.append(Step(number, parsed.reasoning, parsed.code, "", str(end), 0.0))
+            step = Step(number, parsed.reasoning, parsed.code, end.output, str(end), 0.0)
+            self._steps.append(step)
             raise
 
     def _emit(self, event: Event) -> Generator[Request, Reply, None]:
@@ -192,7 +198,7 @@ class _Engine:
 
 def _expect(reply: Reply, kind: type[T]) -> T:
     if isinstance(reply, Stop):
-        raise _Ended(reply.reason)
+        raise _Ended(reply.reason, reply.output)
     if not isinstance(reply, kind):
         raise TypeError(f"expected {kind.__name__} or Stop as the reply, got {reply!r}")
     return reply

@@ -98,6 +98,8 @@ class Stop:
     """End the run with what there is. `reason` is a whole sentence for the user."""
 
     reason: str
+    output: str = ""
+    """What the cell that was stopped had printed."""
 
 
 @dataclass(frozen=True, slots=True)

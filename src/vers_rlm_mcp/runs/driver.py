@@ -10,7 +10,6 @@ import secrets
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import count
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -128,6 +127,8 @@ class _Driver:
         self._calls = RunCalls(self._bench, sub_model, self._budget, publish)
         self._sub_model = sub_model.name
         self._warnings: list[str] = []
+        self._output: list[str] = []
+        """What the cell under way has printed, in pieces; the kernel's limit bounds it."""
         self._home = ExitStack()
         """Holds the kernel for this run alone."""
 
@@ -232,8 +233,9 @@ class _Driver:
                     return await self._call_model(asked)
                 return await self._run_cell(asked)
             except (BudgetExceeded, KernelError, MachineError) as error:
-                return rlm.Stop(str(error))
-        return rlm.Stop(f"The run's time limit of {self._limits.seconds:g} s was reached.")
+                return rlm.Stop(str(error), "".join(self._output))
+        reason = f"The run's time limit of {self._limits.seconds:g} s was reached."
+        return rlm.Stop(reason, "".join(self._output))
 
     async def _call_model(self, asked: rlm.CallModel) -> rlm.Reply:
         if asked.purpose == "step":
@@ -259,10 +261,10 @@ class _Driver:
         self._calls.step = asked.step
         kernel = self._bench.home
         assert kernel
-        pieces = count()
 
         def publish(text: str) -> None:
-            if next(pieces) < OUTPUT_PIECES:
+            self._output.append(text)
+            if len(self._output) <= OUTPUT_PIECES:
                 self._publish(rlm.CellOutput(asked.step, text))
 
         result = await kernel.run(
@@ -271,6 +273,7 @@ class _Driver:
             handler=self._calls,
             on_output=publish,
         )
+        self._output.clear()
         final = result.final and rlm.FinalCall(result.final.args, result.final.kwargs)
         return rlm.CellReply(
             result.status,
