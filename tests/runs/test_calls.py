@@ -208,3 +208,14 @@ async def test_a_file_too_large_to_bring_over_is_refused(lab: Lab, calls: Machin
     await calls(HostCall("exec", {"command": f"truncate -s {size} big"}))
     with pytest.raises(UsageError, match="too large"):
         await calls(HostCall("readFile", {"path": "/workspace/big"}))
+
+
+async def test_thousands_of_lost_variables_are_counted_and_not_all_named(lab: Lab):
+    model = Turns(
+        cell("for n in range(900): globals()[f'n{n}'] = n"),
+        cell("import os\nos._exit(1)"),
+        cell("FINAL(1)"),
+    )
+    await lab.run("-> x: int", model)
+    assert "n9, " in model.told
+    assert "and 851 more. Files are still there." in model.told

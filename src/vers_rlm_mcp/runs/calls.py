@@ -45,6 +45,9 @@ SUB_CALL_MAX_CHARS = 10_000_000
 COPYING = frozenset({"vmSnapshot", "vmBranch"})
 """Calls before which the guest saves its variables."""
 
+MAX_LISTED = 50
+"""Variables that are named in one sentence: thousands would bury what else there is to say."""
+
 KILLED = 128
 """What a shell adds to a signal's number to make it an exit code."""
 
@@ -190,7 +193,7 @@ def not_carried(carried: Carried | None, where: str = "the copy") -> Sequence[st
     """What to say of variables that a copy of a machine does not have."""
     if carried is None or not carried.lost:
         return ()
-    named = "; ".join(f"{name} ({reason})" for name, reason in carried.lost.items())
+    named = _listed([f"{name} ({reason})" for name, reason in carried.lost.items()], "; ")
     return (f"A kernel started in {where} will not have these variables: {named}.",)
 
 
@@ -198,7 +201,13 @@ def lost_variables(result: CellResult) -> Sequence[str]:
     """What to say of variables that are gone because the kernel had to be started anew."""
     if not result.lost:
         return ()
-    return (f"These variables are lost: {', '.join(result.lost)}. Files are still there.",)
+    return (f"These variables are lost: {_listed(result.lost, ', ')}. Files are still there.",)
+
+
+def _listed(items: Sequence[str], between: str) -> str:
+    """The first of them, and how many more there are."""
+    more = len(items) - MAX_LISTED
+    return between.join([*items[:MAX_LISTED], *([f"and {more} more"] if more > 0 else ())])
 
 
 class RunCalls(MachineCalls):
