@@ -98,6 +98,7 @@ async def test_objects_that_say_how_become_json(repl: Repl) -> None:
         ("{(1, 2): 3}", "has the key (1, 2) of type tuple"),
         ("1 << 100_000", "a number too large for JSON"),
         ("[0] * 600_000", "more than 500000 values"),
+        ("[0] * 600_000", "write it to a file and hand in the path"),
         ("'x' * 40_000_000", "over the limit"),
     ],
 )

@@ -12,6 +12,8 @@ from vers_rlm_mcp.errors import InputError
 from vers_rlm_mcp.kernel import Kernel, host, run
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from vers_rlm_mcp.kernel import CellResult, HostCall, Json
     from vers_rlm_mcp.machines.fake import FakeMachine
 
@@ -260,7 +262,7 @@ async def test_an_orphan_that_floods_the_output_stalls_nobody(repl: Repl) -> Non
     result = await repl("1")
     assert result.status == "ok"
     assert result.output.endswith("1\n") or "left out" in result.output
-    assert await repl.output("yes.kill(); _ = yes.wait()") != ""
+    await repl.output("yes.kill(); _ = yes.wait()")
     assert (await repl("2")).status == "ok"
 
 
@@ -320,3 +322,64 @@ async def test_an_error_of_the_handler_itself_comes_out_and_the_kernel_stays(rep
     with pytest.raises(ZeroDivisionError):
         await repl.kernel.run("llmQuery('a')", timeout=10, handler=handler)
     assert await repl.output("1") == "1\n"
+
+
+@pytest.fixture
+async def small(machine: FakeMachine) -> AsyncIterator[Repl]:
+    """A kernel whose machine is said to have 256 MiB of memory."""
+    kernel = await Kernel.connect(machine, home_id=machine.id, memory=256 << 20)
+    yield Repl(kernel, Host())
+    await kernel.aclose()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "big = 'x' * (8 << 30)",
+        "big = bytearray(8 << 30)",
+        "big = []\nwhile True: big.append(bytearray(1 << 20))",
+        "big = {}\nwhile True: big[len(big)] = str(len(big))",
+    ],
+)
+async def test_a_cell_that_wants_more_memory_than_there_is_gets_an_error_at_once(
+    small: Repl, code: str
+) -> None:
+    await small.output("kept = 1")
+    result = await small(code)
+    assert result.status == "error", result
+    assert result.error
+    assert "MemoryError" in result.error
+    assert "cells may hold 224 MiB at once" in result.error
+    assert await small.output("big = None\nkept") == "1\n"
+
+
+async def test_output_is_still_taken_when_memory_is_used_up(small: Repl) -> None:
+    result = await small(
+        "import os\n"
+        "hoard, line = [], b'y' * 1000\n"
+        "try:\n"
+        "    while True: hoard.append(bytearray(1 << 19))\n"
+        "except MemoryError:\n"
+        "    for _ in range(3000): os.write(1, line)\n"
+        "finally:\n"
+        "    del hoard"
+    )
+    assert result.status == "ok", result.error
+    assert result.output_bytes == 3000 * 1000
+
+
+async def test_stacks_of_threads_do_not_count_against_the_memory_of_cells(small: Repl) -> None:
+    code = (
+        "import threading\n"
+        "halt = threading.Event()\n"
+        "threads = [threading.Thread(target=halt.wait) for _ in range(100)]\n"
+        "for thread in threads: thread.start()\n"
+        "halt.set()\n"
+        "for thread in threads: thread.join()"
+    )
+    assert await small.output(code) == ""
+
+
+async def test_commands_are_not_held_to_the_memory_of_cells(small: Repl) -> None:
+    reserve = "import mmap, time; time.sleep(0.2); m = mmap.mmap(-1, 1 << 30, mmap.MAP_PRIVATE)"
+    assert await small.output(f"exec('python3 -c \"{reserve}\"')") == "\n"

@@ -70,7 +70,13 @@ class Kernel:
     """
 
     def __init__(
-        self, machine: GuestMachine, home_id: str, *, output_limit: int, save_on_copy: bool
+        self,
+        machine: GuestMachine,
+        home_id: str,
+        *,
+        output_limit: int,
+        save_on_copy: bool,
+        memory: int | None,
     ) -> None:
         self.carried: Carried | None = None
         """What `restore_variables` brought back, and what not."""
@@ -80,6 +86,7 @@ class Kernel:
         self._home_id = self._current_id = home_id
         self._output_limit = output_limit
         self._save_on_copy = save_on_copy
+        self._memory = memory
         self._directory = ""
         self._attachment: Attachment | None = None
         self._identity = ""
@@ -98,6 +105,7 @@ class Kernel:
         restore_variables: bool = False,
         save_on_copy: bool = True,
         output_limit: int = OUTPUT_LIMIT,
+        memory: int | None = None,
     ) -> Kernel:
         """Attach to the kernel of a machine, or start it. Another host's attachment ends.
 
@@ -109,10 +117,18 @@ class Kernel:
             save_on_copy: Whether a cell that calls vmSnapshot or vmBranch saves the variables
                 first; not needed where copies carry memory.
             output_limit: Bytes of each cell's output that are kept.
+            memory: Bytes of memory that the machine has. Where they are known, a cell that wants
+                more gets a MemoryError; else the kernel is killed and its variables are lost.
 
         Raises `KernelError` when no kernel can be started, and what the machine raises.
         """
-        kernel = cls(machine, home_id, output_limit=output_limit, save_on_copy=save_on_copy)
+        kernel = cls(
+            machine,
+            home_id,
+            output_limit=output_limit,
+            save_on_copy=save_on_copy,
+            memory=memory,
+        )
         kernel._directory = await upload(machine)
         try:
             await kernel._attach()
@@ -338,6 +354,7 @@ class Kernel:
                 current=self._current_id,
                 limit=self._output_limit,
                 saving=self._save_on_copy,
+                memory=self._memory,
             )
             ready = parse_ready(await attachment.receive())
         except BaseException:

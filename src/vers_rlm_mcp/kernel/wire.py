@@ -23,7 +23,7 @@ PROTOCOL = 1
 
 TO_GUEST = frozenset(
     {
-        "hello",  # protocol, home, current, limit, saving: the first frame of an attachment
+        "hello",  # protocol, home, current, limit, saving, memory: the first frame of an attachment
         "run",  # id, cell; payload: the code
         "load",  # id, name, path, form: text, json or bytes
         "save",  # id

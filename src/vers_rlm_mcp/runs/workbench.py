@@ -203,11 +203,13 @@ class Workbench:
             kernel = self._kernels.get(machine.id)
             if kernel is None or kernel.closed:
                 disk_only = machine.capabilities.fidelity == "disk"
+                mib = (await machine.info()).spec.mem_size_mib or self._settings.mem_size_mib
                 kernel = await Kernel.connect(
                     machine,
                     home_id=machine.id,
                     restore_variables=disk_only,
                     save_on_copy=disk_only,
+                    memory=mib << 20,
                 )
                 self._kernels[machine.id] = kernel
         return kernel

@@ -15,6 +15,8 @@ import threading
 import time
 from contextlib import suppress
 
+from .memory import lift
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import io
@@ -178,8 +180,12 @@ class Capture:
         poll.register(self._read, select.POLLIN)
         while True:
             poll.poll()
-            with self._lock:
-                taken = self._take()
+            try:
+                with self._lock:
+                    taken = self._take()
+            except MemoryError:  # a cell has left none, and would wait for this thread for ever
+                lift()
+                continue
             if taken < PIPE_SIZE // 2:
                 time.sleep(GATHER_SECONDS)
 

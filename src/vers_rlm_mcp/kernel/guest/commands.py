@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 
 from .capture import HeadTail
+from .memory import lift
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def run(command: str, timeout: float | None) -> dict[str, Any]:
         bufsize=0,
         start_new_session=True,
     )
+    lift(process.pid)  # other programs map much that they never use
     outputs = _Outputs(process)
     try:
         ended = outputs.collect(None if timeout is None else time.monotonic() + timeout)

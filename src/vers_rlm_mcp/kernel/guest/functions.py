@@ -7,7 +7,7 @@ import functools
 import os
 import stat
 
-from ..wire import MAX_PAYLOAD, dump
+from ..wire import MAX_PAYLOAD, FrameError, dump
 from .results import CommandOutput, awaitable
 from .values import to_json
 
@@ -153,7 +153,13 @@ class Functions:
             "args": [to_json(value, f"FINAL: value {i + 1}") for i, value in enumerate(args)],
             "kwargs": {name: to_json(value, f"FINAL: {name}") for name, value in kwargs.items()},
         }
-        dump(final)  # refuses what is too large to hand over, where the code can still react
+        try:  # here, where the code can still react
+            dump(final)
+        except FrameError as error:
+            raise ValueError(
+                f"FINAL was given too much: {error}. Hand in less, such as a count or a summary, "
+                "or write it to a file and hand in the path."
+            ) from None
         # The first one counts: after it, only code that swallowed it can call again.
         self.final = self.final or final
         raise Finished

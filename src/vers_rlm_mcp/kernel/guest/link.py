@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from ..wire import TO_GUEST, Decoder, FrameError, encode
 from .attach import FAREWELL, receive_descriptors
+from .memory import lift
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,7 +117,10 @@ class Link:
                 poll.register(attachment.bridge.fileno(), select.POLLIN)
             while self._attachment is attachment:
                 for descriptor, _ in poll.poll():
-                    self._serve_one(descriptor, attachment)
+                    try:
+                        self._serve_one(descriptor, attachment)
+                    except MemoryError:  # a cell has left none
+                        lift()
 
     def _serve_one(self, descriptor: int, attachment: Attachment | None) -> None:
         if descriptor == self._listener.fileno():

@@ -20,6 +20,7 @@ from .calls import Calls
 from .capture import Capture
 from .functions import Finished, Functions, bind
 from .link import Attachment, Detached, Link
+from .memory import MemoryBound
 from .variables import Variables
 from .workplace import Workplace
 
@@ -70,6 +71,7 @@ class Kernel:
         self._saving = False
         self._calls = Calls(self._shielded)
         self._capture = Capture()
+        self._memory = MemoryBound()
         self._namespace = _main_namespace()
         self._workplace = Workplace()
         self._functions = Functions(
@@ -144,6 +146,7 @@ class Kernel:
         if fields["protocol"] == PROTOCOL:  # of another one, only this field is known
             self._functions.home, self._functions.current = fields["home"], fields["current"]
             self._limit, self._saving = fields["limit"], fields["saving"]
+            self._memory.set(fields["memory"])
         ready = {"protocol": PROTOCOL, "kernel": self.id, "cells": self.cells}
         self._send(request.host, "ready", ready, dump(self._names()))
         if not self._is_warm:
@@ -182,9 +185,10 @@ class Kernel:
 
         self.cells = request.frame.fields["cell"]
         try:
-            Cell(request.frame.payload.decode(), self.cells).run(
-                self._namespace, self._capture.write
-            )
+            with self._memory.held():
+                Cell(request.frame.payload.decode(), self.cells).run(
+                    self._namespace, self._capture.write
+                )
         except Finished:
             return "final", None
         except SystemExit as error:
@@ -192,6 +196,8 @@ class Kernel:
             self._capture.write(f"{said}[exit() ends the cell, not the kernel]\n")
         except KeyboardInterrupt as error:
             return "interrupted", describe_error(error)
+        except MemoryError as error:
+            return "error", describe_error(error) + self._memory.advice()
         except BaseException as error:  # noqa: BLE001 - whatever a cell raises is its result
             return "error", describe_error(error)
         return "ok", None

@@ -1,0 +1,75 @@
+"""Lets cells run out of memory before the machine does: a MemoryError costs no variable.
+
+A machine kills the process that takes more memory than there is. So while a cell runs, the kernel
+and what cells start hold themselves to somewhat less, in the system's count of data: memory that
+may be written and belongs to one process. Stacks of threads count as a whole, though hardly any of
+that is ever used; they are allowed for.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import threading
+from contextlib import contextmanager, suppress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Generator
+
+SHARE = 7 / 8
+"""Of the machine's memory; the rest is for other processes."""
+
+STACK = 8 * 1024 * 1024
+"""Bytes of a thread's stack, where nobody has asked for another size."""
+
+_AT_FIRST = resource.getrlimit(resource.RLIMIT_DATA)
+
+
+def lift(pid: int = 0) -> None:
+    """Let a process (0: this one) have all the memory there is: for what must not fail."""
+    with suppress(ProcessLookupError):
+        resource.prlimit(pid, resource.RLIMIT_DATA, _AT_FIRST)
+
+
+class MemoryBound:
+    """What the process may hold while a cell runs. Without a known size there is no bound."""
+
+    def __init__(self) -> None:
+        self._bytes: int | None = None
+        self._holds = False
+        sys.addaudithook(self._on_audit)
+
+    def set(self, machine: int | None) -> None:
+        """Learn how many bytes of memory the machine has."""
+        self._bytes = None if machine is None else int(machine * SHARE)
+
+    @contextmanager
+    def held(self) -> Generator[None, None, None]:
+        """Hold the process to the bound: for the code of a cell, not for the kernel's own."""
+        self._holds = True
+        self._limit(threads=threading.active_count())
+        try:
+            yield
+        finally:
+            self._holds = False
+            lift()
+
+    def advice(self) -> str:
+        """What to do about a MemoryError."""
+        if self._bytes is None:
+            return ""
+        return (
+            f"\n[cells may hold {self._bytes >> 20:,} MiB at once: work on smaller pieces, and "
+            "`del` what is no longer needed]"
+        )
+
+    def _on_audit(self, event: str, _: object) -> None:
+        if event == "_thread.start_new_thread" and self._holds:
+            self._limit(threads=threading.active_count() + 1)
+
+    def _limit(self, threads: int) -> None:
+        if self._bytes is not None:
+            with suppress(ValueError):  # it is held to less than that already
+                hard = _AT_FIRST[1]
+                resource.setrlimit(resource.RLIMIT_DATA, (self._bytes + threads * STACK, hard))
