@@ -183,7 +183,8 @@ class Capture:
             try:
                 with self._lock:
                     taken = self._take()
-            except MemoryError:  # a cell has left none, and would wait for this thread for ever
+            except (MemoryError, RuntimeError):  # RuntimeError: no room for a thread's stack
+                # A cell has left no memory, and would wait for this thread for ever.
                 lift()
                 continue
             if taken < PIPE_SIZE // 2:

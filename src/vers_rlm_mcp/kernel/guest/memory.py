@@ -9,7 +9,6 @@ that is ever used; they are allowed for.
 from __future__ import annotations
 
 import resource
-import sys
 import threading
 from contextlib import contextmanager, suppress
 
@@ -38,7 +37,7 @@ class MemoryBound:
     def __init__(self) -> None:
         self._bytes: int | None = None
         self._holds = False
-        sys.addaudithook(self._on_audit)
+        self._count_threads()
 
     def set(self, machine: int | None) -> None:
         """Learn how many bytes of memory the machine has."""
@@ -48,7 +47,7 @@ class MemoryBound:
     def held(self) -> Generator[None, None, None]:
         """Hold the process to the bound: for the code of a cell, not for the kernel's own."""
         self._holds = True
-        self._limit(threads=threading.active_count())
+        self._limit(threading.active_count())
         try:
             yield
         finally:
@@ -64,9 +63,16 @@ class MemoryBound:
             "`del` what is no longer needed]"
         )
 
-    def _on_audit(self, event: str, _: object) -> None:
-        if event == "_thread.start_new_thread" and self._holds:
-            self._limit(threads=threading.active_count() + 1)
+    def _count_threads(self) -> None:
+        """Allow for the stack of each thread before it starts; no event tells of all of them."""
+        start = threading.Thread.start
+
+        def counted(thread: threading.Thread) -> None:
+            if self._holds:
+                self._limit(threading.active_count() + 1)
+            start(thread)
+
+        setattr(threading.Thread, "start", counted)  # noqa: B010 - a type checker would object
 
     def _limit(self, threads: int) -> None:
         if self._bytes is not None:
