@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: demo test bench check format readme clean
+.PHONY: demo test bench emulator check format readme clean
 
 demo: $(STAMP)
 	$(BIN)/vers-rlm-mcp demo
@@ -22,6 +22,10 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/core.py
+
+# A Vers service on this computer. It says how to point the server at it.
+emulator: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m vers_emulator
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

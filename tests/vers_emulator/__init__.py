@@ -1,0 +1,49 @@
+"""A Vers service to test against: the published wire contract over real sockets on loopback.
+
+Machines are those of the `bubblewrap` backend, so commands, files and limits are real. What a VM
+has that they have not is missing: **commits and branches copy the disk only**, not memory and
+processes; a resized disk is noted, not enforced; no HTTP ports are exposed.
+"""
+
+from __future__ import annotations
+
+from .counts import Counts
+from .emulator import NOTICE, VersEmulator
+from .faults import (
+    Cut,
+    Delay,
+    FailTls,
+    Fault,
+    Faults,
+    Garbage,
+    Hang,
+    LoseReply,
+    NotReady,
+    Refuse,
+    RefuseLogin,
+    Reset,
+    Truncate,
+    quota,
+)
+from .options import Options
+
+__all__ = [
+    "NOTICE",
+    "Counts",
+    "Cut",
+    "Delay",
+    "FailTls",
+    "Fault",
+    "Faults",
+    "Garbage",
+    "Hang",
+    "LoseReply",
+    "NotReady",
+    "Options",
+    "Refuse",
+    "RefuseLogin",
+    "Reset",
+    "Truncate",
+    "VersEmulator",
+    "quota",
+]
