@@ -51,6 +51,9 @@ MIB: Final = 1024 * 1024
 OPEN_FILES: Final = 65536
 """Descriptors that a process may have, where the host allows as many."""
 
+NO_CORE: Final = 1
+"""Bytes of a core dump. With 0, a host whose cores are piped to a program would still run that, as
+its root, on what a machine prepared; 1 is the kernel's own mark for "not even then" (core(5))."""
 
 ORPHAN_SECONDS: Final = 5.0
 """How long what a dead server left running may take to be gone."""
@@ -302,7 +305,7 @@ class BubblewrapBackend(Backend):
             mapped=self._mapped,
             network=self.config.network,
             resources={
-                resource.RLIMIT_CORE: 0,
+                resource.RLIMIT_CORE: NO_CORE,
                 resource.RLIMIT_FSIZE: disk,
                 resource.RLIMIT_NOFILE: files,
             },

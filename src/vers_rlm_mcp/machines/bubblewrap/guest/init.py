@@ -260,7 +260,7 @@ class Init:
         for number, descriptor in enumerate(standard):
             os.dup2(descriptor, number)
         os.dup2(report, REPORT, inheritable=False)
-        os.closerange(REPORT + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        calls.close_from(REPORT + 1)
         os.chdir("/")
         for kind, value in self._limits:
             full = kind == resource.RLIMIT_FSIZE and self._watch.full
@@ -444,7 +444,7 @@ def _enter_root() -> None:
 def main() -> None:
     """Serve the connection whose descriptor is the first argument; keep also those that follow."""
     kept = [int(argument) for argument in sys.argv[1:]]
-    highest = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    for start, end in zip([2, *sorted(kept)], [*sorted(kept), highest]):
+    for start, end in zip([2, *sorted(kept)], sorted(kept)):
         os.closerange(start + 1, end)
+    calls.close_from(max(kept) + 1)
     Init(_socket.socket(fileno=kept[0])).serve()
