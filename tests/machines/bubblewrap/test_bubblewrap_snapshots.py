@@ -39,6 +39,32 @@ stat -c %y a/b
 """
 
 
+SERVER = """
+import socket
+listening = socket.socket(socket.AF_UNIX)
+listening.bind("/workspace/socket")
+listening.listen()
+print("ready", flush=True)
+listening.accept()[0].sendall(b"served")
+"""
+
+CLIENT = """
+import socket
+connection = socket.socket(socket.AF_UNIX)
+connection.connect("/workspace/socket")
+print(connection.recv(9).decode(), end="")
+"""
+
+WATCHER = """
+import ctypes, os
+libc = ctypes.CDLL(None)
+descriptor = libc.inotify_init()
+libc.inotify_add_watch(descriptor, b"/workspace", 0x100)  # IN_CREATE
+print("ready", flush=True)
+print(os.read(descriptor, 4096)[16:].rstrip(bytes(1)).decode(), end="")
+"""
+
+
 async def started(process: Process) -> None:
     with anyio.fail_after(10):
         assert await process.stdout.receive() == b"ready\n"
@@ -98,6 +124,26 @@ async def test_what_is_in_use_is_copied_and_not_disturbed(
     copy = await backend.restore(commit.id)
     assert await sh(copy, "cat file; cat open 2>/dev/null") == "1"
     await copy.delete()
+
+
+async def test_a_server_behind_a_socket_in_the_file_system_can_still_be_reached(
+    machine: Machine, sh: Shell
+) -> None:
+    async with await machine.spawn(["python3", "-c", SERVER], cwd="/") as process:
+        await started(process)
+        commit = await machine.snapshot()
+        assert "a socket is bound to '/workspace/socket'" in commit.notes[0]
+        assert await sh(machine, f"python3 -c '{CLIENT}'") == "served"
+
+
+async def test_who_watches_a_directory_still_sees_what_happens_there(machine: Machine) -> None:
+    await machine.write("/workspace/file", b"1")
+    async with await machine.spawn(["python3", "-c", WATCHER], cwd="/") as process:
+        await started(process)
+        await machine.snapshot()
+        await machine.write("/workspace/new", b"2")
+        with anyio.fail_after(10):
+            assert await process.stdout.receive() == b"new"
 
 
 async def test_a_copy_is_the_same_tree(

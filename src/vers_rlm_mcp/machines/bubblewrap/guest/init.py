@@ -17,7 +17,7 @@ import resource
 import select
 import sys
 
-from . import actions, calls, merge, overlays, tasks, watch, wire
+from . import actions, calls, holders, merge, overlays, tasks, watch, wire
 
 HIDDEN = "/.vers"
 """The hidden directory, in the root that bwrap made and, later, below the machine's root."""
@@ -302,23 +302,8 @@ class Init:
         except tasks.Unstoppable:
             raise OSError(EBUSY, "the machine's processes could not be stopped") from None
         self._frozen = [overlay for overlay in self._overlays if overlay.changed]
-        obstacle = self._obstacle()
+        obstacle = holders.obstacle(self._frozen)
         return [obstacle.encode(), *(overlay.slot.encode() for overlay in self._frozen)]
-
-    def _obstacle(self) -> str:
-        pid = overlays.holder(tasks.living(), self._frozen)
-        if pid is not None:
-            return f"process {pid} ({_command(pid)}) has files or a directory open there"
-        protected: list[overlays.Overlay] = []
-        for overlay in self._frozen:
-            try:
-                overlay.protect(calls.MS_RDONLY)
-            except OSError:
-                for earlier in protected:
-                    earlier.protect(0)
-                return f"a file in {overlay.views[0][1]} is open for writing"
-            protected.append(overlay)
-        return ""
 
     def _switch(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
         """Go on over the frozen layer, which the host has moved to its place. All or nothing."""
@@ -380,14 +365,6 @@ def _tell_error(descriptor: int, error: OSError) -> None:
     place = f" ({error.filename})" if isinstance(error.filename, str) else ""
     text = os.fsencode(f"{error.strerror or error}{place}")
     _tell(descriptor, [b"error", b"%d" % (error.errno or EPROTO), text])
-
-
-def _command(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/comm", "rb") as file:
-            return file.read(64).decode(errors="replace").strip()
-    except OSError:
-        return "gone"
 
 
 def _mount_kernel_directories(shared: bytes, processes: int) -> None:

@@ -190,22 +190,6 @@ def _mount_id(fdinfo: str) -> int:
     return -1
 
 
-def _in_use(pid: int, overlays: list[Overlay]) -> bool:
-    """Whether a process holds a directory or a file of one of the overlays open.
-
-    Its view would stay with the layers of before, so that it would miss what is written later.
-    """
-    devices = {overlay.device for overlay in overlays}
-    for link in ("cwd", "root"):
-        if os.stat(f"/proc/{pid}/{link}").st_dev in devices:
-            return True
-    mounts = {number for overlay in overlays for number in overlay.mounts}
-    return any(
-        _mount_id(f"/proc/{pid}/fdinfo/{number}") in mounts
-        for number in os.listdir(f"/proc/{pid}/fd")
-    )
-
-
 def same_mount(descriptor: int, directory: str) -> bool:
     """Whether an open file lies in the mount of a directory."""
     other = os.open(directory, os.O_PATH | os.O_DIRECTORY)
@@ -214,14 +198,3 @@ def same_mount(descriptor: int, directory: str) -> bool:
         return own == others
     finally:
         os.close(other)
-
-
-def holder(pids: list[int], overlays: list[Overlay]) -> int | None:
-    """The first of the processes that holds something of the overlays; None when none does."""
-    for pid in pids:
-        try:
-            if _in_use(pid, overlays):
-                return pid
-        except (FileNotFoundError, ProcessLookupError):  # noqa: PERF203 - each may end
-            continue  # It ended before it could be stopped.
-    return None
