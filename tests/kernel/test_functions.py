@@ -220,3 +220,13 @@ async def test_a_prompt_too_large_to_send_is_an_error_in_the_cell(repl: Repl) ->
     assert "over the limit" in await repl.error("llmQuery('x' * 40_000_000)")
     assert "more than 10000 values" in await repl.error("llmQueryBatched(['x'] * 20_000)")
     assert await repl.output("llmQuery('still here')") == "'still here'\n"
+
+
+async def test_a_command_that_cannot_be_started_says_what_to_do(repl: Repl) -> None:
+    await repl.output("import os, resource\nos.environ['BIG'] = 'x' * 200_000")
+    assert "put what is long into a file" in await repl.error("exec('true')")
+    await repl.output("del os.environ['BIG']\nfiles = []")
+    code = "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n"
+    code += "try:\n    while True: files.append(open('/dev/null'))\nexcept OSError: pass\n"
+    assert "close some" in await repl.error(f"{code}exec('true')")
+    assert await repl.output("del files\nexec('echo again')") == "again\n"

@@ -35,6 +35,18 @@ time.sleep(100)
 """
 
 
+THREADS = """
+import threading, time
+while True:
+    try:
+        threading.Thread(target=time.sleep, args=[100], daemon=True).start()
+    except RuntimeError as error:
+        print(error, flush=True)
+        break
+time.sleep(100)
+"""
+
+
 @pytest.fixture(params=["cgroup", "watchdog"])
 async def small(
     request: pytest.FixtureRequest, state: Path, monkeypatch: pytest.MonkeyPatch
@@ -65,6 +77,30 @@ async def test_a_fork_bomb_ends_at_the_limit(small: Machine, sh: Shell) -> None:
         with pytest.raises(MachineFull, match="limit"):
             await _spawn_many(small, stack)
     assert await sh(small, "echo alive") == "alive\n"
+
+
+async def test_a_machine_full_of_processes_says_so_and_can_be_told_to_end_them(
+    small: Machine, sh: Shell
+) -> None:
+    async with await small.spawn(["python3", "-c", BOMB]) as bomb:
+        with anyio.fail_after(30):
+            assert await bomb.stdout.receive() == b"BlockingIOError\n"
+            seen = await sh(small, "echo alive; (echo forked)")
+            assert seen.startswith("alive\n")
+            assert "processes and threads, as many as it may" in seen
+            assert "`kill -9 -1`" in seen
+            assert "forked" not in seen
+            await run_command(small, ["sh", "-c", "kill -9 -1"], timeout=10)
+            while (seen := await sh(small, "(echo forked)")) != "forked\n":
+                assert "ork" in seen  # What was killed takes a moment to be gone.
+
+
+async def test_threads_count_as_processes(small: Machine, sh: Shell) -> None:
+    async with await small.spawn(["python3", "-c", THREADS]) as bomb:
+        with anyio.fail_after(30):
+            assert await bomb.stdout.receive() == b"can't start new thread\n"
+            assert "as many as it may" in await sh(small, "true")
+    assert await sh(small, "(echo forked)") == "forked\n"
 
 
 async def _spawn_many(machine: Machine, stack: AsyncExitStack) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import errno
 import functools
 import os
 import stat
@@ -30,6 +31,15 @@ ALIASES = {
     "timeout": ("timeout_seconds", "seconds"),
 }
 """Names that models invent for arguments, by the right one."""
+
+
+_NOT_STARTED = {
+    errno.E2BIG: "the command and os.environ are too long together; put what is long into a file",
+    errno.EAGAIN: "the machine has as many processes as it may; os.kill(-1, 9) ends all but this "
+    "REPL, commands in the background too",
+    errno.EMFILE: "this REPL has as many files open as it may; close some",
+}
+"""What to do when no command can be started."""
 
 
 class Finished(BaseException):
@@ -69,7 +79,11 @@ class Functions:
         if self._is_home:
             from . import commands
 
-            result = commands.run(command, timeout)
+            try:
+                result = commands.run(command, timeout)
+            except OSError as error:
+                code = error.errno or 0
+                raise OSError(code, _NOT_STARTED.get(code, error.strerror)) from None
         else:
             result = self._calls.call("exec", {"command": command, "timeout": timeout})
         return CommandOutput(result["stdout"], result["stderr"], result["exit_code"])

@@ -24,7 +24,7 @@ from ..handles import unknown_handle
 from . import identity
 from .bases import HOST_BASE, Base, open_base
 from .config import BubblewrapConfig
-from .limits import Limits, controllers, mechanisms, noted
+from .limits import Limits, controllers, mechanisms, noted, process_limits
 from .machine import BubblewrapMachine
 from .program import compiled_guest
 from .running import Frozen, RunningMachine
@@ -294,6 +294,12 @@ class BubblewrapBackend(Backend):
         memory = (spec.mem_size_mib or self.config.mem_size_mib) * MIB
         disk = (spec.fs_size_mib or self.config.fs_size_mib) * MIB
         files = min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        limits = Limits(
+            memory=memory,
+            processes=self.config.max_processes,
+            processors=spec.vcpu_count or self.config.vcpu_count,
+            disk=disk,
+        )
         return Plan(
             hostname=record.id.replace(MACHINE_PREFIX, "machine-"),
             disk=self._store.disk(record.id),
@@ -308,14 +314,10 @@ class BubblewrapBackend(Backend):
                 resource.RLIMIT_CORE: NO_CORE,
                 resource.RLIMIT_FSIZE: disk,
                 resource.RLIMIT_NOFILE: files,
+                **process_limits(limits),
             },
             shared_memory=memory // 4,
-            limits=Limits(
-                memory=memory,
-                processes=self.config.max_processes,
-                processors=spec.vcpu_count or self.config.vcpu_count,
-                disk=disk,
-            ),
+            limits=limits,
             controllers=self._controllers,
             cgroup_note=self._cgroup_note(record.id),
             call_filter=call_filter(),

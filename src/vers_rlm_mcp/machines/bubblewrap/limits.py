@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import resource
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -26,6 +27,13 @@ PREFIX: Final = "vers-rlm-"
 CPU_PERIOD: Final = 100_000
 """Microseconds over which processor time is shared out: the kernel's default."""
 
+RESERVE: Final = 16
+"""The most of a machine's processes that only the host can start, so that one which has filled
+itself with others can be told to end them. Of few, it is one in `RESERVE`, too."""
+
+PER_NAMESPACE: Final = (5, 14)
+"""The version of Linux since which RLIMIT_NPROC counts the processes of one user namespace."""
+
 REMOVE_TRIES: Final = 100
 REMOVE_POLL: Final = 0.01
 """A cgroup can be removed once the kernel has noticed that its last process is gone."""
@@ -38,7 +46,7 @@ class Limits:
     memory: int
     """Bytes."""
     processes: int
-    """Processes and threads."""
+    """Processes and threads, those included that only the host can start."""
     processors: int
     disk: int
     """Bytes that it may write."""
@@ -124,6 +132,15 @@ def confine(
 def noted(note: Path) -> Cgroup:
     """The cgroups that a server wrote down before it died."""
     return Cgroup(directories=[Path(line) for line in _read(note).splitlines()])
+
+
+def process_limits(limits: Limits) -> Mapping[int, int]:
+    """The resource limits that keep a machine's programs from using its last processes."""
+    release = os.uname().release.split(".")
+    if tuple(map(int, release[:2])) < PER_NAMESPACE:
+        return {}
+    reserve = min(RESERVE, limits.processes // RESERVE)
+    return {resource.RLIMIT_NPROC: limits.processes - reserve}
 
 
 def mechanisms(available: tuple[Controller, ...]) -> Mapping[str, str]:

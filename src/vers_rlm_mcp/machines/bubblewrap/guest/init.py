@@ -22,6 +22,7 @@ from . import actions, calls, holders, merge, overlays, tasks, watch, wire
 HIDDEN = "/.vers"
 """The hidden directory, in the root that bwrap made and, later, below the machine's root."""
 
+EAGAIN = 11
 EBUSY = 16
 ENOSPC = 28
 EPROTO = 71
@@ -196,6 +197,7 @@ class Init:
         def action() -> None:
             os.chdir(directory)
             calls.default_signals()
+            _warn_of_full_machine()
             actions.execute(argv, dict(zip(environment[::2], environment[1::2])))
 
         return self._start(action, descriptors)
@@ -240,7 +242,11 @@ class Init:
         status, report, *standard = descriptors
         self._watch.touched = True
         self._reap()  # What has ended counts as a process until then.
-        child = os.fork()
+        try:
+            child = os.fork()
+        except BlockingIOError:
+            text = f"all {tasks.threads()} processes that it may have are there already"
+            raise OSError(EAGAIN, text) from None
         if child:
             self._children[child] = status
             return [b"%d" % child]
@@ -365,6 +371,18 @@ def _tell_error(descriptor: int, error: OSError) -> None:
     place = f" ({error.filename})" if isinstance(error.filename, str) else ""
     text = os.fsencode(f"{error.strerror or error}{place}")
     _tell(descriptor, [b"error", b"%d" % (error.errno or EPROTO), text])
+
+
+def _warn_of_full_machine() -> None:
+    """Tell a program, on its standard error, that it will not be able to start others."""
+    running, most = tasks.threads(), resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if 0 <= most <= running:
+        text = (
+            f"[The machine has {running} processes and threads, as many as it may: commands that "
+            "start others fail. See them with `ps aux`; end some with `pkill -9 NAME`, or all of "
+            "them, the REPL too, with `kill -9 -1`.]\n"
+        )
+        os.write(2, text.encode())
 
 
 def _mount_kernel_directories(shared: bytes, processes: int) -> None:

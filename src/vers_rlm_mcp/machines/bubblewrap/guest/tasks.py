@@ -40,6 +40,18 @@ def table() -> dict[int, tuple[str, int, int]]:
     return found
 
 
+def threads() -> int:
+    """How many threads all processes but PID 1 have: what limits on processes count."""
+    total = 0
+    for pid in table():
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                total += int(file.read().rpartition(b")")[2].split()[17])
+        except OSError:  # noqa: PERF203 - each may end
+            continue
+    return total
+
+
 def living() -> list[int]:
     """The processes that have not ended."""
     return [pid for pid, (state, _, _) in table().items() if state not in ENDED]
