@@ -44,6 +44,9 @@ INT = 4
 MAX_DESCRIPTORS = 64
 """Of one request: mounts when booting, else five."""
 
+ENOUGH = 8
+"""Processes that any command can do with."""
+
 MASKED_FILES = ("kcore", "keys", "latency_stats", "timer_list", "sched_debug", "sysrq-trigger")
 MASKED_DIRECTORIES = ("acpi", "asound", "scsi")
 READ_ONLY = ("bus", "fs", "irq", "sys")
@@ -376,10 +379,10 @@ def _tell_error(descriptor: int, error: OSError) -> None:
 def _warn_of_full_machine() -> None:
     """Tell a program, on its standard error, that it will not be able to start others."""
     running, most = tasks.threads(), resource.getrlimit(resource.RLIMIT_NPROC)[0]
-    if 0 <= most <= running:
+    if 0 <= most < running + ENOUGH:
         text = (
-            f"[The machine has {running} processes and threads, as many as it may: commands that "
-            "start others fail. See them with `ps aux`; end some with `pkill -9 NAME`, or all of "
+            f"[The machine has {running} of the {most} processes and threads that it may have: "
+            "commands that start others fail. See them with `ps aux`; end some with `pkill -9 NAME`, or all of "
             "them, the REPL too, with `kill -9 -1`.]\n"
         )
         os.write(2, text.encode())
