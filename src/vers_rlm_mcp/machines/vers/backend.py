@@ -1,0 +1,331 @@
+"""Makes and finds machines of the Vers service."""
+
+# ruff: noqa: D102 - the methods promise what the interface's docstrings say
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections import defaultdict
+from contextlib import suppress
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from vers_rlm_mcp.errors import MachineError, MachineGone
+
+from ..base import Backend, Capabilities, Commit, MachineInfo, MachineSpec
+from ..handles import unknown_handle
+from .api import VersApi
+from .calls import together
+from .faults import NotThere, Refused
+from .link import STOPPED, Link
+from .machine import BACKEND, VersMachine
+from .making import OWN_LABELS, PARENT, REQUEST, Maker, Making, Origin, copies_of
+from .schema import UUID_PATTERN
+from .ssh import Connector
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from .config import VersConfig
+    from .schema import CommitInfo, Vm, VmMetadata
+
+DELETED: Final = "Deleted in vers-rlm-mcp; goes when the machines made from it are gone."
+"""The description of a commit that the service keeps because machines descend from it."""
+
+_UUID = re.compile(UUID_PATTERN)
+
+
+class VersBackend(Backend):
+    """The machines of one Vers organisation, whoever made them.
+
+    Raises `SettingsError` when the configuration cannot be used. Nothing is sent before the first
+    call.
+    """
+
+    name = BACKEND
+
+    def __init__(self, config: VersConfig) -> None:
+        self.config = config
+        self.capabilities = Capabilities(
+            isolation="vm",
+            fidelity=config.fidelity,
+            root=True,
+            network=True,
+            limits=dict.fromkeys(("memory", "cpu", "disk"), "virtual machine"),
+            notes=("A machine of the Vers service costs money until it is deleted.",),
+        )
+        self._api = VersApi(config)
+        self._connector = Connector(self._api)
+        self._maker = Maker()
+        self._links: dict[str, Link] = {}
+        self._origins: dict[str, VmMetadata] = {}
+        """They never change."""
+        self._copying: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
+        self._doomed: set[str] = set()
+        """Commits that are to be deleted as soon as the service lets us."""
+
+    async def create(
+        self, spec: MachineSpec | None = None, *, labels: Mapping[str, str] | None = None
+    ) -> VersMachine:
+        spec = spec or MachineSpec()
+        request = uuid.uuid4().hex
+        config = {
+            "vcpu_count": spec.vcpu_count or self.config.vcpu_count,
+            "mem_size_mib": spec.mem_size_mib or self.config.mem_size_mib,
+            "fs_size_mib": spec.fs_size_mib or self.config.fs_size_mib,
+            "labels": {**(labels or {}), REQUEST: request},
+        }
+
+        async def post() -> Sequence[str]:
+            return [await self._api.create(config)]
+
+        async def find() -> Sequence[str]:
+            return [vm.vm_id for vm in await self._api.vms() if vm.labels.get(REQUEST) == request]
+
+        making = Making(post, find=find, delete=self.delete, finish=self._ready)
+        (machine_id,) = await self._maker.make(making)
+        return self._handle(machine_id)
+
+    async def attach(self, machine_id: str) -> VersMachine:
+        try:
+            vm = await self._api.status(_checked(machine_id))
+        except NotThere:
+            known = [vm.vm_id for vm in _by_age(await self._api.vms())]
+            raise unknown_handle("machine", machine_id, known) from None
+        if vm.state in STOPPED:
+            await self._api.wake(machine_id)
+        return self._handle(machine_id)
+
+    async def restore(
+        self,
+        commit_id: str,
+        spec: MachineSpec | None = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+    ) -> VersMachine:
+        """`commit_id` may also be ``repository:tag``, or a tag of the older kind."""
+        origin = _origin(commit_id)
+
+        async def post() -> Sequence[str]:
+            if not commit_id or commit_id in self._doomed:
+                raise NotThere("There is no such commit any more.")
+            return [await self._api.restore(commit_id, origin.kind)]
+
+        try:
+            size = spec and spec.fs_size_mib
+            (machine,) = await self._copy(origin, post, labels, fs_size_mib=size)
+        except (NotThere, Refused) as error:
+            if isinstance(error, Refused) and error.status != HTTPStatus.BAD_REQUEST:
+                raise
+            known = [commit.id for commit in await self.commits()]
+            raise unknown_handle("commit", commit_id, known) from None
+        return machine
+
+    async def list(self) -> Sequence[MachineInfo]:
+        await self._maker.clean()
+        vms = _by_age(await self._api.vms())
+        await together([partial(self._look, vm.vm_id) for vm in vms])
+        return [_info(vm, self._origins[vm.vm_id]) for vm in vms if vm.vm_id in self._origins]
+
+    async def commits(self) -> Sequence[Commit]:
+        found = [info async for info in self._api.commits()]
+        self._doomed |= {info.commit_id for info in found if info.description == DELETED}
+        commits = [self._commit(info) for info in found if info.commit_id not in self._doomed]
+        return sorted(commits, key=lambda commit: commit.created_at)
+
+    async def delete(self, machine_id: str) -> None:
+        if not _UUID.fullmatch(machine_id):
+            return
+        await self._api.delete(machine_id)
+        if link := self._links.pop(machine_id, None):
+            link.close(gone=True)
+        self._connector.forget(machine_id)
+        self._origins.pop(machine_id, None)
+        self._copying.pop(machine_id, None)
+        await self._delete_doomed()
+
+    async def delete_commit(self, commit_id: str) -> None:
+        if not _UUID.fullmatch(commit_id):
+            return
+        try:
+            await self._api.delete_commit(commit_id)
+        except Refused as error:
+            if error.status != HTTPStatus.CONFLICT:
+                raise
+            await self._doom(commit_id)
+
+    async def aclose(self) -> None:
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+        await self._maker.clean()
+        await self._api.aclose()
+
+    # For machines
+
+    async def info(self, machine_id: str) -> MachineInfo:
+        """What is known of a machine. Raises `MachineGone`."""
+        try:
+            return _info(await self._api.status(machine_id), await self._metadata(machine_id))
+        except NotThere:
+            raise _gone(machine_id) from None
+
+    async def commit(self, machine_id: str) -> Commit:
+        """Take a commit of a machine. Raises `MachineGone`."""
+        name = f"vers-rlm-{uuid.uuid4().hex}"
+
+        async def post() -> Sequence[str]:
+            return [await self._api.commit(machine_id, name, f"Of machine {machine_id}")]
+
+        async def find() -> Sequence[str]:
+            return [info.commit_id async for info in self._api.commits() if info.name == name]
+
+        making = Making(post, find=find, delete=self._api.delete_commit)
+        try:
+            (commit_id,) = await self._maker.make(making)
+        except NotThere:
+            raise _gone(machine_id) from None
+        self._connector.pins.inherit(commit_id, machine_id)
+        return await self._described(commit_id, machine_id)
+
+    async def branch(
+        self, machine_id: str, count: int, labels: Mapping[str, str] | None
+    ) -> Sequence[VersMachine]:
+        """Make copies of a machine, all from one instant. Raises `MachineGone`."""
+
+        async def post() -> Sequence[str]:
+            return await self._api.branch(machine_id, count)
+
+        try:
+            return await self._copy(Origin("machine", machine_id), post, labels, count=count)
+        except NotThere:
+            raise _gone(machine_id) from None
+
+    def release(self, link: Link) -> None:
+        """Take back a handle; with the last one the connection goes."""
+        link.handles -= 1
+        if not link.handles:
+            link.close()
+            if self._links.get(link.machine_id) is link:
+                del self._links[link.machine_id]
+
+    # Making
+
+    async def _copy(
+        self,
+        origin: Origin,
+        post: Callable[[], Awaitable[Sequence[str]]],
+        labels: Mapping[str, str] | None,
+        *,
+        count: int = 1,
+        fs_size_mib: int | None = None,
+    ) -> Sequence[VersMachine]:
+        marks = {**(labels or {}), PARENT: origin.id, REQUEST: uuid.uuid4().hex}
+
+        async def finish(machine_ids: Sequence[str]) -> None:
+            for machine_id in machine_ids:  # first of all: what has no label is hard to find again
+                await self._api.label(machine_id, marks)
+                self._connector.pins.inherit(machine_id, origin.id)
+            if fs_size_mib:
+                for machine_id in machine_ids:
+                    await self._api.resize_disk(machine_id, fs_size_mib)
+            await self._ready(machine_ids)
+
+        async with self._copying[origin.id]:
+            find = await copies_of(self._api, origin)
+            making = Making(post, find=find, delete=self.delete, finish=finish, count=count)
+            made = await self._maker.make(making)
+        return [self._handle(machine_id) for machine_id in made]
+
+    async def _ready(self, machine_ids: Sequence[str]) -> None:
+        await together([self._link(machine_id).ready for machine_id in machine_ids])
+
+    def _link(self, machine_id: str) -> Link:
+        if machine_id not in self._links:
+            self._links[machine_id] = Link(machine_id, self._connector)
+        return self._links[machine_id]
+
+    def _handle(self, machine_id: str) -> VersMachine:
+        return VersMachine(self, self._link(machine_id), self.capabilities)
+
+    # Looking
+
+    async def _look(self, machine_id: str) -> None:
+        """Learn where a machine comes from, unless it was deleted meanwhile."""
+        with suppress(NotThere):
+            await self._metadata(machine_id)
+
+    async def _metadata(self, machine_id: str) -> VmMetadata:
+        if machine_id not in self._origins:
+            self._origins[machine_id] = await self._api.metadata(machine_id)
+        return self._origins[machine_id]
+
+    def _commit(self, info: CommitInfo) -> Commit:
+        return Commit(
+            id=info.commit_id,
+            machine_id=info.parent_vm_id or "",
+            created_at=info.created_at.timestamp(),
+            fidelity=self.config.fidelity,
+        )
+
+    async def _described(self, commit_id: str, machine_id: str) -> Commit:
+        """A commit that was just taken, with the time that the service gave it."""
+        with suppress(MachineError):  # it is there, whatever becomes of looking at it
+            async for info in self._api.commits():
+                if info.commit_id == commit_id:
+                    return self._commit(info)
+        return Commit(commit_id, machine_id, time.time(), self.config.fidelity)
+
+    # Commits that the service does not delete yet
+
+    async def _doom(self, commit_id: str) -> None:
+        """Delete a commit later; until then it is not shown, by other servers neither."""
+        async for info in self._api.commits():
+            if info.commit_id == commit_id:
+                await self._api.describe_commit(info, DELETED)
+                self._doomed.add(commit_id)
+                return
+
+    async def _delete_doomed(self) -> None:
+        for commit_id in list(self._doomed):
+            with suppress(MachineError):  # its machines are still there; the next time, then
+                await self._api.delete_commit(commit_id)
+                self._doomed.discard(commit_id)
+
+
+def _by_age(vms: Sequence[Vm]) -> Sequence[Vm]:
+    return sorted(vms, key=lambda vm: vm.created_at)
+
+
+def _info(vm: Vm, origin: VmMetadata) -> MachineInfo:
+    parent = vm.labels.get(PARENT) or origin.parent_commit_id or origin.grandparent_vm_id
+    return MachineInfo(
+        id=vm.vm_id,
+        backend=BACKEND,
+        created_at=vm.created_at.timestamp(),
+        parent=parent,
+        labels={name: vm.labels[name] for name in vm.labels if not name.startswith(OWN_LABELS)},
+        spec=MachineSpec(vcpu_count=origin.vcpu_count, mem_size_mib=origin.mem_size_mib),
+        running=vm.state not in STOPPED,
+    )
+
+
+def _checked(machine_id: str) -> str:
+    if not _UUID.fullmatch(machine_id):
+        raise NotThere("Machines are called by UUIDs.")
+    return machine_id
+
+
+def _origin(commit: str) -> Origin:
+    if _UUID.fullmatch(commit):
+        return Origin("commit_id", commit)
+    return Origin("ref" if ":" in commit else "tag_name", commit)
+
+
+def _gone(machine_id: str) -> MachineGone:
+    return MachineGone(f"Machine {machine_id} was deleted; what ran on it is lost.")

@@ -1,0 +1,83 @@
+"""Calls that are not cancelled half-way, and calls that are made at the same time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import anyio
+from anyio import lowlevel
+
+from vers_rlm_mcp.errors import MachineError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+T = TypeVar("T")
+
+AT_ONCE: Final = 8
+"""Enough that waits overlap, few enough for a service's rate limit."""
+
+
+async def let_finish(
+    call: Callable[[], Awaitable[T]],
+    undo: Callable[[T], Awaitable[object]] | None = None,
+    *,
+    seconds: float,
+) -> T:
+    """Make a call that, when cancelled, is given time to finish, and is then undone.
+
+    For calls that leave something behind of which, half-way, nobody would know.
+
+    Args:
+        call: Has an end of its own.
+        undo: Takes back what came of it. Shielded, so it must have an end, too.
+        seconds: How long the call may go on after it was cancelled.
+    """
+    results: list[T] = []
+    failures: list[Exception] = []
+    finished = anyio.Event()
+    scope = anyio.CancelScope(shield=True)
+
+    async def run() -> None:
+        with scope:
+            try:
+                results.append(await call())
+            except Exception as error:  # noqa: BLE001 - raised below, where no group wraps it
+                failures.append(error)
+        finished.set()
+
+    await lowlevel.checkpoint_if_cancelled()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        try:
+            await finished.wait()
+        except anyio.get_cancelled_exc_class():
+            scope.deadline = anyio.current_time() + seconds
+            with anyio.CancelScope(shield=True):
+                await finished.wait()
+                if undo and results:
+                    await undo(results[0])
+            raise
+    if failures:
+        raise failures[0]
+    return results[0]
+
+
+async def together(calls: Sequence[Callable[[], Awaitable[object]]]) -> None:
+    """Make calls at the same time, some at once; the first `MachineError` ends them all."""
+    limiter = anyio.CapacityLimiter(AT_ONCE)
+    failures: list[MachineError] = []
+
+    async def run(call: Callable[[], Awaitable[object]]) -> None:
+        try:
+            async with limiter:
+                await call()
+        except MachineError as error:
+            failures.append(error)
+            tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        for call in calls:
+            tasks.start_soon(run, call)
+    if failures:
+        raise failures[0]

@@ -1,0 +1,198 @@
+"""Making things so that none is lost: what an attempt did is looked up before it is repeated.
+
+The service is not known to honour a key of idempotency, so when the answer to a request that makes
+something is lost, it may exist or not. What tells ours from everybody else's:
+
+- A fresh machine bears a label of this very request, `REQUEST`, from the beginning.
+- A commit bears a name of its own.
+- A branch, or a machine from a commit, cannot be given a label when it is asked for; it gets its
+  labels right afterwards. Until then it is ours if it was not listed before the request, its
+  metadata name the machine or commit that was asked for, and it bears no other request's label.
+  Requests for copies of the same thing wait for each other, so that the copies of one are not
+  taken for another's.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+import anyio
+
+from vers_rlm_mcp.errors import MachineError
+from vers_rlm_mcp.retries import with_retries
+
+from .calls import let_finish
+from .faults import PassingVersFault
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from .api import VersApi
+    from .schema import VmMetadata
+
+logger = logging.getLogger(__name__)
+
+OWN_LABELS: Final = "vers-rlm-mcp."
+"""What labels of this module begin with; callers see only their own."""
+
+REQUEST: Final = f"{OWN_LABELS}request"
+PARENT: Final = f"{OWN_LABELS}parent"
+"""The commit or machine that was asked for: metadata name both for either."""
+
+FINISH_SECONDS: Final = 15.0
+"""How long a request goes on after it was cancelled: a branch takes 10 s, and its answer is the
+surest way to learn what to delete."""
+
+CLEAN_SECONDS: Final = 15.0
+"""For deleting, at once, what was made for nothing; what is left then goes at the next look."""
+
+
+class Making:
+    """A request for things, repeated as needed.
+
+    Args:
+        post: Asks for them, once, and returns their ids.
+        find: Returns the ids of what this request has made so far, as far as one can see. None
+            when there is no way to see: then it is not repeated.
+        finish: Makes what was made fit for use: labels it, waits until it can be reached.
+        delete: Deletes one of them.
+        count: How many are wanted.
+    """
+
+    def __init__(
+        self,
+        post: Callable[[], Awaitable[Sequence[str]]],
+        *,
+        find: Callable[[], Awaitable[Sequence[str]]] | None,
+        delete: Callable[[str], Awaitable[None]],
+        finish: Callable[[Sequence[str]], Awaitable[None]] | None = None,
+        count: int = 1,
+    ) -> None:
+        self._post = post
+        self._find = find
+        self._delete = delete
+        self._finish = finish
+        self._count = count
+        self._told: set[str] = set()
+        """What the service said it made, as long as it may have to be deleted."""
+        self._kept: set[str] = set()
+        self._doubtful = False
+        """Whether it may have made something that it did not tell."""
+
+    async def run(self) -> Sequence[str]:
+        """Make exactly `count` things, or raise; `clean` removes everything else."""
+        made = (await with_retries(self._attempt, failed=MachineError))[: self._count]
+        if len(made) < self._count:
+            raise MachineError(
+                f"Vers made {len(made)} of the {self._count} that were asked for in one request; "
+                "ask for one at a time."
+            )
+        if self._finish:
+            await self._finish(made)
+        return made
+
+    async def clean(self, keep: Sequence[str] = ()) -> None:
+        """Delete what this request made, but for `keep`. Does nothing when nothing is left."""
+        self._kept.update(keep)
+        if self._doubtful and self._find:
+            self._told.update(await self._find())
+        self._doubtful = False
+        self._told -= self._kept
+        for made_id in list(self._told):
+            await self._delete(made_id)
+            self._told.discard(made_id)
+
+    async def _attempt(self) -> Sequence[str]:
+        if self._doubtful and self._find and len(found := await self._find()) >= self._count:
+            self._told.update(found)
+            return found
+        try:
+            return await let_finish(self._ask, seconds=FINISH_SECONDS)
+        except PassingVersFault as fault:
+            self._doubtful = True
+            if self._find is None:
+                raise MachineError(
+                    f"{fault} It may have been made all the same: list it."
+                ) from None
+            raise
+        except anyio.get_cancelled_exc_class():
+            self._doubtful = self._doubtful or not self._told
+            raise
+
+    async def _ask(self) -> Sequence[str]:
+        made = await self._post()
+        self._told.update(made)
+        return made
+
+
+class Maker:
+    """Carries out requests, and sees to what they leave behind."""
+
+    def __init__(self) -> None:
+        self._leftovers: list[Making] = []
+
+    async def make(self, making: Making) -> Sequence[str]:
+        """Make what is asked for; after an error or a cancellation nothing of it is left.
+
+        Where the service does not even let that be done, a later `clean` does it.
+        """
+        try:
+            made = await making.run()
+        except BaseException:
+            await self._clean(making)
+            raise
+        await self._clean(making, made)
+        return made
+
+    async def clean(self) -> None:
+        """Delete what earlier requests left behind; what cannot be deleted stays for later."""
+        leftovers, self._leftovers = self._leftovers, []
+        for making in leftovers:
+            await self._clean(making)
+
+    async def _clean(self, making: Making, keep: Sequence[str] = ()) -> None:
+        done = False
+        with anyio.move_on_after(CLEAN_SECONDS, shield=True):
+            try:
+                await making.clean(keep)
+                done = True
+            except MachineError as error:
+                logger.warning("What a failed request made cannot be deleted yet: %s", error)
+        if not done:
+            self._leftovers.append(making)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What copies are made of: a live machine, or a commit by its id or one of its names."""
+
+    kind: Literal["machine", "commit_id", "ref", "tag_name"]
+    id: str
+
+    def made(self, metadata: VmMetadata) -> bool:
+        """Whether these are the metadata of a copy."""
+        if self.kind == "machine":
+            return metadata.grandparent_vm_id == self.id
+        return metadata.parent_commit_id == self.id
+
+
+async def copies_of(api: VersApi, origin: Origin) -> Callable[[], Awaitable[Sequence[str]]] | None:
+    """A way to find unlabelled copies that are made from now on; None for what only has a name."""
+    if origin.kind in {"ref", "tag_name"}:
+        return None
+    before = await api.vms()
+    old = {vm.vm_id for vm in before}
+    # Whether a copy has the labels of its original is not documented.
+    inherited = {vm.labels.get(REQUEST) for vm in before} | {None}
+
+    async def find() -> Sequence[str]:
+        new = [
+            vm.vm_id
+            for vm in await api.vms()
+            if vm.vm_id not in old and vm.labels.get(REQUEST) in inherited
+        ]
+        return [vm_id for vm_id in new if origin.made(await api.metadata(vm_id))]
+
+    return find

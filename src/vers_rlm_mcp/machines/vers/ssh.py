@@ -1,0 +1,182 @@
+"""SSH inside TLS: how a connection to a machine is made, and whom it trusts."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import asyncssh
+
+from vers_rlm_mcp.errors import BackendUnavailable, MachineError
+
+from .api import tls_context
+from .faults import SSH_ERRORS, quote, translated
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Sequence
+
+    from .api import VersApi
+
+USER: Final = "root"
+
+CONNECT_SECONDS: Final = 15.0
+"""Of one attempt: TLS, SSH and login took 2.9 s from far away."""
+
+KEEPALIVE_SECONDS: Final = 10.0
+KEEPALIVES: Final = 6
+"""A connection that is silent for a minute, though asked every 10 s, is lost."""
+
+
+_NOBODY: Final[tuple[Sequence[str], ...]] = ([], [], [])
+"""Hosts known beforehand, trusted or not: so each is shown to `Connection`."""
+
+
+class NotReady(MachineError):
+    """SSH does not let us in, yet."""
+
+
+@dataclass
+class Pins:
+    """The host keys of machines, as they were when first seen; copies have that of the original."""
+
+    keys: dict[str, str] = field(default_factory=dict[str, str])
+
+    def inherit(self, machine_id: str, original: str | None) -> None:
+        """Expect of a copy the key of its original, a machine or a commit, if that is known."""
+        if original in self.keys:
+            self.keys[machine_id] = self.keys[original]
+
+    def accept(self, machine_id: str, key: asyncssh.SSHKey) -> bool:
+        """Whether this is the machine's key; the first one is."""
+        fingerprint = key.get_fingerprint()
+        return self.keys.setdefault(machine_id, fingerprint) == fingerprint
+
+
+class Connector:
+    """Makes SSH connections to machines."""
+
+    def __init__(self, api: VersApi) -> None:
+        self.api = api
+        self.pins = Pins()
+        self._tls = tls_context(api.config)
+        self._ssh_keys: dict[str, asyncssh.SSHKey] = {}
+
+    async def connect(self, machine_id: str) -> Connection:
+        """Connect and log in.
+
+        Raises `NotReady`, or `BackendUnavailable` where it makes no sense to try again.
+        """
+        key = await self._key(machine_id)
+        client = Connection(machine_id, None if self.api.config.insecure else self.pins)
+        host, port, name = self.api.config.ssh_target(machine_id)
+        what = f"connect to machine {machine_id}"
+        try:
+            with anyio.fail_after(CONNECT_SECONDS):
+                client.ssh, _ = await asyncssh.create_connection(
+                    lambda: client,
+                    host,
+                    port,
+                    tunnel=_Tls(self._tls, name),
+                    username=USER,
+                    client_keys=[key],
+                    known_hosts=_NOBODY,
+                    server_host_key_algs="default",
+                    agent_path=None,
+                    config=None,
+                    preferred_auth="publickey",
+                    keepalive_interval=KEEPALIVE_SECONDS,
+                    keepalive_count_max=KEEPALIVES,
+                    connect_timeout=None,
+                    login_timeout=CONNECT_SECONDS,
+                )
+        except SSH_ERRORS as error:
+            if client.wrong_host_key:
+                raise BackendUnavailable(
+                    f"Machine {machine_id} shows another SSH host key than before: it, or what is "
+                    "in between, is not to be trusted. Make a new machine."
+                ) from None
+            fault = translated(self.api.config, what, error)
+            if isinstance(fault, BackendUnavailable):
+                raise fault from None
+            words = quote(self.api.config, f"{type(error).__name__}: {error}")
+            raise NotReady(words) from None
+        return client
+
+    async def _key(self, machine_id: str) -> asyncssh.SSHKey:
+        if machine_id not in self._ssh_keys:
+            text = await self.api.ssh_key(machine_id)
+            try:
+                self._ssh_keys[machine_id] = asyncssh.import_private_key(text)
+            except ValueError:
+                raise BackendUnavailable(
+                    f"The SSH key that Vers gave for machine {machine_id} cannot be read; look for "
+                    "a newer vers-rlm-mcp."
+                ) from None
+        return self._ssh_keys[machine_id]
+
+    def forget(self, machine_id: str) -> None:
+        """Forget the key of a machine that is gone."""
+        self._ssh_keys.pop(machine_id, None)
+
+
+class Connection(asyncssh.SSHClient):
+    """An SSH connection, and what asyncssh says of it."""
+
+    ssh: asyncssh.SSHClientConnection
+
+    def __init__(self, machine_id: str, pins: Pins | None) -> None:
+        self.lost = False
+        self.channels = 0
+        """How many are open over it."""
+        self.capacity: int | None = None
+        """How many the server lets us have; None as long as it has refused none."""
+        self.wrong_host_key = False
+        self._machine_id = machine_id
+        self._pins = pins
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another channel may be opened over it."""
+        return not self.lost and (self.capacity is None or self.channels < self.capacity)
+
+    def validate_host_public_key(
+        self, host: str, addr: str, port: int, key: asyncssh.SSHKey
+    ) -> bool:
+        """Whether the server is the one that was seen before."""
+        del host, addr, port  # names that point elsewhere from call to call
+        self.wrong_host_key = bool(self._pins) and not self._pins.accept(self._machine_id, key)
+        return not self.wrong_host_key
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that nothing goes over it any more."""
+        del exc  # told to the channels, too
+        self.lost = True
+
+    def abort(self) -> None:
+        """Cut it, without waiting."""
+        self.lost = True
+        self.ssh.abort()
+
+
+@dataclass
+class _Tls:
+    """What asyncssh takes for a tunnel: TLS to a server that is chosen by its name."""
+
+    context: ssl.SSLContext
+    name: str
+
+    async def create_connection(
+        self, factory: Callable[[], Any], host: str, port: int
+    ) -> tuple[Any, Any]:
+        return await asyncio.get_running_loop().create_connection(
+            factory, host, port, ssl=self.context, server_hostname=self.name
+        )
+
+    def close(self) -> None:
+        """There is nothing but the connection itself."""
+
+    async def wait_closed(self) -> None:
+        """There is nothing to wait for."""
