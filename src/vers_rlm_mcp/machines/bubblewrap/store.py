@@ -104,6 +104,7 @@ class Store:
     def open(self) -> None:
         """Make the directories."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.root.chmod(0o700)  # As it may have been there: set-user-ID programs lie below.
         for directory in (self.layers, self.bases, self._machines, self._commits, self._trash):
             directory.mkdir(exist_ok=True)
 
