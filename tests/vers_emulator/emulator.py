@@ -51,7 +51,8 @@ class VersEmulator:
     Its machines are namespaces on this host; a commit or branch copies only the disk.
 
     Args:
-        state: A directory for its machines, emptied of them at both ends; None for a temporary one.
+        state: A directory for its machines, which several emulators may share; they are removed in
+            the end. None for a temporary one.
         options: What the service is like.
         seed: For faults that are only probable.
     """
@@ -103,7 +104,6 @@ class VersEmulator:
         context, self.ca_file = make_certificates(self.options.domain, files)
         backend = await stack.enter_async_context(BubblewrapBackend(self._state or files))
         self.cloud = Cloud(backend, self.options, self.faults, self.counts)
-        await self.cloud.clear()
         http, ssh = _listen(self.options.http_port), _listen(self.options.ssh_port)
         self.base_url = f"http://{LOOPBACK}:{http.getsockname()[1]}{PREFIX}"
         self.ssh_address = LOOPBACK, ssh.getsockname()[1]

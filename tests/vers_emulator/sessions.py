@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import os
 import signal
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
     from .ssh import SshService
     from .vms import Vm
+
+logger = logging.getLogger(__name__)
 
 HOME: Final = "/root"
 
@@ -144,7 +147,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         return subsystem == "sftp" and self._request("sftp", program)
 
     def session_started(self) -> None:
-        self._service.tasks.start_soon(self._run)
+        self._service.tasks.start_soon(self._serve)
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
         self._channel.pause_reading()  # Until the program has taken it.
@@ -167,6 +170,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._send_input.close()
+        self._input.close()
         self._closed.cancel()
         self._ended(self)
 
@@ -176,6 +180,13 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._kind, self._argv = kind, argv
         self._service.counts.sessions[kind] += 1
         return True
+
+    async def _serve(self) -> None:
+        try:
+            await self._run()
+        except Exception:  # A session that fails must not end the others.
+            logger.exception("A session failed")
+            self._cut()
 
     async def _run(self) -> None:
         with self._closed:
@@ -226,7 +237,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
             self._cut()
 
     async def _feed(self, target: ByteSendStream) -> None:
-        with contextlib.suppress(anyio.BrokenResourceError):
+        with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
             async for data in self._input:
                 await target.send(data)
                 self._channel.resume_reading()

@@ -6,18 +6,19 @@ import contextlib
 import socket
 import ssl
 import time
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from weakref import WeakKeyDictionary
 
 import anyio
 import asyncssh
 from anyio.abc import SocketListener, UNIXSocketStream
-from anyio.streams.tls import TLSAttribute, TLSListener, TLSStream
+from anyio.streams.tls import TLSStream
 
 from .faults import FailTls
 
 if TYPE_CHECKING:
-    from anyio.abc import AnyByteStream, ByteStream
+    from anyio.abc import ByteStream, SocketStream
 
     from .ssh import SshService
     from .vms import Cloud, Vm
@@ -26,6 +27,21 @@ CHUNK: Final = 64 * 1024
 
 HANDSHAKE_SECONDS: Final = 30.0
 """How long a client may take for the TLS handshake."""
+
+ALERT: Final = bytes([21, 3, 3, 0, 2, 2])
+"""The record of a fatal alert of TLS 1.2 and 1.3, but for its description (RFC 8446, 6)."""
+
+
+@dataclass(slots=True)
+class _Greeting:
+    """What is found out during a handshake."""
+
+    vm: Vm | None = None
+    alert: int = ssl.ALERT_DESCRIPTION_HANDSHAKE_FAILURE
+
+
+_greeting: ContextVar[_Greeting] = ContextVar("greeting")
+"""That of the connection whose handshake runs in this task."""
 
 
 class Door:
@@ -38,42 +54,44 @@ class Door:
         self._service = service
         self._context = context
         self._suffix = f".{domain}"
-        self._named: WeakKeyDictionary[ssl.SSLObject, Vm] = WeakKeyDictionary()
         context.sni_callback = self._find
 
     async def serve(self, listener: socket.socket) -> None:
         """Serve until cancelled."""
-        async with (
-            await SocketListener.from_socket(listener) as plain,
-            anyio.create_task_group() as connections,
-        ):
-            wrapped = _Listener(
-                plain, self._context, standard_compatible=False, handshake_timeout=HANDSHAKE_SECONDS
-            )
-            await wrapped.serve(self._welcome, connections)
+        async with await SocketListener.from_socket(listener) as opened:
+            await opened.serve(self._welcome)
 
     def _find(
-        self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext
+        self, _connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext
     ) -> int | None:
-        """Remember the machine that a client names, or end the handshake with an alert."""
+        """Look for the machine that a client names; the number of an alert ends the handshake."""
+        greeting = _greeting.get()
         vm_id = (name or "").removesuffix(self._suffix)
         if self._service.faults.take(FailTls, "tls", vm_id):
-            return ssl.ALERT_DESCRIPTION_HANDSHAKE_FAILURE
-        vm = self._cloud.vms.get(vm_id)
-        if vm is None or vm.deleted_at:
-            return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
-        assert isinstance(connection, ssl.SSLObject)
-        self._named[connection] = vm
+            return greeting.alert
+        greeting.vm = self._cloud.vms.get(vm_id)
+        if greeting.vm is None or greeting.vm.deleted_at:
+            greeting.alert = ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+            return greeting.alert
         return None
 
-    async def _welcome(self, stream: TLSStream) -> None:
-        self._service.counts.tls_handshakes += 1
-        vm = self._named.get(stream.extra(TLSAttribute.ssl_object))
+    async def _welcome(self, plain: SocketStream) -> None:
+        greeting = _Greeting()
+        _greeting.set(greeting)
         try:
-            if vm is not None and await _answers(vm):
-                await self._serve_ssh(stream, vm)
+            with anyio.fail_after(HANDSHAKE_SECONDS):
+                stream = await TLSStream.wrap(
+                    plain, ssl_context=self._context, server_side=True, standard_compatible=False
+                )
+            self._service.counts.tls_handshakes += 1
+            if greeting.vm and await _answers(greeting.vm):
+                await self._serve_ssh(stream, greeting.vm)
+        except ssl.SSLError:
+            await _refuse(plain, greeting.alert)
+        except (anyio.BrokenResourceError, anyio.EndOfStream, TimeoutError):
+            pass
         finally:
-            await anyio.aclose_forcefully(stream)
+            await anyio.aclose_forcefully(plain)
 
     async def _serve_ssh(self, stream: TLSStream, vm: Vm) -> None:
         """Let SSH talk to the client through TLS; its end is the end of the connection."""
@@ -95,13 +113,10 @@ class Door:
                 vm.connections.discard(scope)
 
 
-class _Listener(TLSListener):
-    @staticmethod
-    async def handle_handshake_error(exc: BaseException, stream: AnyByteStream) -> None:
-        """A handshake that fails is the client's business, and often what a test wants."""
-        await anyio.aclose_forcefully(stream)
-        if not isinstance(exc, Exception):
-            raise exc
+async def _refuse(plain: SocketStream, alert: int) -> None:
+    """Send the alert, as OpenSSL would if anyio let it. Before keys are agreed on it is plain."""
+    with contextlib.suppress(anyio.BrokenResourceError):
+        await plain.send(ALERT + bytes([alert]))
 
 
 async def _answers(vm: Vm) -> bool:

@@ -280,10 +280,9 @@ class Cloud:
         """Remove every machine and commit, without counting it."""
         for vm in self.alive:
             vm.disconnect()
-        for found in await self._backend.list():
-            await self._backend.delete(found.id)
-        for commit in await self._backend.commits():
-            await self._backend.delete_commit(commit.id)
+            await vm.machine.delete()
+        for commit in self.commits.values():
+            await self._backend.delete_commit(commit.snapshot)
 
     # Helpers
 
