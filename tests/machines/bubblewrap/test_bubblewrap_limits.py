@@ -124,6 +124,32 @@ async def test_a_full_disk_stops_writing_and_not_the_machine(small: Machine, sh:
                 await anyio.sleep(0.05)
 
 
+async def test_what_is_frozen_in_commits_counts_as_written(state: Path, sh: Shell) -> None:
+    async with BubblewrapBackend(state, SMALL) as backend:
+        machine = await backend.create()
+        await sh(machine, "head -c 40M /dev/zero > big")
+        await machine.snapshot()
+        await sh(machine, "head -c 40M /dev/zero > big")
+        with anyio.fail_after(30):
+            while "frozen" not in (seen := await sh(machine, "true")):
+                await anyio.sleep(0.05)
+        assert "40 of them are frozen in commits" in seen
+        with pytest.raises(MachineFull, match="from an earlier commit"):
+            await machine.write("/workspace/more", b"x")
+        await machine.delete()
+
+
+async def test_files_without_content_are_bounded_too(state: Path, sh: Shell) -> None:
+    make = "n = 0\nwhile True: open(str(n), 'w').close(); n += 1"
+    async with BubblewrapBackend(state, BubblewrapConfig(fs_size_mib=16)) as backend:
+        machine = await backend.create()
+        result = await run_command(machine, ["python3", "-c", make], timeout=60)
+        assert result.status is not None
+        assert result.status.signal == 9
+        assert (await sh(machine, "echo alive")).startswith("alive\n")
+        await machine.delete()
+
+
 async def test_one_file_cannot_be_larger_than_the_disk(small: Machine, sh: Shell) -> None:
     assert await sh(small, "truncate -s 1G big 2>/dev/null || echo refused") == "refused\n"
 

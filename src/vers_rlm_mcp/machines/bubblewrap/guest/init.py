@@ -83,7 +83,7 @@ class Init:
         self._stopped: list[int] = []
         self._limits: list[tuple[int, int]] = []
         self._filter = b""
-        self._watch = watch.Watch(0, 0)
+        self._watch = watch.Watch(0, 0, self._overlays)
 
     def serve(self) -> None:
         """Serve requests until the host closes the connection."""
@@ -98,7 +98,7 @@ class Init:
                     self._reap()
                 elif not self._answer():
                     return
-            self._watch.look({number for overlay in self._overlays for number in overlay.mounts})
+            self._watch.look()
 
     # Requests
 
@@ -159,7 +159,7 @@ class Init:
         """Put the file system together. The working directory is `HIDDEN` from here on."""
         name, attached, writable, links, binds, limits, self._filter, shared, watched = arguments
         memory, disk, processes = map(int, wire.unpack(watched))
-        self._watch = watch.Watch(memory, disk)
+        self._watch = watch.Watch(memory, disk, self._overlays)
         calls.set_undumpable()
         calls.forget_keys()
         calls.sethostname(name)
@@ -195,12 +195,14 @@ class Init:
 
     def _run(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
         directory, count, *rest = arguments
+        full = self._watch.fullness
         argv, environment = rest[: int(count)], rest[int(count) :]
 
         def action() -> None:
             os.chdir(directory)
             calls.default_signals()
-            _warn_of_full_machine()
+            _warn(_full_of_processes())
+            _warn(full and f"{full}. Delete files, and wait a second.")
             actions.execute(argv, dict(zip(environment[::2], environment[1::2])))
 
         return self._start(action, descriptors)
@@ -232,7 +234,7 @@ class Init:
     def _spare_memory(self, target: int) -> None:
         """When the disk is full, let a file be written that does not lie on it."""
         if not overlays.same_mount(target, MEMORY):
-            raise OSError(ENOSPC, "the machine has written all that it may")
+            raise OSError(ENOSPC, self._watch.fullness)
         for kind, value in self._limits:
             if kind == resource.RLIMIT_FSIZE:
                 resource.setrlimit(kind, (value, value))
@@ -376,16 +378,22 @@ def _tell_error(descriptor: int, error: OSError) -> None:
     _tell(descriptor, [b"error", b"%d" % (error.errno or EPROTO), text])
 
 
-def _warn_of_full_machine() -> None:
-    """Tell a program, on its standard error, that it will not be able to start others."""
+def _full_of_processes() -> str:
+    """What to know when this process will not be able to start others; else nothing."""
     running, most = tasks.threads(), resource.getrlimit(resource.RLIMIT_NPROC)[0]
-    if 0 <= most < running + ENOUGH:
-        text = (
-            f"[The machine has {running} of the {most} processes and threads that it may have: "
-            "commands that start others fail. See them with `ps aux`; end some with `pkill -9 NAME`, or all of "
-            "them, the REPL too, with `kill -9 -1`.]\n"
-        )
-        os.write(2, text.encode())
+    if not 0 <= most < running + ENOUGH:
+        return ""
+    return (
+        f"the machine has {running} of the {most} processes and threads that it may have: "
+        "commands that start others fail. See them with `ps aux`; end some with `pkill -9 NAME`, "
+        "or all of them, the REPL too, with `kill -9 -1`."
+    )
+
+
+def _warn(text: str) -> None:
+    """Say something on a program's standard error before it starts."""
+    if text:
+        os.write(2, f"[{text}]\n".encode())
 
 
 def _mount_kernel_directories(shared: bytes, processes: int) -> None:

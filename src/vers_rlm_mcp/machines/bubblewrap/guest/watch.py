@@ -1,8 +1,12 @@
 """Keeping the machine within its limits, as far as the kernel does not.
 
 Memory: when all processes together hold too much, the largest is killed. Disk: when too much has
-been written, no program may make a file larger until there is room again: it gets SIGXFSZ or EFBIG,
-the kernel's own ways to say so. One that lifts this limit again and goes on is killed.
+been written, frozen layers included, no program may make a file larger until there is room again:
+it gets SIGXFSZ or EFBIG, the kernel's own ways to say so. One that lifts this limit again and goes
+on is killed, and so is the busiest while files without content go on being made.
+
+What was written is counted file by file, which takes a while. So the free space of the host's disk
+is glanced at in between: when it shrinks by much of the room that is left, it is time to count.
 """
 
 from __future__ import annotations
@@ -17,13 +21,25 @@ MEMORY_INTERVAL = 0.1
 """Seconds between two looks at memory: some hundred MiB can be filled in that time."""
 
 DISK_INTERVAL = 1.0
-"""Seconds between two looks at a disk with much room and few files."""
+"""Seconds between two counts, and the most between two glances."""
 
-FASTEST = 1 << 29
-"""Bytes a second that are expected to be written at most: with less room, we look sooner."""
+GLANCE = 0.01
+"""The least seconds between two glances at the host's free space, which take microseconds."""
+
+FASTEST = 1 << 31
+"""Bytes a second that are expected to be written at most: with less room, we glance sooner."""
+
+MUCH = 4
+"""It is time to count when one part of so many of the room is gone."""
 
 DISK_SHARE = 20
-"""Looking may take one part of so many of the time: many small files are looked at less often."""
+"""Counting may take one part of so many of the time: many small files are counted less often."""
+
+URGENT_SHARE = 4
+"""The same while the disk fills."""
+
+SLACK = 8
+"""What a machine is over its limit by when the busiest process is killed: a part of the limit."""
 
 NEVER = -1
 SIGKILL = 9
@@ -31,17 +47,36 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 BLOCK = 512
 """Bytes of what `st_blocks` counts."""
 
+ENTRY = 4096
+"""Bytes that any file counts as: the host has only so many, however small they are."""
+
+MIB = 1 << 20
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .overlays import Overlay
+
 
 class Watch:
     """Looks at memory and disk from time to time. A limit of 0 is not watched."""
 
-    def __init__(self, memory: int, disk: int) -> None:
+    def __init__(self, memory: int, disk: int, overlays: list[Overlay]) -> None:
         self._memory = memory
         self._disk = disk
+        self._overlays = overlays
         self._memory_due = self._disk_due = 0.0
+        self._count_due = self._urgent_due = 0.0
         self._counting = -1
         """Where a child tells how much has been written, while it counts."""
+        self._written = 0
+        self._free = 0
+        """What was free on the host's disk when it began to count."""
+        self._layers: set[str] = set()
+        """The frozen layers that were counted; they do not change."""
+        self._frozen = 0
+        """Bytes in them."""
         self._warned: set[int] = set()
+        self._busy: dict[int, int] = {}
         self.touched = False
         """Whether something was started since the last count, so that more may be written."""
         self.full = False
@@ -55,21 +90,40 @@ class Watch:
         due = min(self._memory_due or self._disk_due, self._disk_due or self._memory_due)
         return max(1, int((due - time.monotonic()) * 1000))
 
-    def look(self, mounts: set[int]) -> None:
-        """Look at what is due; `mounts` are what may be written. An error ends this look only."""
+    @property
+    def fullness(self) -> str:
+        """That the disk is full, in words; empty while it is not."""
+        if not self.full:
+            return ""
+        text = (
+            f"the machine has written all that it may: {self._written // MIB} MiB, and "
+            f"{self._disk // MIB} are allowed"
+        )
+        if self._frozen * 2 > self._disk:
+            text += (
+                f"; {self._frozen // MIB} of them are frozen in commits, which deleting files does "
+                "not free, so go on in a new machine or from an earlier commit"
+            )
+        return text
+
+    def look(self) -> None:
+        """Look at what is due. An error ends this look only."""
         try:
-            self._look(mounts, time.monotonic())
+            self._look(time.monotonic())
         except OSError:  # No process or descriptor is left: that must not end PID 1.
             soon = time.monotonic() + MEMORY_INTERVAL
             self._memory_due = soon if self._memory else 0.0
             self._disk_due = soon
 
-    def _look(self, mounts: set[int], now: float) -> None:
+    def _look(self, now: float) -> None:
         if self._memory and now >= self._memory_due:
             self._look_at_memory()
             self._memory_due = now + MEMORY_INTERVAL
         if self._disk and now >= self._disk_due:
-            self._look_at_disk(mounts, now)
+            if self._counting >= 0:
+                self._take_note(now)
+            else:
+                self._glance(now)
 
     def _look_at_memory(self) -> None:
         if sum(map(_resident, tasks.living())) <= self._memory:
@@ -81,45 +135,81 @@ class Watch:
             tasks.signal(largest, SIGKILL)
             total -= sizes.pop(largest)
 
-    def _look_at_disk(self, mounts: set[int], now: float) -> None:
-        """Start counting in a child, or take note of what one has counted."""
-        if self._counting < 0:
-            if not (self.full or self.touched or tasks.living()):
-                self._disk_due = now + DISK_INTERVAL
-                return
-            self.touched = False
-            self._counting = _count("machine/up")
-            self._disk_due = now + MEMORY_INTERVAL
+    def _glance(self, now: float) -> None:
+        """See whether it is time to count."""
+        room = max(0, self._disk - self._written)
+        self._disk_due = now + max(GLANCE, min(room / FASTEST, DISK_INTERVAL))
+        free = _free()
+        filling = self._free - free > room // MUCH
+        if now < (self._urgent_due if filling else self._count_due):
             return
+        self._free = free
+        if not (self.full or self.touched or tasks.living()):
+            self._count_due = now + DISK_INTERVAL
+            return
+        self.touched = False
+        frozen = {path for overlay in self._overlays for path in overlay.frozen}
+        self._counting = _count(["machine/up"], sorted(frozen - self._layers))
+        self._layers |= frozen
+        self._disk_due = now + GLANCE
+
+    def _take_note(self, now: float) -> None:
+        """Act on what the child has counted, once it has."""
         try:
-            size, took = os.read(self._counting, 100).split()
+            told = os.read(self._counting, 100).split()
         except BlockingIOError:
-            self._disk_due = now + MEMORY_INTERVAL
+            self._disk_due = now + GLANCE
             return
-        except ValueError:  # The child was killed.
-            size, took = b"0", b"0"
         os.close(self._counting)
         self._counting = -1
-        soon = max(0.0, (self._disk - int(size)) / FASTEST)
-        wait = max(MEMORY_INTERVAL, min(soon, DISK_INTERVAL), float(took) * DISK_SHARE)
-        self._disk_due = now + wait
-        was_full, self.full = self.full, int(size) > self._disk
+        self._disk_due = now
+        if not told:  # The child was killed.
+            self._layers.clear()
+            self._frozen = 0
+            return
+        upper, frozen, took = int(told[0]), int(told[1]), float(told[2])
+        self._frozen += frozen
+        before, self._written = self._written, upper + self._frozen
+        self._urgent_due = now + took * URGENT_SHARE
+        least = MEMORY_INTERVAL if self.full else DISK_INTERVAL
+        self._count_due = now + max(least, took * DISK_SHARE)
+        self._act(grown=self._written > before)
+
+    def _act(self, *, grown: bool) -> None:
+        was_full, self.full = self.full, self._written > self._disk
         if self.full:
-            self._stop_writers(mounts)
+            self._stop_writers()
+            if was_full and grown and self._written > self._disk + self._disk // SLACK:
+                self._end_busiest()
         elif was_full:
             self._let_write()
 
-    def _stop_writers(self, mounts: set[int]) -> None:
+    def _stop_writers(self) -> None:
+        mounts = {number for overlay in self._overlays for number in overlay.mounts}
         for pid in tasks.living():
             if pid in self._warned and _writes(pid, mounts) and _file_limit(pid) > 0:
                 tasks.signal(pid, SIGKILL)
             self._warned.add(pid)
             _limit_files(pid, 0)
 
+    def _end_busiest(self) -> None:
+        """Kill what has worked most in the kernel since the last count: it makes the files."""
+        before, self._busy = self._busy, {pid: tasks.kernel_time(pid) for pid in tasks.living()}
+        worked = {pid: ticks - before[pid] for pid, ticks in self._busy.items() if pid in before}
+        if worked:
+            tasks.signal(max(worked, key=lambda pid: worked[pid]), SIGKILL)
+
     def _let_write(self) -> None:
         for pid in tasks.living():
             _limit_files(pid, self._disk)
         self._warned.clear()
+        self._busy.clear()
+
+
+def _free() -> int:
+    """What is free on the disk of the host: bytes, and files at what they count as."""
+    about = os.statvfs("machine")
+    return about.f_bfree * about.f_frsize + about.f_ffree * ENTRY
 
 
 def _file_limit(pid: int) -> int:
@@ -172,8 +262,11 @@ def _writes(pid: int, mounts: set[int]) -> bool:
     return False
 
 
-def _count(directory: str) -> int:
-    """Let a child count the bytes below a directory; returns where it tells, not blocking."""
+def _count(*groups: list[str]) -> int:
+    """Let a child count the bytes below groups of directories, and how long that takes.
+
+    Returns where it tells them, not blocking.
+    """
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         child = os.fork()
@@ -186,8 +279,8 @@ def _count(directory: str) -> int:
         return reading
     try:
         start = time.monotonic()
-        total = _size(directory)
-        os.write(writing, b"%d %.3f" % (total, time.monotonic() - start))
+        sizes = [sum(map(_size, group)) for group in groups]
+        os.write(writing, b"%d %d %.3f" % (*sizes, time.monotonic() - start))
     finally:
         os._exit(0)
 
@@ -200,7 +293,7 @@ def _size(directory: str) -> int:
             with os.scandir(pending.pop()) as entries:
                 for entry in entries:
                     info = entry.stat(follow_symlinks=False)
-                    total += info.st_blocks * BLOCK // max(1, info.st_nlink)
+                    total += max(ENTRY, info.st_blocks * BLOCK) // max(1, info.st_nlink)
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(entry.path)
         except OSError:  # noqa: PERF203 - each may be removed meanwhile
