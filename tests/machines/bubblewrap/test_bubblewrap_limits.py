@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -11,9 +14,10 @@ import pytest
 from vers_rlm_mcp.errors import MachineFull
 from vers_rlm_mcp.machines import Machine, MachineSpec, run_command
 from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend, BubblewrapConfig
+from vers_rlm_mcp.machines.bubblewrap.limits import PREFIX, controllers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from conftest import Shell
@@ -131,8 +135,9 @@ async def test_what_is_frozen_in_commits_counts_as_written(state: Path, sh: Shel
         await machine.snapshot()
         await sh(machine, "head -c 40M /dev/zero > big")
         with anyio.fail_after(30):
-            while "frozen" not in (seen := await sh(machine, "true")):
-                await anyio.sleep(0.05)
+            seen = ""
+            while "frozen" not in seen:
+                seen = await sh(machine, "true")
         assert "40 of them are frozen in commits" in seen
         with pytest.raises(MachineFull, match="from an earlier commit"):
             await machine.write("/workspace/more", b"x")
@@ -179,3 +184,31 @@ async def test_a_million_lines_of_processes_do_not_stop_a_kill(machine: Machine)
             assert (await process.wait()).signal == 9
     found = await run_command(machine, ["pgrep", "-c", "sleep"], timeout=10)
     assert int(found.stdout.text) <= 100
+
+
+@pytest.fixture
+def groups(tmp_path: Path) -> Iterator[list[Path]]:
+    """Three cgroups that name machines: one made long ago, a new one, and an old one in use."""
+    available = controllers()
+    if not available:
+        pytest.skip("this user cannot make cgroups here")
+    made = [available[0].parent / f"{PREFIX}{tmp_path.name}-{name}" for name in ("a", "b", "c")]
+    for directory in made:
+        directory.mkdir()
+    with subprocess.Popen(["sleep", "100"]) as user:
+        (made[2] / "cgroup.procs").write_text(str(user.pid))
+        for directory in (made[0], made[2]):
+            os.utime(directory, (0, 0))
+        yield made
+        user.kill()
+    for directory in made:
+        with contextlib.suppress(FileNotFoundError):
+            directory.rmdir()
+
+
+async def test_a_start_sweeps_the_cgroups_of_dead_servers_and_no_others(
+    groups: list[Path], state: Path
+) -> None:
+    async with BubblewrapBackend(state) as backend:
+        await (await backend.create()).delete()
+    assert [directory.exists() for directory in groups] == [False, True, True]

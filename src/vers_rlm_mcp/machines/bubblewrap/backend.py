@@ -24,7 +24,7 @@ from ..handles import unknown_handle
 from . import identity
 from .bases import HOST_BASE, Base, open_base
 from .config import BubblewrapConfig
-from .limits import Limits, controllers, mechanisms, noted, process_limits
+from .limits import Limits, controllers, mechanisms, noted, process_limits, sweep
 from .machine import BubblewrapMachine
 from .program import compiled_guest
 from .running import Frozen, RunningMachine
@@ -280,6 +280,7 @@ class BubblewrapBackend(Backend):
             try:
                 if self._program is None:
                     self._program = await to_thread.run_sync(compiled_guest, self._store)
+                    await to_thread.run_sync(sweep, self._controllers)
                 if name not in self._bases:
                     self._bases[name] = await to_thread.run_sync(self._open_base, name)
             except (OSError, subprocess.SubprocessError) as error:

@@ -12,6 +12,7 @@ import contextlib
 import os
 import random
 import resource
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -33,6 +34,9 @@ itself with others can be told to end them. Of few, it is one in `RESERVE`, too.
 
 PER_NAMESPACE: Final = (5, 14)
 """The version of Linux since which RLIMIT_NPROC counts the processes of one user namespace."""
+
+FILLED_SECONDS: Final = 60.0
+"""A cgroup is empty for less than this before its machine is put into it."""
 
 REMOVE_TRIES: Final = 100
 REMOVE_POLL: Final = 0.01
@@ -134,6 +138,15 @@ def noted(note: Path) -> Cgroup:
     return Cgroup(directories=[Path(line) for line in _read(note).splitlines()])
 
 
+def sweep(available: tuple[Controller, ...]) -> None:
+    """Remove the empty cgroups of servers that died; those of live ones hold their machines."""
+    for parent in {controller.parent for controller in available}:
+        for directory in (*parent.glob(f"{PREFIX}*"), *parent.parent.glob(f"*/{PREFIX}*")):
+            with contextlib.suppress(OSError):  # In use, or another server was quicker.
+                if time.time() - directory.stat().st_mtime > FILLED_SECONDS:
+                    directory.rmdir()
+
+
 def process_limits(limits: Limits) -> Mapping[int, int]:
     """The resource limits that keep a machine's programs from using its last processes."""
     release = os.uname().release.split(".")
@@ -148,7 +161,7 @@ def mechanisms(available: tuple[Controller, ...]) -> Mapping[str, str]:
     words = {item.resource: f"cgroup v{item.version}" for item in available}
     return {
         "memory": words.get("memory", "watchdog: the largest process is killed"),
-        "processes": words.get("processes", "highest process id, on Linux 6.14 and newer"),
+        "processes": words.get("processes", "resource limit of each user in the machine"),
         "cpu": words.get("cpu", "processor affinity, which programs may change"),
         "disk": "watchdog: programs that write are stopped; no file larger than the limit",
     }
