@@ -1,0 +1,29 @@
+"""The contract of `machines/checks`, on Vers through the emulator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+from vers_client import config_of
+
+from vers_rlm_mcp.machines.checks import CHECKS, Check
+from vers_rlm_mcp.machines.vers import VersBackend
+
+if TYPE_CHECKING:
+    from vers_emulator import VersEmulator
+
+SECONDS = 100
+"""More than any check takes, less than pytest's own limit."""
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+async def test_vers_keeps_every_promise(check: Check, emulator: VersEmulator) -> None:
+    async with VersBackend(config_of(emulator)) as backend:
+        if reason := check.inapplicable(backend.capabilities):
+            pytest.skip(reason)
+    with anyio.fail_after(SECONDS):
+        await check(lambda: VersBackend(config_of(emulator)))
+    assert list(emulator.vms) == []
+    assert emulator.cloud.commits == {}
