@@ -1,7 +1,8 @@
 """A machine's own network, joined to the host's through pasta or slirp4netns.
 
 Both translate connections in user space. Neither lets the machine reach services on the host's
-loopback interface, nor anyone reach the machine.
+loopback interface, nor anyone reach the machine. What the host serves on its other addresses, and
+what is in its local network, can be reached.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from anyio import to_thread
 
 from vers_rlm_mcp.errors import BackendUnavailable
 
-from .streams import Pipes, PipeSendStream, read_text
+from .streams import PipeReceiveStream, Pipes, PipeSendStream, read_text
 
 NAMESERVER: Final = "10.0.2.3"
 """Where machines ask for names: slirp4netns' own address for it; pasta is told to use it too."""
@@ -30,6 +31,9 @@ CONNECT_POLL: Final = 0.002
 
 END_SECONDS: Final = 5.0
 """How long a killed helper may take to be gone."""
+
+EVERYWHERE: Final = "00000000"
+"""The destination of a default route, as the kernel writes it."""
 
 TUNNEL: Final = Path("/dev/net/tun")
 
@@ -59,10 +63,17 @@ def obstacle() -> str:
 class Connection:
     """The running helper of one machine."""
 
-    def __init__(self, process: subprocess.Popen[bytes], life: PipeSendStream) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        life: PipeSendStream,
+        complaint: PipeReceiveStream,
+    ) -> None:
         self._process = process
         self._life = life
         """The helper ends when the last copy of this is closed, be it by our death."""
+        self._complaint = complaint
+        """Its standard error: kept open, as it goes on writing there after it has connected."""
 
     @classmethod
     async def open(cls, pid: int, owner: int | None) -> Connection:
@@ -86,27 +97,26 @@ class Connection:
                 group=owner,
                 extra_groups=None if owner is None else [],
             )
-        connection = cls(process, life)
+        connection = cls(process, life, complaint)
         try:
             with anyio.move_on_after(CONNECT_SECONDS):
                 while process.poll() is None:
                     if _has_route(pid):
                         return connection
                     await anyio.sleep(CONNECT_POLL)
-            await connection.close()
+            process.kill()
             raise BackendUnavailable(  # noqa: TRY301 - the helper is closed in every case
                 f"A machine's network cannot be connected: {await read_text(complaint)}"
             )
         except BaseException:
             await connection.close()
             raise
-        finally:
-            complaint.close()
 
     async def close(self) -> None:
         """End the helper."""
         self._process.kill()
         self._life.close()
+        self._complaint.close()
         with anyio.move_on_after(END_SECONDS, shield=True):
             await to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
 
@@ -122,6 +132,8 @@ def _command(pid: int, ending: int) -> list[str]:
 
 
 def _has_route(pid: int) -> bool:
+    """Whether the way to everywhere is set, which is the last that the helpers do."""
     with suppress(OSError):
-        return len(Path(f"/proc/{pid}/net/route").read_text().splitlines()) > 1
+        lines = Path(f"/proc/{pid}/net/route").read_text().splitlines()[1:]
+        return any(line.split()[1] == EVERYWHERE for line in lines)
     return False
