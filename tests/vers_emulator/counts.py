@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(slots=True)
@@ -28,4 +28,5 @@ class Counts:
 
     def as_dict(self) -> dict[str, object]:
         """All of it, for JSON."""
-        return {**asdict(self), "vms_alive": self.vms_alive}
+        own = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {**own, "vms_alive": self.vms_alive}

@@ -53,9 +53,3 @@ async def vers(open_vers: Open) -> AsyncIterator[RawVers]:
 @pytest.fixture
 async def vm(vers: RawVers) -> str:
     return await vers.create()
-
-
-@pytest.fixture(autouse=True)
-async def no_faults(vers: RawVers) -> AsyncIterator[None]:
-    yield
-    vers.emulator.faults.clear()
