@@ -18,7 +18,6 @@ from pydantic import Field
 from vers_rlm_mcp.errors import InputError, UsageError
 
 from .answers import (
-    Answer,
     BranchAnswer,
     CellAnswer,
     CurrentAnswer,
@@ -32,7 +31,7 @@ from .answers import (
 )
 from .app import Application
 from .progress import Progress
-from .tool import Options, StrictTool
+from .tool import Answer, Options, StrictTool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
