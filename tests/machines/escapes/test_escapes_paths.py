@@ -10,7 +10,7 @@ import pytest
 
 from vers_rlm_mcp.errors import MachineError, PathRefused
 from vers_rlm_mcp.machines import read_bytes, run_command
-from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
+from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend, process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -81,6 +81,19 @@ for kind, link in sorted(found):
         print(kind, link)
     if kind in ("cwd", "root") and ".vers" in link or link in ("live", "machine"):
         print(kind, link)
+"""
+
+
+STOP = """
+import os, signal
+print("stopping", flush=True)
+while True:
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) not in (1, os.getpid()):
+            try:
+                os.kill(int(name), signal.SIGSTOP)
+            except ProcessLookupError:
+                pass
 """
 
 
@@ -186,3 +199,23 @@ async def test_fewer_descriptors_leave_none_of_pid_1_open(machine: Machine) -> N
     opened = "import os; print(sorted(map(int, os.listdir('/proc/self/fd'))))"
     result = await run_command(machine, ["python3", "-c", opened], timeout=SECONDS)
     assert result.stdout.text == "[0, 1, 2, 3]\n", result.stderr.text
+
+
+async def test_a_program_that_stops_all_others_makes_nobody_wait_for_ever(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "STALL_SECONDS", 0.5)
+    large = bytes(4 << 20)
+
+    async def act_again_and_again() -> None:
+        while True:
+            await machine.write("/run/large", large)
+            await read_bytes(machine, "/run/large", length=len(large))
+            async with await machine.spawn(["true"]):
+                pass
+
+    async with await machine.spawn(["python3", "-c", STOP]) as hostile:
+        assert await hostile.stdout.receive() == b"stopping\n"
+        with anyio.fail_after(SECONDS), pytest.raises(MachineError, match="nothing went on"):
+            await act_again_and_again()
+    await machine.write("/run/large", b"works again")

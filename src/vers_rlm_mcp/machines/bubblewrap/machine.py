@@ -6,27 +6,28 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from vers_rlm_mcp.errors import MachineError, MachineFull, PathRefused
+from vers_rlm_mcp.errors import MachineError, MachineFull, MachineGone, PathRefused
 
 from ..base import Capabilities, Commit, Machine, MachineInfo
-from .process import BubblewrapProcess, FileReceiveStream
+from .process import KILL_SECONDS, BubblewrapProcess, FileReceiveStream, patience
 from .rootfs import WORKSPACE
 from .sandbox import check_reply
 from .store import BACKEND
-from .streams import Pipes, read_reply
+from .streams import Pipes, parse_number, read_reply
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 
     from anyio.abc import ByteReceiveStream
 
     from .backend import BubblewrapBackend
     from .running import RunningMachine
-    from .streams import PipeSendStream
+    from .streams import PipeReceiveStream, PipeSendStream
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "HOME": "/root",
@@ -38,6 +39,9 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
     "USER": "root",
 }
 """What a program in a machine starts with; nothing comes from the host."""
+
+CHUNK: Final = 1024 * 1024
+"""Bytes that are written at a time: what a wide pipe holds."""
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN, errno.ENOMEM})
 """Errors that tell of a limit of the machine."""
@@ -76,10 +80,7 @@ class BubblewrapMachine(Machine):
             status, report = pipes.incoming(), pipes.incoming()
             streams = pipes.outgoing(), pipes.incoming(), pipes.incoming()
             number = await self._start(b"run", fields, pipes, what)
-            try:
-                _refuse(await read_reply(report), what)
-            finally:
-                report.close()
+            await self._reported(report, number, what)
         return BubblewrapProcess(self._running.sandbox, number, status, streams)
 
     async def read(
@@ -93,11 +94,8 @@ class BubblewrapMachine(Machine):
             pipes.nothing()
             content = pipes.incoming(wide=True)
             pipes.nothing()
-            await self._start(b"read", fields, pipes, what)
-            try:
-                _refuse(await read_reply(report), what)
-            finally:
-                report.close()
+            number = await self._start(b"read", fields, pipes, what)
+            await self._reported(report, number, what)
         return FileReceiveStream(path, content, status)
 
     async def write(
@@ -113,12 +111,13 @@ class BubblewrapMachine(Machine):
             number = await self._start(b"write", [path, str(mode)], pipes, what)
         writer = BubblewrapProcess(self._running.sandbox, number, status, (content, report, report))
         async with writer:  # Killed when the data's source fails: it must not go on writing.
-            await _feed(content, data)
-            written = _refuse(await read_reply(report), what)
-            await writer.wait()  # Else its process may stand in the way of a snapshot.
+            await _feed(content, data, what)
+            with patience(what):
+                written = _refuse(await read_reply(report), what)
+                await writer.wait()  # Else its process may stand in the way of a snapshot.
             if not written:
                 raise MachineError(f"Cannot {what}: the process that wrote was killed.")
-            return int(written[0])
+            return parse_number(written[0])
 
     async def snapshot(self) -> Commit:
         return await self._backend.commit(self._running)
@@ -151,7 +150,20 @@ class BubblewrapMachine(Machine):
         except OSError as error:
             raise translated(error, what) from error
         pipes.release()
-        return int(reply[0]) if reply and reply[0].isdigit() else 0
+        return parse_number(reply[0]) if reply else 0
+
+    async def _reported(self, report: PipeReceiveStream, number: int, what: str) -> None:
+        """Wait for a child to tell that it has begun; it is killed if nobody waits any longer."""
+        try:
+            with patience(what):
+                fields = await read_reply(report)
+        except BaseException:
+            with anyio.move_on_after(KILL_SECONDS, shield=True), suppress(MachineGone):
+                await self._running.sandbox.request(b"kill", [b"%d" % number])
+            raise
+        finally:
+            report.close()
+        _refuse(fields, what)
 
 
 def translated(error: OSError, what: str) -> PathRefused | MachineFull:
@@ -177,14 +189,17 @@ def _check_path(path: str) -> None:
         raise PathRefused(f"{path!r} is not an absolute path; start it with {WORKSPACE}/.")
 
 
-async def _feed(target: PipeSendStream, data: bytes | AsyncIterable[bytes]) -> None:
+async def _feed(target: PipeSendStream, data: bytes | AsyncIterable[bytes], what: str) -> None:
     """Send everything, as long as somebody takes it: why not is told in the report."""
     try:
-        if isinstance(data, bytes):
-            await target.send(data)
-        else:
-            async for chunk in data:
+        async for chunk in _chunks(data) if isinstance(data, bytes) else data:
+            with patience(what):
                 await target.send(chunk)
     except anyio.BrokenResourceError:
         pass
     await target.aclose()
+
+
+async def _chunks(data: bytes) -> AsyncGenerator[bytes]:
+    for start in range(0, len(data), CHUNK):
+        yield data[start : start + CHUNK]

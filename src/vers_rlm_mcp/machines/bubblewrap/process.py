@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -12,14 +13,34 @@ from anyio.abc import ByteReceiveStream, ByteSendStream
 from vers_rlm_mcp.errors import MachineError, MachineGone
 
 from ..base import ExitStatus, Process
-from .streams import read_reply
+from .streams import parse_number, read_reply
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from .sandbox import Sandbox
     from .streams import PipeReceiveStream
 
 KILL_SECONDS: Final = 5.0
 """How long killing may take when a process is closed; it goes on in the machine anyway."""
+
+
+STALL_SECONDS: Final = 300.0
+"""How long what serves the host in a machine may stand still. Other programs there can stop it for
+ever; a snapshot that copies does so for as long as it takes."""
+
+
+@contextmanager
+def patience(what: str) -> Generator[None]:
+    """Bound one wait for a child of PID 1. Raises MachineError when it does nothing."""
+    try:
+        with anyio.fail_after(STALL_SECONDS):
+            yield
+    except TimeoutError as error:
+        raise MachineError(
+            f"Cannot {what}: nothing went on for {STALL_SECONDS:g} s. A program in the machine may "
+            "have stopped what serves you; go on in a new machine."
+        ) from error
 
 
 class BubblewrapProcess(Process):
@@ -77,10 +98,12 @@ class FileReceiveStream(ByteReceiveStream):
     async def receive(self, max_bytes: int = 1024 * 1024) -> bytes:
         """The next bytes. Raises MachineError when reading failed half-way."""
         try:
-            return await self._content.receive(max_bytes)
+            with patience(f"read {self._path!r}"):
+                return await self._content.receive(max_bytes)
         except anyio.EndOfStream:
             if not self._complete:
-                self._complete = (await read_status(self._status)).ok
+                with patience(f"read {self._path!r}"):
+                    self._complete = (await read_status(self._status)).ok
             if not self._complete:
                 raise MachineError(f"Reading {self._path!r} failed half-way.") from None
             raise
@@ -93,9 +116,9 @@ class FileReceiveStream(ByteReceiveStream):
 async def read_status(stream: PipeReceiveStream) -> ExitStatus:
     """Wait for a child of PID 1 to end."""
     match await read_reply(stream):
-        case [b"exit", code] if code.isdigit():
-            return ExitStatus(int(code))
-        case [b"signal", number] if number.isdigit():
-            return ExitStatus(None, int(number))
+        case [b"exit", code]:
+            return ExitStatus(parse_number(code))
+        case [b"signal", number]:
+            return ExitStatus(None, parse_number(number))
         case _:
             raise MachineGone("The machine has ended; what ran on it is lost.")
