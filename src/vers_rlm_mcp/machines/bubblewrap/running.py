@@ -78,7 +78,7 @@ class RunningMachine:
         sandbox = self.check()
         async with self.gate:
             try:
-                obstacle, *names = await _stop(sandbox)
+                obstacle, *names = await _stop(sandbox) or [b""]
                 try:
                     await self._freeze(store, keep, obstacle, [self._slot(name) for name in names])
                 finally:
@@ -133,7 +133,7 @@ class RunningMachine:
     async def _make_copy(self, *, whole: bool) -> None:
         with Pipes() as pipes:
             status, report = pipes.incoming(), pipes.incoming()
-            (number,) = await self.sandbox.request(b"copy", [b"whole"] * whole, pipes.theirs)
+            child = await self.sandbox.request(b"copy", [b"whole"] * whole, pipes.theirs)
         try:
             check_reply(await read_reply(report) or COPY_KILLED)
         except OSError as error:
@@ -143,7 +143,7 @@ class RunningMachine:
             ) from error
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await self.sandbox.request(b"kill", [number])
+                await self.sandbox.request(b"kill", child[:1])
             raise
         finally:
             status.close()

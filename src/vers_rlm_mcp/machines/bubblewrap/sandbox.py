@@ -28,7 +28,15 @@ from .guest import wire
 from .limits import Cgroup, confine
 from .network import Connection
 from .program import interpreter
-from .streams import PipeReceiveStream, Pipes, PipeSendStream, is_readable, read_reply, read_text
+from .streams import (
+    PipeReceiveStream,
+    Pipes,
+    PipeSendStream,
+    is_readable,
+    parse_number,
+    read_reply,
+    read_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,6 +56,9 @@ SEND_SECONDS: Final = 5.0
 
 END_SECONDS: Final = 10.0
 """How long killed processes may take to be gone; only one stuck in the kernel takes longer."""
+
+MAX_REASON: Final = 4096
+"""Bytes of the text of an error that a machine tells."""
 
 MAX_INFO: Final = 4096
 """Bytes of bwrap's own report; real ones have some 200."""
@@ -248,8 +259,8 @@ def check_reply(fields: list[bytes]) -> list[bytes]:
     kind, *rest = fields
     if kind == b"ok":
         return rest
-    if kind == b"error" and len(rest) == 2 and rest[0].isdigit():
-        raise OSError(int(rest[0]), rest[1].decode(errors="replace"))
+    if kind == b"error" and len(rest) == 2:
+        raise OSError(parse_number(rest[0]), rest[1][:MAX_REASON].decode(errors="replace"))
     raise MachineGone("The machine's reply makes no sense; delete it.")
 
 

@@ -27,6 +27,9 @@ COMPLAINT_SECONDS: Final = 2.0
 MAX_COMPLAINT: Final = 4096
 """Bytes that are kept of what a helper program wrote to standard error."""
 
+MAX_DIGITS: Final = 18
+"""Of a number in a reply: a file's size has no more, and Python refuses to read thousands."""
+
 MAX_REPLY: Final = 64 * 1024
 """Bytes of a reply that are taken from a machine. Real ones have tens."""
 
@@ -180,6 +183,13 @@ async def read_reply(stream: PipeReceiveStream) -> list[bytes]:
         return []
     except ValueError as error:
         raise MachineGone(f"The machine's reply makes no sense: {error}.") from error
+
+
+def parse_number(field: bytes) -> int:
+    """A number that a machine tells. Raises MachineGone for anything else."""
+    if not field.isdigit() or len(field) > MAX_DIGITS:
+        raise MachineGone("The machine's reply makes no sense; delete it.")
+    return int(field)
 
 
 def _pipe(*, wide: bool) -> tuple[int, int]:
