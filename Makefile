@@ -1,6 +1,7 @@
 # Two commands do everything on a machine with python3 (3.11 or newer) and make:
 #   make demo   runs the main job, end to end, in a real machine
 #   make test   runs the tests
+# The figures of the README: make bench, or a part of it, once: make bench BENCH="machine --quick"
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -21,7 +22,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/core.py
+	$(BIN)/python -m benchmarks $(BENCH)
 
 # A Vers service on this computer. It says how to point the server at it.
 emulator: $(STAMP)

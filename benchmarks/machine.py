@@ -1,0 +1,136 @@
+"""What a bubblewrap machine costs, fresh and after 1 GB was written in it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+
+from vers_rlm_mcp import runs
+from vers_rlm_mcp.machines import run_command
+from vers_rlm_mcp.settings import Settings
+
+from .tables import Section, computer
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Sequence
+
+    from pydantic import JsonValue
+
+    from vers_rlm_mcp.kernel import HostCall, Kernel
+    from vers_rlm_mcp.machines import Fleet
+
+ROUNDS = 5
+FRESH, WRITTEN = "new machine", "after 1 GB was written"
+WRITE_1_GB = ["dd", "if=/dev/zero", "of=/workspace/big", "bs=1M", "count=1024", "status=none"]
+COMMAND_SECONDS = 120
+CELL_SECONDS = 30
+MANY = 16
+
+NOTES = [
+    "bubblewrap, with the ledger in front of it; the state directory on this computer's disk.",
+    "A snapshot saves the kernel's variables first; branches and restored machines are ready when "
+    "a kernel with these variables runs in each.",
+]
+
+T = TypeVar("T")
+
+
+async def measure(*, rounds: int | None = None) -> Section:
+    """Make machines, work in them, copy them; each round with machines of its own."""
+    section = Section("Machine", [FRESH, WRITTEN], computer(), notes=[*NOTES])
+    with tempfile.TemporaryDirectory(prefix="vers-rlm-bench-") as directory:
+        settings = Settings.model_validate({"state_dir": directory, "max_machines": 2 * MANY})
+        async with runs.open_fleet(settings) as fleet:
+            warm_up = Section("", [FRESH], "")
+            await _Round(warm_up, FRESH, fleet, settings).perform()
+            first = warm_up.cell("create", "ms", FRESH)
+            section.cell(
+                "create, the first with a new state directory", "ms", FRESH
+            ).values += first.values
+            for _ in range(rounds or ROUNDS):
+                for column in section.columns:
+                    await _Round(section, column, fleet, settings).perform()
+    return section
+
+
+@dataclass
+class _Round:
+    section: Section
+    column: str
+    fleet: Fleet
+    settings: Settings
+
+    async def perform(self) -> None:
+        bench = runs.Workbench(self.fleet, self.settings)
+        machine = await self.time("create", bench.create())
+        kernel = await self.time("start its kernel", bench.kernel())
+        self.add_up("create, kernel included", ["create", "start its kernel"], goal=60)
+        await self.time("first cell", _cell(kernel, "x = 1"))
+        await self.time("next cell", _cell(kernel, "x += 1"))
+        if self.column == WRITTEN:
+            made = await bench.machine()
+            await run_command(made, WRITE_1_GB, timeout=COMMAND_SECONDS)
+        await self.time("exec `true`", self.exec(bench))
+        made = await self.time("snapshot", bench.snapshot(), goal=80)
+        await self.time("snapshot again", bench.snapshot())
+        await self.time("branch", self.branch(bench, 1), goal=80)
+        await self.time(f"{MANY} branches at once", self.branch(bench, MANY))
+        await self.time("restore", self.restore(bench, made.commit.id))
+        await self.time("delete", bench.delete(machine.id))
+        await self.clean_up(bench)
+
+    async def exec(self, bench: runs.Workbench) -> None:
+        result = await bench.exec("true", limit=1)
+        assert result.status
+        assert result.status.ok
+
+    async def branch(self, bench: runs.Workbench, count: int) -> None:
+        branches = await bench.branch(count)
+        await self.check(bench, [info.id for info in branches.machines])
+
+    async def restore(self, bench: runs.Workbench, commit: str) -> None:
+        await self.check(bench, [(await bench.restore(commit)).id])
+
+    async def check(self, bench: runs.Workbench, machines: Sequence[str]) -> None:
+        """Start the kernels of copies, all at once; each must have the variables."""
+
+        async def start(machine_id: str) -> None:
+            await _cell(await bench.kernel(machine_id), "assert x == 2")
+
+        async with anyio.create_task_group() as tasks:
+            for machine_id in machines:
+                tasks.start_soon(start, machine_id)
+
+    async def clean_up(self, bench: runs.Workbench) -> None:
+        machines, commits = await bench.list()
+        for machine in machines:
+            await bench.delete(machine.id)
+        for commit in commits:
+            await self.fleet.delete_commit(commit.id)
+        await bench.aclose()
+
+    async def time(self, what: str, act: Awaitable[T], goal: float | None = None) -> T:
+        started = time.perf_counter()
+        result = await act
+        self.add(what, (time.perf_counter() - started) * 1000, goal)
+        return result
+
+    def add_up(self, what: str, parts: Sequence[str], goal: float) -> None:
+        cells = (self.section.cell(part, "ms", self.column) for part in parts)
+        self.add(what, sum(cell.values[-1] for cell in cells), goal)
+
+    def add(self, what: str, value: float, goal: float | None) -> None:
+        self.section.cell(what, "ms", self.column, goal).values.append(value)
+
+
+async def _cell(kernel: Kernel, code: str) -> None:
+    result = await kernel.run(code, timeout=CELL_SECONDS, handler=_refuse)
+    assert result.status == "ok", result
+
+
+async def _refuse(call: HostCall) -> JsonValue:
+    raise AssertionError(call)

@@ -1,0 +1,69 @@
+"""What our MCP server costs over a bare one of the same SDK: both over stdio, in turn."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+from mcp import Client, StdioServerParameters
+
+from .tables import Section, computer
+
+ROUNDS = 10
+CALLS = 100
+OURS, BARE = "vers-rlm-mcp", "bare server"
+_BARE_SERVER = Path(__file__).parent / "adapters" / "bare_server.py"
+_SERVERS = {OURS: (["-m", "vers_rlm_mcp"], "currentVmId"), BARE: ([str(_BARE_SERVER)], "nothing")}
+
+
+async def measure(*, rounds: int | None = None) -> Section:
+    """Spawn both servers, and call a tool of each that does nothing."""
+    notes = [
+        f"Both with mcp {version('mcp')}, over stdio, by the SDK's own client.",
+        f"The tool is `currentVmId`, which makes no machine; the median of {CALLS} calls a round.",
+    ]
+    section = Section("MCP server", [OURS, BARE], computer(), notes=notes)
+    for _ in range(rounds or ROUNDS):
+        for column in section.columns:
+            await _session(section, column)
+    _goal(section)
+    return section
+
+
+async def _session(section: Section, column: str) -> None:
+    argv, tool = _SERVERS[column]
+    with tempfile.TemporaryDirectory(prefix="vers-rlm-bench-") as state:
+        environment = {**os.environ, "VERS_RLM_STATE_DIR": state}
+        parameters = StdioServerParameters(command=sys.executable, args=argv, env=environment)
+        started = time.perf_counter()
+        async with Client(parameters, mode="legacy") as client:
+            spawned = time.perf_counter() - started
+            calls: list[float] = []
+            for _ in range(CALLS):
+                started = time.perf_counter()
+                result = await client.call_tool(tool, {})
+                calls.append(time.perf_counter() - started)
+                assert not result.is_error, result
+            tools = await client.list_tools()
+    listed = [
+        tool.model_dump(mode="json", by_alias=True, exclude_none=True) for tool in tools.tools
+    ]
+    for what, unit, value in (
+        ("spawn to `initialize`", "ms", spawned * 1000),
+        ("round trip of a tool that does nothing", "ms", median(calls) * 1000),
+        ("`tools/list`", "tokens (bytes / 4)", len(json.dumps(listed).encode()) / 4),
+    ):
+        section.cell(what, unit, column).values.append(value)
+
+
+def _goal(section: Section) -> None:
+    """The goals: a ratio to the bare server, and a number of tokens."""
+    spawn, _, tools = section.rows
+    spawn.goal = round(1.15 * spawn.cells[BARE].median)
+    tools.goal = 3000
