@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import resource
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from vers_rlm_mcp.machines import Machine, read_bytes
 from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend, running
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conftest import Shell
 
     from vers_rlm_mcp.machines import Process
@@ -63,6 +66,11 @@ libc.inotify_add_watch(descriptor, b"/workspace", 0x100)  # IN_CREATE
 print("ready", flush=True)
 print(os.read(descriptor, 4096)[16:].rstrip(bytes(1)).decode(), end="")
 """
+
+
+def layers_of(state: Path, commit_id: str) -> list[str]:
+    """The layers of a commit, newest first."""
+    return json.loads((state / f"bubblewrap/commits/{commit_id}.json").read_bytes())["layers"]
 
 
 async def started(process: Process) -> None:
@@ -162,21 +170,71 @@ async def test_a_copy_is_the_same_tree(
     await copy.delete()
 
 
+@pytest.mark.parametrize("held", [False, True])
 async def test_many_layers_are_merged_into_one(
-    backend: BubblewrapBackend, machine: Machine, sh: Shell, monkeypatch: pytest.MonkeyPatch
+    backend: BubblewrapBackend,
+    state: Path,
+    sh: Shell,
+    monkeypatch: pytest.MonkeyPatch,
+    held: bool,
 ) -> None:
+    machine = await backend.create()
     await sh(machine, TREE)
-    await machine.snapshot()
+    first = await machine.snapshot()
     await sh(machine, CHANGES)
-    await machine.snapshot()
+    second = await machine.snapshot()
     await sh(machine, "echo 3 > shallow/g; rm -r a/gone; mkdir a/new; rm -rf /var/log")
     wanted = await sh(machine, MANIFEST + "ls /var")
-    monkeypatch.setattr(running, "MAX_LAYERS", 1)
-    commit = await machine.snapshot()
-    assert "Everything was copied" in commit.notes[0]
-    monkeypatch.undo()
-    copy = await backend.restore(commit.id)
+    monkeypatch.setattr(running, "MERGE_LAYERS", 2)
+    async with await machine.spawn(["sh", "-c", "echo ready; cat"], cwd="/") as process:
+        await started(process)
+        async with await machine.spawn(["sleep", "1000"], cwd="/workspace" if held else "/"):
+            third = await machine.snapshot()
+        await process.stdin.send(b"alive")
+        with anyio.fail_after(10):
+            assert await process.stdout.receive() == b"alive"
+    assert bool(third.notes) == held
+    assert len(layers_of(state, third.id)) == 2
+    for commit in (first, second):
+        await backend.delete_commit(commit.id)
+    assert await sh(machine, MANIFEST + "ls /var") == wanted
+    copy = await backend.restore(third.id)
     assert await sh(copy, MANIFEST + "ls /var") == wanted
+    await copy.delete()
+    await machine.delete()
+
+
+async def test_nothing_is_merged_when_nothing_has_changed(
+    machine: Machine, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2):
+        await machine.write("/workspace/file", b"%d" % number)
+        await machine.snapshot()
+    before = layers_of(state, (await machine.snapshot()).id)
+    monkeypatch.setattr(running, "MERGE_LAYERS", 2)
+    assert layers_of(state, (await machine.snapshot()).id) == before
+
+
+async def test_as_many_layers_as_may_be_are_not_too_many(
+    backend: BubblewrapBackend, machine: Machine, state: Path
+) -> None:
+    await machine.write("/workspace/file", b"0")
+    commit = await machine.snapshot()
+    (layer,) = layers_of(state, commit.id)
+    store = state / "bubblewrap"
+    layers = [f"{layer}x{number}" for number in range(running.MAX_LAYERS)]
+    for number, name in enumerate(layers):
+        place = store / "layers" / name / "system"
+        place.mkdir(parents=True)
+        await anyio.run_process(["cp", "-a", store / "layers" / layer / "system/u", place])
+        (place / "u/workspace/file").write_text(str(number))
+    path = store / "commits" / f"{commit.id}.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "layers": layers}))
+    copy = await backend.restore(commit.id)
+    assert await read_bytes(copy, "/workspace/file", length=9) == b"0"
+    await copy.write("/workspace/new", b"1")
+    assert len(layers_of(state, (await copy.snapshot()).id)) == 2
+    assert await read_bytes(copy, "/workspace/file", length=9) == b"0"
     await copy.delete()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
@@ -27,17 +27,22 @@ class Subject:
     """Whether a file is copied when it is first changed after a commit, which parts its names."""
     obeys_modes: Callable[[], bool] = lambda: False
     """Whether a file's mode keeps the machine's user from reading or writing it."""
+    merge_layers: int | None = None
+    """How many layers are made one, where that is to be tried more often than usual."""
     rests: tuple[str, ...] = ()
     """Directories of the state that are empty when no machine and no commit is left."""
 
 
+BUBBLEWRAP: Final = Subject(
+    "bubblewrap",
+    BubblewrapBackend,
+    copies_up=True,
+    rests=tuple(f"bubblewrap/{name}" for name in ("machines", "layers", "commits", "trash")),
+)
+
 SUBJECTS: Final = (
-    Subject(
-        "bubblewrap",
-        BubblewrapBackend,
-        copies_up=True,
-        rests=tuple(f"bubblewrap/{name}" for name in ("machines", "layers", "commits", "trash")),
-    ),
+    BUBBLEWRAP,
+    replace(BUBBLEWRAP, name="bubblewrap that merges", merge_layers=2),
     Subject(
         "fake",
         FakeBackend,

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 EXAMPLES: Final = int(os.environ.get("MACHINE_MODEL_EXAMPLES", "0"))
 
 SETTINGS: Final = settings(
-    max_examples=EXAMPLES or 6,
+    max_examples=EXAMPLES or 4,
     stateful_step_count=50 if EXAMPLES else 20,
     derandomize=not EXAMPLES,
     database=None,

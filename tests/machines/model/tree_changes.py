@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from typing import TYPE_CHECKING, Any, Final
 
 from hypothesis import strategies as st
@@ -44,7 +45,7 @@ class Changes:
 
     def __init__(self, data: st.DataObject, tree: Tree, subject: Subject) -> None:
         self._data = data
-        self._tree = tree.copy()
+        self._tree = copy.deepcopy(tree)
         self._odd = not subject.obeys_modes()
 
     def draw(self) -> Change:
@@ -91,6 +92,8 @@ class Changes:
 
     def _rename(self) -> Change:
         path = self._some(*self._data.draw(st.sampled_from(((), (Directory,)))))
+        if self._tree.is_ambiguous(path):
+            return ["rmtree", path]
         return ["rename", path, self._target()]
 
     def _chmod(self) -> Change:

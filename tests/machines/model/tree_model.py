@@ -49,6 +49,9 @@ class Inode:
     xattrs: dict[str, str] = field(default_factory=dict[str, str])
     frozen: bool = False
     """Whether it may lie in a layer that is never written again."""
+    renumbered: bool = False
+    """Whether it was copied up: overlayfs goes on to show the old number of such a file for the
+    name that it had, but the new one for every name that it is given."""
 
     kind = 0
 
@@ -146,7 +149,7 @@ class Tree:
     def freeze(self) -> None:
         """Note that what is there now may lie in a layer that is never written again."""
         for inode in self.paths().values():
-            inode.frozen = True
+            inode.frozen, inode.renumbered = True, False
 
     # Looking
 
@@ -155,6 +158,13 @@ class Tree:
         return {
             path: inode for path, inode in _walk(self._top) if isinstance(inode, kinds or Inode)
         }
+
+    def is_ambiguous(self, directory: str) -> bool:
+        """Whether it cannot be known which names in a copy of this directory would be one file."""
+        found = {path: inode for path, inode in _walk(self._top) if inode.renumbered}
+        return any(
+            path.startswith(f"{directory}/") for group in _names_together(found) for path in group
+        )
 
     def listing(self) -> Listing:
         """What a machine should tell, as far as it is known."""
@@ -170,8 +180,11 @@ class Tree:
         assert {path: _only(facts, wanted.get(path, facts)) for path, facts in found.items()} == (
             wanted
         )
-        names = _names_together({path: tuple(facts["inode"]) for path, facts in found.items()})
-        assert names == _names_together({path: id(inode) for path, inode in paths.items()})
+        numbers = _names_together({path: tuple(facts["inode"]) for path, facts in found.items()})
+        names = _names_together(paths)
+        sure = {group for group in names if not paths[min(group)].renumbered}
+        assert sure <= numbers
+        assert all(any(group <= whole for whole in names) for group in numbers)
         assert len({tuple(facts["owner"]) for facts in found.values()}) == 1
         for path, inode in paths.items():
             if isinstance(inode, File):
@@ -241,7 +254,7 @@ class Tree:
         if copied:
             inode = copy.deepcopy(inode)
             for _, below in ("", inode), *_walk(inode):
-                below.frozen = False
+                below.frozen = below.renumbered = False
         elif not isinstance(inode, Directory):
             inode = self._own(path, Inode)
         if inode is not taken:
@@ -309,7 +322,7 @@ class Tree:
         """Copy a file to where it can be written: other names of it stay behind."""
         directory, name = self._place(path)
         copied = copy.deepcopy(inode)
-        copied.frozen = False
+        copied.frozen, copied.renumbered = False, True
         if isinstance(copied, File):
             copied.copy_up()
         directory.entries[name] = copied

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import anyio
+from anyio import to_thread
 
 from vers_rlm_mcp.errors import MachineError, MachineFull, MachineGone
 
@@ -22,8 +24,14 @@ if TYPE_CHECKING:
     from .store import MachineRecord, Store
 
 
-MAX_LAYERS: Final = 200
-"""Frozen layers below a machine: overlayfs takes 500, and each makes a failing look-up slower."""
+MERGE_LAYERS: Final = 100
+"""Frozen layers below a machine that are made one: a failing look-up takes 4 µs for each."""
+
+MAX_LAYERS: Final = 400
+"""Frozen layers that a machine may have: the kernel takes 500."""
+
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+MAKE_ROOM: Final = "Make room on the host's disk: delete machines or commits that are not needed"
 
 COPY_KILLED: Final = [b"error", b"12", b"the copying process was killed"]
 
@@ -51,6 +59,8 @@ class RunningMachine:
     slots: frozenset[str]
     """The names of its writable directories."""
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    _freezing: anyio.Lock = field(default_factory=anyio.Lock)
+    """Held from before the machine is frozen until nothing of that is left to clean up."""
     gate: anyio.Lock = field(default_factory=anyio.Lock)
     """Held while something is started, and while the machine is frozen."""
 
@@ -73,73 +83,98 @@ class RunningMachine:
     async def freeze(self, store: Store, keep: Keep) -> None:
         """Turn what the machine has written into a layer, while it goes on.
 
-        Raises MachineFull when a copy is needed and there is no room for it.
+        Raises MachineFull when there is no room for what that takes.
         """
         sandbox = self.check()
-        async with self.gate:
+        async with self._freezing:
             try:
-                obstacle, *names = await _stop(sandbox) or [b""]
-                try:
-                    await self._freeze(store, keep, obstacle, [self._slot(name) for name in names])
-                finally:
-                    with anyio.CancelScope(shield=True):
-                        await sandbox.request(b"thaw")
+                merged = await self._merge()
+                async with self.gate:
+                    obstacle, *names = await _stop(sandbox, merged=merged) or [b""]
+                    try:
+                        slots = [self._slot(name) for name in names]
+                        await self._freeze(store, keep, obstacle, slots, merged=merged)
+                    finally:
+                        with anyio.CancelScope(shield=True):
+                            await sandbox.request(b"thaw")
             except OSError as error:
-                raise MachineError(f"Machine {self.id} cannot be frozen: {error}.") from error
+                raise self._not_frozen(error) from error
+            finally:
+                await _clear(store, self.id)
 
-    async def _freeze(self, store: Store, keep: Keep, obstacle: bytes, slots: list[str]) -> None:
+    async def _merge(self) -> bool:
+        """Make one of the layers when they are many, unless nothing new will come of the freeze.
+
+        They never change: nothing has to stop for it. Without room for it, some more will do.
+        """
+        count = len(self.record.layers)
+        if count < MERGE_LAYERS or not await self.sandbox.request(b"changes"):
+            return False
+        try:
+            await self._copy([b"merged"])
+        except MachineFull:
+            if count >= MAX_LAYERS:
+                raise
+            return False
+        return True
+
+    async def _freeze(
+        self, store: Store, keep: Keep, obstacle: bytes, slots: list[str], *, merged: bool
+    ) -> None:
         if not slots:
             with store.locked():
-                keep(Frozen(self.record.layers))
-        elif len(self.record.layers) >= MAX_LAYERS:
-            note = f"Everything was copied: more than {MAX_LAYERS} commits lay below it."
-            await self._copy(store, keep, (), note)
+                self._keep(store, keep, Frozen(self.record.layers))
         elif obstacle:
-            reason = obstacle.decode(errors="replace")
-            note = f"What was written since the last commit had to be copied: {reason}."
-            await self._copy(store, keep, self.record.layers, note)
+            await self._copy([])
+            self._adopt(store, keep, obstacle.decode(errors="replace"), merged=merged)
         else:
             with anyio.CancelScope(shield=True):
-                await self._switch(store, keep, slots)
+                await self._switch(store, keep, slots, new_id() if merged else None)
 
-    async def _switch(self, store: Store, keep: Keep, slots: list[str]) -> None:
+    async def _switch(self, store: Store, keep: Keep, slots: list[str], merged: str | None) -> None:
         """Go on over what was written, as a frozen layer."""
         layer = new_id()
         with store.locked():
-            frozen = store.put(self.record, slots, layer)
+            frozen = store.put(self.record, slots, layer, merged)
         try:
-            await self.sandbox.request(b"switch", [layer.encode()])
+            arguments = [name.encode() for name in (layer, merged) if name]
+            await self.sandbox.request(b"switch", arguments)
         except OSError:
             with store.locked():
                 store.take_back(frozen, slots)
             raise
         self.record = frozen
         with store.locked():
-            keep(Frozen(frozen.layers))
+            self._keep(store, keep, Frozen(frozen.layers))
 
-    async def _copy(self, store: Store, keep: Keep, below: tuple[str, ...], note: str) -> None:
-        """Copy what was written over the layers `below`; the machine stays as it is."""
-        store.discard_copy(self.id)
-        try:
-            await self._make_copy(whole=not below)
-        except BaseException:
-            store.discard_copy(self.id)
-            raise
-        layer = new_id()
+    def _adopt(self, store: Store, keep: Keep, obstacle: str, *, merged: bool) -> None:
+        """Make a layer of the copy of what was written; the machine stays as it is."""
+        note = f"What was written since the last commit had to be copied: {obstacle}."
+        layer, older = new_id(), self.record.layers
         with store.locked():
             store.adopt(self.id, layer)
-            keep(Frozen((layer, *below), (note,)))
+            if merged:
+                older = (new_id(),)
+                store.adopt_merged(self.id, older[0])
+            self._keep(store, keep, Frozen((layer, *older), (note,)))
 
-    async def _make_copy(self, *, whole: bool) -> None:
+    def _keep(self, store: Store, keep: Keep, frozen: Frozen) -> None:
+        """Let it be written down, unless the machine was deleted meanwhile, and its layers too."""
+        if store.machine(self.id) is None:
+            raise MachineGone(f"Machine {self.id} was deleted while it was frozen.")
+        keep(frozen)
+
+    async def _copy(self, what: list[bytes]) -> None:
+        """Let the machine copy its layers; see `guest.init`."""
         with Pipes() as pipes:
             status, report = pipes.incoming(), pipes.incoming()
-            child = await self.sandbox.request(b"copy", [b"whole"] * whole, pipes.theirs)
+            child = await self.sandbox.request(b"copy", what, pipes.theirs)
         try:
             check_reply(await read_reply(report) or COPY_KILLED)
         except OSError as error:
             raise MachineFull(
-                f"Machine {self.id} cannot be copied: {error.strerror}. Make room on the host's "
-                "disk, or close files that are open for writing in the machine."
+                f"Machine {self.id} cannot be copied: {error.strerror}. {MAKE_ROOM}, or close "
+                "files that are open for writing in the machine."
             ) from error
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -149,6 +184,13 @@ class RunningMachine:
             status.close()
             report.close()
 
+    def _not_frozen(self, error: OSError) -> MachineError:
+        if error.errno in NO_ROOM:
+            return MachineFull(
+                f"Machine {self.id} cannot be frozen: {error.strerror}. {MAKE_ROOM}."
+            )
+        return MachineError(f"Machine {self.id} cannot be frozen: {error}.")
+
     def _slot(self, name: bytes) -> str:
         """The name of a slot that the machine told; only those of its base are believed."""
         slot = name.decode(errors="replace")
@@ -157,8 +199,14 @@ class RunningMachine:
         return slot
 
 
-async def _stop(sandbox: Sandbox) -> list[bytes]:
+async def _clear(store: Store, machine_id: str) -> None:
+    """Remove what was copied in vain: it may be what has filled the disk."""
+    if store.discard_copies(machine_id):
+        await to_thread.run_sync(store.empty_trash, abandon_on_cancel=True)
+
+
+async def _stop(sandbox: Sandbox, *, merged: bool) -> list[bytes]:
     """Freeze, even when cancelled, so that it is known whether to thaw."""
     with anyio.CancelScope(shield=True):
-        return await sandbox.request(b"freeze")
+        return await sandbox.request(b"freeze", [b"merged"] * merged)
     raise AssertionError("a shielded scope was left early")

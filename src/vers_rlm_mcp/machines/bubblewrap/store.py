@@ -1,6 +1,6 @@
 """What lies on disk: machines, commits, and the frozen layers that they share.
 
-    machines/ID/machine.json  lock  disk/up/SLOT/{u,w}
+    machines/ID/machine.json  before.json  lock  disk/{up/SLOT/{u,w},copy,merged}
     commits/ID.json
     layers/ID/SLOT/{u,w}
     bases/…                   what machines start from, when it had to be made
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 from ..base import Commit, MachineInfo, MachineSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping
+    from collections.abc import Generator, Iterable, Mapping, Sequence
 
 BACKEND: Final = "bubblewrap"
 MACHINE_PREFIX: Final = "bw-"
@@ -35,6 +35,14 @@ COMMIT_PREFIX: Final = "bwc-"
 ID_BYTES: Final = 6
 """Random bytes of an id: 48 bits cannot be guessed over any interface, and can still be typed."""
 
+
+RECORD: Final = "machine.json"
+BEFORE: Final = "before.json"
+"""A machine's record, and a second name of the one before: to go back to that takes no room."""
+
+COPY: Final = "copy"
+MERGED: Final = "merged"
+"""What a machine makes on its disk of what it wrote last, and of all its frozen layers."""
 
 MAX_ID: Final = 64
 """Characters of an id that are looked up at all."""
@@ -132,7 +140,7 @@ class Store:
 
     def write(self, record: MachineRecord) -> None:
         """Write down what is new of a machine."""
-        _replace(self.home(record.id) / "machine.json", record)
+        _replace(self.home(record.id) / RECORD, record)
 
     def machine(self, machine_id: str) -> MachineRecord | None:
         """The record of a machine; None when there is no such machine."""
@@ -143,35 +151,56 @@ class Store:
         found = [_read_machine(home) for home in self._machines.iterdir()]
         return sorted((item for item in found if item), key=lambda item: item.created_at)
 
-    def put(self, record: MachineRecord, slots: Iterable[str], layer: str) -> MachineRecord:
-        """Turn what a stopped machine wrote in these slots into its newest frozen layer."""
-        frozen = replace(record, layers=(layer, *record.layers))
-        self.write(frozen)
-        self._settle(frozen, slots)
+    def put(
+        self, record: MachineRecord, slots: Sequence[str], layer: str, merged: str | None
+    ) -> MachineRecord:
+        """Turn what a stopped machine wrote in these slots into its newest frozen layer.
+
+        `merged` is the new layer that takes the place of all older ones; None when they stay.
+        After an error the machine is what it was.
+        """
+        older = record.layers
+        if merged:
+            older = (merged,)
+            self.adopt_merged(record.id, merged)
+        frozen = replace(record, layers=(layer, *older))
+        home = self.home(record.id)
+        (home / BEFORE).unlink(missing_ok=True)
+        (home / BEFORE).hardlink_to(home / RECORD)
+        try:
+            self.write(frozen)
+            (self.layers / layer).mkdir()
+            for slot in slots:
+                (self.disk(record.id) / "up" / slot).rename(self.layers / layer / slot)
+        except OSError:
+            self.take_back(frozen, slots)
+            raise
         return frozen
 
     def take_back(self, frozen: MachineRecord, slots: Iterable[str]) -> None:
-        """Undo `put`, for a machine that could not go on over its frozen layer."""
+        """Undo `put`, for a machine that could not go on over its frozen layer. Needs no room."""
         layer = self.layers / frozen.layers[0]
         for slot in slots:
             if (layer / slot).is_dir():
                 remove_tree(self.disk(frozen.id) / "up" / slot)
                 (layer / slot).rename(self.disk(frozen.id) / "up" / slot)
-        self.write(replace(frozen, layers=frozen.layers[1:]))
-
-    def _settle(self, record: MachineRecord, slots: Iterable[str]) -> None:
-        layer = self.layers / record.layers[0]
-        layer.mkdir(exist_ok=True)
-        for slot in slots:
-            (self.disk(record.id) / "up" / slot).rename(layer / slot)
+        (self.home(frozen.id) / BEFORE).replace(self.home(frozen.id) / RECORD)
 
     def adopt(self, machine_id: str, layer: str) -> None:
-        """Turn the copy that a machine made of itself into a frozen layer."""
-        (self.disk(machine_id) / "copy").rename(self.layers / layer)
+        """Turn the copy that a machine made of what it wrote into a frozen layer."""
+        (self.disk(machine_id) / COPY).rename(self.layers / layer)
 
-    def discard_copy(self, machine_id: str) -> None:
-        """Forget a copy that was not completed; `empty_trash` removes its files."""
-        self._discard(self.disk(machine_id) / "copy")
+    def adopt_merged(self, machine_id: str, layer: str) -> None:
+        """Turn what a machine made of all its frozen layers into one."""
+        (self.disk(machine_id) / MERGED).rename(self.layers / layer)
+
+    def discard_copies(self, machine_id: str) -> bool:
+        """Forget copies that were not adopted, if any; `empty_trash` removes their files."""
+        places = [self.disk(machine_id) / name for name in (COPY, MERGED)]
+        found = [place for place in places if place.is_dir()]
+        for place in found:
+            self._discard(place)
+        return bool(found)
 
     def take(self, machine_id: str) -> int | None:
         """Take a machine for this process, or see that another has it.
@@ -311,13 +340,17 @@ def _is_name(text: str) -> bool:
 def _replace(path: Path, record: MachineRecord | CommitRecord) -> None:
     """Write a record so that a reader sees the old one or the new one, whole."""
     making = path.with_name(f".{path.name}.{new_id()}")
-    making.write_text(json.dumps(asdict(record)))
-    making.replace(path)
+    try:
+        making.write_text(json.dumps(asdict(record)))
+        making.replace(path)
+    except OSError:
+        making.unlink(missing_ok=True)
+        raise
 
 
 def _read_machine(home: Path) -> MachineRecord | None:
     try:
-        about = json.loads((home / "machine.json").read_bytes())
+        about = json.loads((home / RECORD).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     about["spec"] = MachineSpec(**about["spec"])

@@ -126,6 +126,7 @@ class Init:
             b"read": self._read,
             b"write": self._write,
             b"kill": self._kill,
+            b"changes": self._changes,
             b"freeze": self._freeze,
             b"switch": self._switch,
             b"copy": self._copy,
@@ -303,27 +304,38 @@ class Init:
 
     # Snapshots
 
+    def _changes(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
+        """The slots that have changed, while everything goes on."""
+        return [overlay.slot.encode() for overlay in self._overlays if overlay.changed]
+
     def _freeze(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
         """Stop everything, and see what has changed and whether layers can be switched.
 
-        Replies with the obstacle, empty when there is none, and the slots that have changed.
+        With the argument `merged`, all that lies over layers is frozen, changed or not. Replies
+        with the obstacle, empty when there is none, and the slots that are frozen.
         """
         try:
             self._stopped = tasks.stop_all()
         except tasks.Unstoppable:
             raise OSError(EBUSY, "the machine's processes could not be stopped") from None
-        self._frozen = [overlay for overlay in self._overlays if overlay.changed]
+        merged = arguments == [b"merged"]
+        self._frozen = [
+            overlay for overlay in self._overlays if overlay.changed or (merged and overlay.layers)
+        ]
         obstacle = holders.obstacle(self._frozen)
         return [obstacle.encode(), *(overlay.slot.encode() for overlay in self._frozen)]
 
     def _switch(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
-        """Go on over the frozen layer, which the host has moved to its place. All or nothing."""
-        layer = arguments[0].decode()
+        """Go on over the frozen layer, which the host has moved to its place. All or nothing.
+
+        A second argument names the layer that takes the place of all older ones.
+        """
+        layer, *merged = [argument.decode() for argument in arguments]
         prepared: list[overlays.Overlay] = []
         try:
             for overlay in self._frozen:
                 prepared.append(overlay)
-                overlay.prepare(layer)
+                overlay.prepare(layer, merged)
         except OSError:
             for overlay in prepared:
                 overlay.abandon()
@@ -333,10 +345,10 @@ class Init:
         return []
 
     def _copy(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
-        """Copy what has changed to `machine/copy`, in a child with PID 1's rights.
+        """Copy what was written since the last freeze to `machine/copy`, in a child of PID 1.
 
-        With the argument `whole`, the frozen layers are copied as well, so that the copy needs
-        no others.
+        With the argument `merged`, what was written before is copied instead, its layers merged
+        into one, to `machine/merged`; those are frozen, so that the machine may go on meanwhile.
         """
         status, report = descriptors
         child = os.fork()
@@ -344,11 +356,14 @@ class Init:
             self._children[child] = status
             return [b"%d" % child]
         try:
-            whole = arguments == [b"whole"]
-            for overlay in self._overlays if whole else self._frozen:
-                target = f"machine/copy/{overlay.slot}/u"
+            if arguments == [b"merged"]:
+                work = [("merged", over, over.frozen) for over in self._overlays if over.layers]
+            else:
+                work = [("copy", over, [over.upper]) for over in self._frozen]
+            for place, overlay, sources in work:
+                target = f"machine/{place}/{overlay.slot}/u"
                 os.makedirs(target)
-                merge.copy([overlay.upper, *(overlay.frozen if whole else [])], target)
+                merge.copy(sources, target)
             _tell(report, [b"ok"])
         except OSError as error:
             _tell_error(report, error)
@@ -357,10 +372,12 @@ class Init:
 
     def _thaw(self, arguments: list[bytes], descriptors: list[int]) -> list[bytes]:
         """Let everything go on; writable again where layers were not switched."""
-        for overlay in self._frozen:
-            overlay.protect(0)
-        tasks.resume(self._stopped)
-        self._frozen, self._stopped = [], []
+        try:
+            for overlay in self._frozen:
+                overlay.protect(0)
+        finally:
+            tasks.resume(self._stopped)
+            self._frozen, self._stopped = [], []
         return []
 
 

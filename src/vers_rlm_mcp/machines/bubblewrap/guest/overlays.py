@@ -24,6 +24,11 @@ OVERFLOW_ID = 65534
 """What the owner of a file looks like who does not exist in this user namespace."""
 
 
+PRIVATE = "user.overlay."
+ESCAPED = "user.overlay.overlay."
+"""What overlayfs keeps for itself, and what it makes of a name like that given by a program."""
+
+
 class Overlay:
     """One writable file system of the machine."""
 
@@ -35,6 +40,7 @@ class Overlay:
         """One or more directories, topmost first, separated by colons."""
         self.layers = layers
         """Frozen layers of this slot, newest first."""
+        self._before = layers
         self.views = views
         """Directories in it, and where the machine sees them."""
         self.device = -1
@@ -88,14 +94,19 @@ class Overlay:
         """Set it read-only (refused while a file is open for writing) or, with 0, writable."""
         calls.mount(b"none", os.fsencode(self.live), b"", calls.MS_REMOUNT | FLAGS | flags)
 
-    def prepare(self, layer: str) -> None:
-        """Build, out of sight, the overlay whose newest frozen layer is `layer`."""
-        self.layers.insert(0, layer)
+    def prepare(self, layer: str, merged: list[str]) -> None:
+        """Build, out of sight, the overlay whose newest frozen layer is `layer`.
+
+        Below it lie those of before, or the one in `merged` that was made of them.
+        """
+        self._before = self.layers
+        older = merged if merged and self.layers else self.layers
+        self.layers = [layer, *older]
         self._mount(self.fresh)
 
     def abandon(self) -> None:
         """Undo `prepare`, complete or not."""
-        self.layers.pop(0)
+        self.layers = self._before
         if os.path.ismount(self.fresh):
             calls.detach(os.fsencode(self.fresh))
 
@@ -135,9 +146,8 @@ class Overlay:
         os.makedirs(making, exist_ok=True)
         below = self._below()
         info = os.stat(below)
-        for name in os.listxattr(below):
-            if name.startswith("user.") and not name.startswith("user.overlay."):
-                os.setxattr(making, name, os.getxattr(below, name))
+        for name, value in _user_attributes(below).items():
+            os.setxattr(making, name, value)
         if _is_mapped(info):
             os.chown(making, info.st_uid, info.st_gid)
         os.chmod(making, info.st_mode & 0o7777)
@@ -150,10 +160,17 @@ def _is_mapped(info: os.stat_result) -> bool:
     return OVERFLOW_ID not in {info.st_uid, info.st_gid}
 
 
-def _attributes(path: str) -> tuple[int, ...]:
+def _attributes(path: str) -> tuple[object, ...]:
     info = os.stat(path)
     owner = (info.st_uid, info.st_gid) if _is_mapped(info) else ()
-    return (info.st_mode, info.st_mtime_ns, *owner)
+    return (info.st_mode, info.st_mtime_ns, *owner, _user_attributes(path))
+
+
+def _user_attributes(path: str) -> dict[str, bytes]:
+    """Extended attributes that programs of the machine have set, overlayfs' own excepted."""
+    names = [name for name in os.listxattr(path) if name.startswith("user.")]
+    own = [name for name in names if not name.startswith(PRIVATE) or name.startswith(ESCAPED)]
+    return {name: os.getxattr(path, name) for name in own}
 
 
 def _short(layer: str, slot: str) -> str:

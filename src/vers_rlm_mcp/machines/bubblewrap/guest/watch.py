@@ -149,6 +149,9 @@ class Watch:
             return
         self.touched = False
         frozen = {path for overlay in self._overlays for path in overlay.frozen}
+        if not self._layers <= frozen:  # Some were merged into one.
+            self._layers.clear()
+            self._frozen = 0
         self._counting = _count(["machine/up"], sorted(frozen - self._layers))
         self._layers |= frozen
         self._disk_due = now + GLANCE
