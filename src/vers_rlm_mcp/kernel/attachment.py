@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import signal
-from collections import deque
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
+from anyio.lowlevel import checkpoint
 
-from vers_rlm_mcp.errors import KernelError, PathRefused, WireError
+from vers_rlm_mcp.errors import KernelError, MachineError, MachineGone, PathRefused, WireError
 
 from .archive import ENTRY, guest_archive
 from .wire import FROM_GUEST, Decoder, Frame, FrameError, encode
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .base import GuestMachine, GuestProcess
 
 Mode = Literal["attach", "restart", "kill"]
@@ -55,7 +57,7 @@ class Attachment:
     def __init__(self, process: GuestProcess) -> None:
         self._process = process
         self._decoder = Decoder(FROM_GUEST)
-        self._frames: deque[Frame] = deque()
+        self._frames: Iterator[Frame] = iter(())
         self._sending = anyio.Lock()
         self.broken = False
         """Whether a frame was sent in part, so that no other can follow it."""
@@ -75,10 +77,15 @@ class Attachment:
 
     async def receive(self) -> Frame:
         """The next frame. Raises `Lost`, or `WireError` for what is not the protocol."""
-        while not self._frames:
+        while True:
+            await checkpoint()  # A flood of small frames must not keep others from the loop.
+            try:
+                if frame := next(self._frames, None):
+                    return frame
+            except FrameError as error:
+                raise WireError(f"The kernel does not keep to the protocol: {error}.") from None
             if not await self._read():
                 raise await self._end()
-        return self._frames.popleft()
 
     async def is_lost(self) -> bool:
         """Whether the attachment is known to have ended. To be asked while nothing is in flight."""
@@ -97,15 +104,17 @@ class Attachment:
             data = await self._process.stdout.receive(READ_SIZE)
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
             return False
-        try:
-            self._frames.extend(self._decoder.feed(data))
-        except FrameError as error:
-            raise WireError(f"The kernel does not keep to the protocol: {error}.") from None
+        self._frames = self._decoder.feed(data)
         return True
 
     async def _end(self) -> Lost:
         with anyio.move_on_after(COMPLAINT_SECONDS):
-            code = (await self._process.wait()).code
+            try:
+                code = (await self._process.wait()).code
+            except MachineGone:
+                raise
+            except MachineError as error:  # the way to the machine broke; the kernel may live on
+                return Lost(str(error))
             if code == _LET_GO:
                 return Lost("another host has taken it over", taken_over=True)
             complaint = await self._complaint()

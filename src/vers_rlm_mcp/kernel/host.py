@@ -36,7 +36,11 @@ ATTACH_SECONDS = 10.0
 """A kernel starts in a twentieth of a second; this is for a machine under heavy load."""
 
 ADMIT_SECONDS = 3.0
-"""How long a kernel that is there may take to admit a host, which interrupts what runs in it."""
+"""How long a kernel that is there may take to admit a host, which interrupts what runs in it. It
+counts from when the machine is reached: a kernel must not be ended for a slow network."""
+
+REACH_SECONDS = 90.0
+"""For all of that and reaching the machine again, which a remote backend tries for a minute."""
 
 INTERRUPT_SECONDS = 1.0
 """From the interrupt until the kernel is killed: time for the cell's own ``finally`` blocks."""
@@ -326,37 +330,38 @@ class Kernel:
         """Attach anew; a kernel that does not admit us is started anew."""
         await self._detach()
         try:
-            if mode == "attach" and await self._is_admitted():
-                return
-            with anyio.fail_after(ATTACH_SECONDS):
-                await self._admit("restart")
+            with anyio.fail_after(REACH_SECONDS):
+                if mode == "restart" or not await self._is_admitted():
+                    await self._admit("restart", ATTACH_SECONDS)
         except TimeoutError:
             raise KernelError(f"No kernel could be started within {ATTACH_SECONDS:g} s.") from None
         except Lost as lost:
             raise KernelError(f"No kernel could be reached or started: {lost}.") from None
 
     async def _is_admitted(self) -> bool:
-        with anyio.move_on_after(ADMIT_SECONDS):
+        try:
             try:
-                await self._admit("attach")
+                await self._admit("attach", ADMIT_SECONDS)
             except Lost:  # it was just ending, or another host came in between
-                await self._admit("attach")
-            return True
-        return False
+                await self._admit("attach", ADMIT_SECONDS)
+        except TimeoutError:
+            return False
+        return True
 
-    async def _admit(self, mode: Mode) -> None:
+    async def _admit(self, mode: Mode, seconds: float) -> None:
         attachment = Attachment(await start_program(self._machine, self._directory, mode))
         try:
-            await attachment.send(
-                "hello",
-                protocol=PROTOCOL,
-                home=self._home_id,
-                current=self._current_id,
-                limit=self._output_limit,
-                saving=self._save_on_copy,
-                memory=self._memory,
-            )
-            ready = parse_ready(await attachment.receive())
+            with anyio.fail_after(seconds):
+                await attachment.send(
+                    "hello",
+                    protocol=PROTOCOL,
+                    home=self._home_id,
+                    current=self._current_id,
+                    limit=self._output_limit,
+                    saving=self._save_on_copy,
+                    memory=self._memory,
+                )
+                ready = parse_ready(await attachment.receive())
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await _close(attachment)
