@@ -29,6 +29,10 @@ DEFAULT_PORT = 8765
 LAST_PORT = 65_535
 
 
+CHATTY_LIBRARIES = ("asyncssh", "httpx2")
+"""They log each request, and each command with all that is in it: only their warnings count."""
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its status."""
     options = _parser().parse_args(argv)
@@ -44,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             level=settings.log_level.upper(),
             format="vers-rlm-mcp: %(levelname)s: %(message)s",
         )
+        for name in CHATTY_LIBRARIES:
+            logging.getLogger(name).setLevel(logging.WARNING)
         sys.exit(options.command(options, settings))
     except VersRlmError as error:
         print(f"vers-rlm-mcp: {error}", file=sys.stderr)

@@ -61,26 +61,49 @@ class Report:
 
 
 async def doctor(settings: Settings) -> int:
-    """Examine this computer; 0 when machines can be made."""
+    """Examine what the settings choose; 0 when machines can be made."""
     report = Report(Console(soft_wrap=True))
     report.remark(f"Durable state lies in {settings.state_dir}.")
     try:
         with anyio.fail_after(TRIAL_SECONDS):
-            await _try_machine(report, settings)
+            await _examine(report, settings)
     except TimeoutError:
         report.bad("Trying a machine", f"it took longer than {TRIAL_SECONDS:g} s; it was given up.")
-    except BackendUnavailable as error:
-        if not report.failures:
-            report.bad("Opening the backend", error)
-        else:
-            for obstacle in await runs.obstacles(settings):
-                report.remark(obstacle)
     except VersRlmError as error:
         if not report.failures:
-            report.bad("Using a machine", error)
+            report.bad("Opening the backend", error)
     machines_work = not report.failures
     _look_at_models(report, settings)
     return 0 if machines_work else 1
+
+
+async def _examine(report: Report, settings: Settings) -> None:
+    choice = runs.choose_backend(settings)
+    report.remark(f"Machines come from {choice.name}, since {choice.reason}.")
+    if choice.name == "vers":
+        await _look_at_service(report, settings)
+        return
+    try:
+        await _try_machine(report, settings)
+    except BackendUnavailable:
+        if not report.failures:
+            raise
+        for finding in await runs.examine_backend(settings):
+            if not finding.ok:
+                report.remark(f"{finding.name}: {finding.text}")
+
+
+async def _look_at_service(report: Report, settings: Settings) -> None:
+    """Look at what a service tells for nothing: a machine of it costs money."""
+    for finding in await runs.examine_backend(settings):
+        if finding.ok:
+            report.good(f"{finding.name}: {finding.text}")
+        else:
+            report.bad(finding.name, finding.text)
+    report.remark(
+        "No machine was made, since that costs money: `vers-rlm-mcp demo --backend vers` makes "
+        "some and deletes them."
+    )
 
 
 async def _try_machine(report: Report, settings: Settings) -> None:

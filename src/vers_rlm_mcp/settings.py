@@ -1,8 +1,7 @@
 """Every setting, once: its name, meaning, default and environment variable.
 
 A setting comes from a command-line flag, else from the environment, else from its default. Keys
-of model providers are not here: they stay in the environment, where only the provider's SDK reads
-them.
+of providers are not here: they stay in the environment, where only who needs them reads them.
 
 The tables in the README are made from this module: `python -m vers_rlm_mcp.settings` prints them,
 and with the name of a file writes them there, between the lines that mark their place.
@@ -26,12 +25,14 @@ PREFIX = "VERS_RLM_"
 """What the environment variables of the settings begin with."""
 
 PROVIDER_VARIABLES = {
+    "VERS_API_KEY": "The key for Vers machines; also looked for in the files of Vers's own tools.",
+    "VERS_BASE_URL": "Another address of the Vers service; `VERS_URL` is the same.",
     "ANTHROPIC_API_KEY": "The key for `anthropic:` models.",
     "ANTHROPIC_BASE_URL": "Another address for them, e.g. of a proxy.",
     "OPENAI_API_KEY": "The key for `openai:` models.",
     "OPENAI_BASE_URL": "The address of another OpenAI-compatible server; it may need no key.",
 }
-"""What the SDKs of model providers read from the environment themselves."""
+"""What is read under the names that the providers gave it."""
 
 MARKS = ("<!-- settings -->\n", "<!-- /settings -->\n")
 """The lines of the README between which the tables stand."""
@@ -50,8 +51,10 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True
     )
 
-    backend: Literal["auto", "bubblewrap"] = Field(
-        "auto", description="Where machines come from. `auto` takes the best that works here."
+    backend: Literal["auto", "vers", "microsandbox", "bubblewrap"] = Field(
+        "auto",
+        description="Where machines come from: `vers` (VMs of a service, which cost money), "
+        "`bubblewrap` (on this computer). `auto` takes Vers when there is a key for it.",
     )
     model: str | None = Field(
         None,
@@ -81,6 +84,26 @@ class Settings(BaseSettings):
         None,
         description="What a bubblewrap machine starts from: a root directory or a docker-archive. "
         "Without it, the host's own system directories, shown selectively.",
+    )
+    vers_ssh_domain: str | None = Field(
+        None,
+        description="What names of Vers machines end with. Without it, `vm.X` for a service at "
+        "`api.X`.",
+    )
+    vers_ssh_address: str | None = Field(
+        None,
+        description="`HOST:PORT` to dial for Vers machines instead of their names, port 443: for "
+        "an emulator or a relay.",
+    )
+    vers_ca_file: Path | None = Field(
+        None, description="Certificate authorities to trust for Vers, instead of the system's."
+    )
+    vers_insecure: bool = Field(
+        False, description="Trust any certificate and SSH host key of Vers: for trials only."
+    )
+    vers_fidelity: Literal["memory", "disk"] = Field(
+        "memory",
+        description="What copies of Vers machines carry. An emulator may carry only the `disk`.",
     )
     vcpu_count: int = Field(2, ge=1, description="Processors of a machine.")
     mem_size_mib: int = Field(2048, ge=128, description="Memory of a machine, in MiB.")

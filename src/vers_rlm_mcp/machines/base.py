@@ -80,6 +80,16 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that a backend needs, as it was found when somebody looked."""
+
+    name: str
+    ok: bool
+    text: str
+    """What was seen, and where it is not well what to do."""
+
+
+@dataclass(frozen=True, slots=True)
 class ExitStatus:
     """How a process ended: with a code, or by a signal. Exactly one of the two is set."""
 

@@ -1,20 +1,22 @@
-"""Opens the backend that the settings choose, with the ledger in front of it."""
+"""Opens the fleet: the backend that the settings choose, with the ledger in front of it."""
 
 from __future__ import annotations
 
+import logging
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vers_rlm_mcp.errors import BackendUnavailable
 from vers_rlm_mcp.machines import Fleet, Ledger
+
+from .backends import choose_backend, open_backend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-    from vers_rlm_mcp.machines import Backend
-    from vers_rlm_mcp.machines.bubblewrap import BubblewrapConfig
     from vers_rlm_mcp.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -24,7 +26,16 @@ async def open_fleet(settings: Settings) -> AsyncGenerator[Fleet]:
     Raises:
         BackendUnavailable: No machine can be made here; the message says what to do.
     """
+    choice = choose_backend(settings)
     async with open_backend(settings) as backend:
+        can = backend.capabilities
+        logger.info(
+            "Machines come from %s, since %s (isolation: %s, fidelity: %s).",
+            choice.name,
+            choice.reason,
+            can.isolation,
+            can.fidelity,
+        )
         with closing(Ledger(settings.state_dir)) as ledger:
             async with Fleet(backend, ledger, max_machines=settings.max_machines) as fleet:
                 yield fleet
@@ -61,39 +72,3 @@ async def inventory(fleet: Fleet) -> Sequence[Item]:
             Item(commit.id, "commit", commit.created_at, commit.machine_id, record and record.run)
         )
     return items
-
-
-def open_backend(settings: Settings) -> Backend:
-    """The backend that the settings choose. Raises `BackendUnavailable`."""
-    # A backend is imported when it is chosen: what it needs may be missing, or slow to load.
-    from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend  # noqa: PLC0415
-
-    try:
-        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise BackendUnavailable(
-            f"The state directory {settings.state_dir} cannot be made: {error.strerror}. "
-            "Set VERS_RLM_STATE_DIR to one that you may write to."
-        ) from error
-    return BubblewrapBackend(settings.state_dir, _bubblewrap(settings))
-
-
-async def obstacles(settings: Settings) -> Sequence[str]:
-    """Why no machine can be made here, each reason with what to do; found out by trying."""
-    from vers_rlm_mcp.machines.bubblewrap import probe  # noqa: PLC0415
-
-    findings = await probe(settings.state_dir, _bubblewrap(settings))
-    return [f"{finding.name}: {finding.text}" for finding in findings if not finding.ok]
-
-
-def _bubblewrap(settings: Settings) -> BubblewrapConfig:
-    from vers_rlm_mcp.machines.bubblewrap import BubblewrapConfig  # noqa: PLC0415
-
-    return BubblewrapConfig(
-        base=settings.base,
-        network=settings.network,
-        vcpu_count=settings.vcpu_count,
-        mem_size_mib=settings.mem_size_mib,
-        fs_size_mib=settings.fs_size_mib,
-        max_processes=settings.max_processes,
-    )

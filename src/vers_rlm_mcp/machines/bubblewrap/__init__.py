@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from .backend import BubblewrapBackend
 from .config import BubblewrapConfig, Network
-from .probe import Finding, probe
+from .probe import probe
 
-__all__ = ["BubblewrapBackend", "BubblewrapConfig", "Finding", "Network", "probe"]
+__all__ = ["BubblewrapBackend", "BubblewrapConfig", "Network", "probe"]

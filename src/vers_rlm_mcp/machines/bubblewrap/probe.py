@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,6 +12,7 @@ import anyio
 
 from vers_rlm_mcp.errors import VersRlmError
 
+from ..base import Finding
 from . import network
 from .backend import BubblewrapBackend
 from .config import BubblewrapConfig
@@ -40,16 +41,6 @@ AppArmor forbids user namespaces to programs without a profile. Allow them to bw
   END
   sudo apparmor_parser -r /etc/apparmor.d/vers-rlm-bwrap
 or to every program: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that machines need."""
-
-    name: str
-    ok: bool
-    text: str
-    """What was seen, and where it is not well what to do."""
 
 
 async def probe(state_dir: Path, config: BubblewrapConfig | None = None) -> Sequence[Finding]:

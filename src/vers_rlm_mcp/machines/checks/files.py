@@ -298,7 +298,7 @@ async def _expect_room(machine: Machine, path: str, data: bytes) -> None:
         while True:
             try:
                 await machine.write(path, data)
-            except MachineFull:  # noqa: PERF203 - each attempt may fail
+            except MachineFull:
                 await anyio.sleep(0.05)
             else:
                 return

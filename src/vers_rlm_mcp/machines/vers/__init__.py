@@ -1,8 +1,25 @@
-"""Machines of the Vers service: Firecracker VMs whose memory is copied along with their disk."""
+"""Machines of the Vers service: Firecracker VMs whose memory is copied along with their disk.
+
+Looking for a key loads nothing heavy: the SSH and HTTP libraries come with the backend.
+"""
 
 from __future__ import annotations
 
-from .backend import VersBackend
-from .config import VersConfig, find_key, find_url
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["VersBackend", "VersConfig", "find_key", "find_url"]
+from .config import Key, VersConfig, find_key, find_url
+
+if TYPE_CHECKING:
+    from .backend import VersBackend
+    from .probe import probe
+
+__all__ = ["Key", "VersBackend", "VersConfig", "find_key", "find_url", "probe"]
+
+_LATE = {"VersBackend": "backend", "probe": "probe"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LATE[name]}", __name__), name)
