@@ -2,7 +2,8 @@
 
 Machines are those of the `bubblewrap` backend, so commands, files and limits are real. What a VM
 has that they have not is missing: **commits and branches copy the disk only**, not memory and
-processes; a resized disk is noted, not enforced; no HTTP ports are exposed.
+processes (with `Options.fork_kernels` the variables of a kernel live on, by other means); a resized
+disk is noted, not enforced; no HTTP ports are exposed.
 """
 
 from __future__ import annotations

@@ -38,10 +38,20 @@ def main() -> None:
     parser.add_argument("--older", action="store_true", help="be the service of before May 2026")
     parser.add_argument("--http-port", type=int, default=0)
     parser.add_argument("--ssh-port", type=int, default=0)
+    parser.add_argument(
+        "--fork-kernels",
+        action="store_true",
+        help="let variables of kernels go into copies, pickled: no copy of memory, but like one",
+    )
     arguments = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     published = Options.older() if arguments.older else Options()
-    options = replace(published, http_port=arguments.http_port, ssh_port=arguments.ssh_port)
+    options = replace(
+        published,
+        http_port=arguments.http_port,
+        ssh_port=arguments.ssh_port,
+        fork_kernels=arguments.fork_kernels,
+    )
     print(NOTICE, file=sys.stderr)
     anyio.run(serve, arguments.state, options)
 

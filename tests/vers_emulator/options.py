@@ -35,6 +35,9 @@ class Options:
     """Channels of one SSH connection, as OpenSSH's MaxSessions has it by default."""
     close_kills: bool = False
     """Whether closing a channel kills its command. OpenSSH leaves it: it only loses its pipes."""
+    fork_kernels: bool = False
+    """Whether the variables of a machine's kernel go into its copies, in a way of the emulator's
+    own (`kernels`); else copies have no kernel, as they have no process at all."""
     domain: str = DOMAIN
     http_port: int = 0
     ssh_port: int = 0

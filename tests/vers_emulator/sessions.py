@@ -26,6 +26,7 @@ from asyncssh.packet import Boolean, SSHPacket, String, UInt32
 from vers_rlm_mcp.errors import MachineError, PathRefused
 from vers_rlm_mcp.machines import run_command
 
+from . import kernels
 from .faults import Cut
 
 if TYPE_CHECKING:
@@ -212,9 +213,10 @@ class Session(asyncssh.SSHServerSession[bytes]):
                 return None
 
     def _environment(self) -> dict[str, str]:
-        """What Ubuntu's sshd takes from clients."""
-        given = self._channel.get_environment()
-        return {key: value for key, value in given.items() if key.startswith(("LANG", "LC_"))}
+        """What Ubuntu's sshd takes from clients, and what the emulator adds."""
+        added = kernels.ENVIRONMENT if self._service.options.fork_kernels else {}
+        given = self._channel.get_environment().items()
+        return {key: value for key, value in given if key.startswith(("LANG", "LC_"))} | added
 
     async def _attend(self, process: Process) -> None:
         """Carry the streams until the program has ended and nobody holds its output."""

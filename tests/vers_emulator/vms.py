@@ -17,6 +17,7 @@ import asyncssh
 
 from vers_rlm_mcp.machines import MachineSpec, run_command
 
+from . import kernels
 from .answers import failed, nothing_to_branch, plain
 from .faults import NotReady
 
@@ -106,6 +107,8 @@ class CommitEntry:
     """The id of the backend's commit."""
     image: Image
     vm: str
+    has_kernel: bool
+    """Whether a kernel's variables lie on its disk."""
     name: str | None = None
     description: str | None = None
     is_public: bool = False
@@ -180,6 +183,8 @@ class Cloud:
         spec = MachineSpec(mem_size_mib=config.mem_size_mib, fs_size_mib=config.fs_size_mib)
         with self._room(1):
             machine = await self._backend.create(spec)
+            if self._options.fork_kernels:
+                await kernels.prepare(machine)
         vm = self._add(machine, Image(Keys.new(), config), labels, "POST /vm/new_root")
         vm.booted_at = time.monotonic() + self._options.boot_seconds
         vm.ssh_ready_at = max(vm.ssh_ready_at, vm.booted_at)
@@ -193,6 +198,7 @@ class Cloud:
         image = replace(commit.image, lineage=(commit.id, *commit.image.lineage))
         with self._room(count):
             machines = [await self._backend.restore(commit.snapshot) for _ in range(count)]
+            await self._revive(machines, has_kernel=commit.has_kernel)
         made = [self._add(machine, image, {}, at) for machine in machines]
         for vm in made:
             vm.parent_commit, vm.grandparent_vm = commit.id, commit.vm
@@ -204,8 +210,10 @@ class Cloud:
         """Copies of a live machine."""
         vm = self.vm(vm_id)
         with self._room(count):
+            has_kernel = await self._save_kernel(vm)
             machines = await vm.machine.branch(count)
-        await self._after_copy(vm, keep_paused=keep_paused)
+            await self._after_copy(vm, keep_paused=keep_paused)
+            await self._revive(machines, has_kernel=has_kernel)
         made = [self._add(machine, vm.image, {}, at) for machine in machines]
         for copy in made:
             copy.grandparent_vm = vm.id
@@ -222,9 +230,10 @@ class Cloud:
     ) -> CommitEntry:
         """Freeze a machine."""
         vm = self.vm(vm_id)
+        has_kernel = await self._save_kernel(vm)
         snapshot = await vm.machine.snapshot()
         await self._after_copy(vm, keep_paused=keep_paused)
-        commit = CommitEntry(snapshot.id, vm.image, vm.id, name, description)
+        commit = CommitEntry(snapshot.id, vm.image, vm.id, has_kernel, name, description)
         self.commits[commit.id] = commit
         self._counts.commits_made += 1
         return commit
@@ -297,6 +306,17 @@ class Cloud:
             yield
         finally:
             self._making -= count
+
+    async def _save_kernel(self, vm: Vm) -> bool:
+        """Let the kernel's variables go into the next copy, if that is wanted."""
+        return self._options.fork_kernels and not vm.paused and await kernels.save(vm.machine)
+
+    async def _revive(self, machines: Sequence[Machine], *, has_kernel: bool) -> None:
+        """Let copies have the kernel that their disk tells of, if that is wanted."""
+        for machine in machines if self._options.fork_kernels else ():
+            await kernels.prepare(machine)
+            if has_kernel:
+                await kernels.revive(machine)
 
     async def _after_copy(self, vm: Vm, *, keep_paused: bool) -> None:
         """Taking a copy wakes what was stopped; stop it again where it was or should be."""
