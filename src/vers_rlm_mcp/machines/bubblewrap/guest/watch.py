@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import resource
+import stat
 import time
 
 from . import tasks
@@ -41,6 +42,9 @@ URGENT_SHARE = 4
 SLACK = 8
 """What a machine is over its limit by when the busiest process is killed: a part of the limit."""
 
+MOST_MISSED = 3
+"""After so many counts that came to nothing, the disk is taken as full until one succeeds."""
+
 NEVER = -1
 SIGKILL = 9
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -51,6 +55,8 @@ ENTRY = 4096
 """Bytes that any file counts as: the host has only so many, however small they are."""
 
 MIB = 1 << 20
+
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,6 +81,8 @@ class Watch:
         """The frozen layers that were counted; they do not change."""
         self._frozen = 0
         """Bytes in them."""
+        self._missed = 0
+        """How many counts in a row came to nothing."""
         self._warned: set[int] = set()
         self._busy: dict[int, int] = {}
         self.touched = False
@@ -152,7 +160,8 @@ class Watch:
         if not self._layers <= frozen:  # Some were merged into one.
             self._layers.clear()
             self._frozen = 0
-        self._counting = _count(["machine/up"], sorted(frozen - self._layers))
+        devices = {overlay.device for overlay in self._overlays}
+        self._counting = _count(["machine/up"], sorted(frozen - self._layers), devices)
         self._layers |= frozen
         self._disk_due = now + GLANCE
 
@@ -166,10 +175,10 @@ class Watch:
         os.close(self._counting)
         self._counting = -1
         self._disk_due = now
-        if not told:  # The child was killed.
-            self._layers.clear()
-            self._frozen = 0
+        if not told:
+            self._miss_count()
             return
+        self._missed = 0
         upper, frozen, took = int(told[0]), int(told[1]), float(told[2])
         self._frozen += frozen
         before, self._written = self._written, upper + self._frozen
@@ -177,6 +186,15 @@ class Watch:
         least = MEMORY_INTERVAL if self.full else DISK_INTERVAL
         self._count_due = now + max(least, took * DISK_SHARE)
         self._act(grown=self._written > before)
+
+    def _miss_count(self) -> None:
+        """The child was killed, which any program may do: it must not pay to do so always."""
+        self._layers.clear()
+        self._frozen = 0
+        self._missed += 1
+        if self._missed >= MOST_MISSED:
+            self._written = self._disk + 1
+            self._act(grown=False)
 
     def _act(self, *, grown: bool) -> None:
         was_full, self.full = self.full, self._written > self._disk
@@ -265,10 +283,11 @@ def _writes(pid: int, mounts: set[int]) -> bool:
     return False
 
 
-def _count(*groups: list[str]) -> int:
-    """Let a child count the bytes below groups of directories, and how long that takes.
+def _count(upper: list[str], frozen: list[str], devices: set[int]) -> int:
+    """Let a child count the bytes in two groups of directories, and how long that takes.
 
-    Returns where it tells them, not blocking.
+    Files that have no name any more, but are open, count with the first. Returns where it tells
+    all that, not blocking.
     """
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -282,23 +301,54 @@ def _count(*groups: list[str]) -> int:
         return reading
     try:
         start = time.monotonic()
-        sizes = [sum(map(_size, group)) for group in groups]
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # Two for each level of depth.
+        sizes = (sum(map(_size, upper)) + _unnamed(devices), sum(map(_size, frozen)))
         os.write(writing, b"%d %d %.3f" % (*sizes, time.monotonic() - start))
     finally:
         os._exit(0)
 
 
 def _size(directory: str) -> int:
+    """Bytes below a directory, which programs change meanwhile.
+
+    Through descriptors: a path could be too long, or lead elsewhere by now. Raises OSError when the
+    tree is too deep for those that a process may have.
+    """
     total = 0
-    pending = [directory]
-    while pending:
-        try:
-            with os.scandir(pending.pop()) as entries:
-                for entry in entries:
-                    info = entry.stat(follow_symlinks=False)
-                    total += max(ENTRY, info.st_blocks * BLOCK) // max(1, info.st_nlink)
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-        except OSError:  # noqa: PERF203 - each may be removed meanwhile
+    top = os.open(directory, DIRECTORY)
+    stack = [(top, os.scandir(top))]
+    while stack:
+        descriptor, entries = stack[-1]
+        entry = next(entries, None)
+        if entry is None:
+            stack.pop()
+            os.close(descriptor)
             continue
+        try:
+            info = entry.stat(follow_symlinks=False)
+            total += _weight(info)
+            if stat.S_ISDIR(info.st_mode):
+                below = os.open(entry.name, DIRECTORY, dir_fd=descriptor)
+                stack.append((below, os.scandir(below)))
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # It was removed or replaced meanwhile.
     return total
+
+
+def _weight(info: os.stat_result) -> int:
+    return max(ENTRY, info.st_blocks * BLOCK) // max(1, info.st_nlink)
+
+
+def _unnamed(devices: set[int]) -> int:
+    """Bytes in files on these devices that were removed while a process has them open."""
+    found: dict[tuple[int, int], int] = {}
+    for pid in tasks.living():
+        try:
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                info = os.stat(f"/proc/{pid}/fd/{number}")
+                if info.st_nlink == 0 and info.st_dev in devices:
+                    found[info.st_dev, info.st_ino] = _weight(info)
+        except OSError:  # noqa: PERF203 - each may end, or close what it has open
+            continue
+    return sum(found.values())
