@@ -1,6 +1,6 @@
 """Runs the emulator by itself: prints what a client needs as one line of JSON, and serves.
 
-To point the server at it, set the variables of the object `environment` in that line.
+To point the server at it, set the variables that are printed to standard error as well.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ async def serve(state: Path | None, options: Options) -> None:
     """Serve until a signal to stop comes."""
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async with VersEmulator(state, options) as emulator:
-            print(json.dumps(emulator.facts()), flush=True)
+            facts = emulator.facts()
+            print(json.dumps(facts), flush=True)
+            for name, value in facts["environment"].items():
+                print(f"export {name}={value}", file=sys.stderr)
             async for _ in signals:
                 return
 

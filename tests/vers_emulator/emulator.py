@@ -9,7 +9,7 @@ import tempfile
 import uuid
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio
 from starlette.applications import Starlette
@@ -80,14 +80,24 @@ class VersEmulator:
         """The machines that are alive, oldest first."""
         return self.cloud.alive
 
-    def facts(self) -> dict[str, object]:
-        """What a client needs to know, for JSON."""
+    def facts(self) -> dict[str, Any]:
+        """What a client needs to know, for JSON; `environment` points our own server at it."""
+        host, port = self.ssh_address
         return {
             "base_url": self.base_url,
             "api_key": self.api_key,
-            "ssh_address": list(self.ssh_address),
+            "ssh_address": [host, port],
             "ssh_domain": self.options.domain,
             "ca_file": str(self.ca_file),
+            "environment": {
+                "VERS_API_KEY": self.api_key,
+                "VERS_BASE_URL": self.base_url,
+                "VERS_RLM_BACKEND": "vers",
+                "VERS_RLM_VERS_SSH_DOMAIN": self.options.domain,
+                "VERS_RLM_VERS_SSH_ADDRESS": f"{host}:{port}",
+                "VERS_RLM_VERS_CA_FILE": str(self.ca_file),
+                "VERS_RLM_VERS_FIDELITY": "memory" if self.options.fork_kernels else "disk",
+            },
         }
 
     async def __aenter__(self) -> Self:

@@ -202,7 +202,7 @@ async def test_sftp_does_to_names_what_openssh_does(vers: RawVers, vm: str) -> N
 
 async def test_sftp_streams_a_large_file(vers: RawVers, vm: str, tmp_path: Path) -> None:
     source, back = tmp_path / "source", tmp_path / "back"
-    content = os.urandom(24 * 1024 * 1024)
+    content = os.urandom(12 * 1024 * 1024)
     source.write_bytes(content)
     async with vers.ssh(vm) as ssh, ssh.start_sftp_client() as sftp:
         await sftp.put(source, "/root/large")
