@@ -106,6 +106,39 @@ def test_random_bytes_give_frames_or_a_frame_error_and_nothing_else(data: bytes)
         pass
 
 
+WHOLE = encode("a", {"id": 1, "text": "é", "list": [1, {"x": None}]}, b'{"payload": [1, 2]}')
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=6),
+    st.binary(max_size=20),
+    st.integers(1, len(WHOLE)),
+)
+def test_a_frame_with_bytes_changed_or_added_is_one_or_a_frame_error(
+    changes: list[tuple[int, int]], more: bytes, cut: int
+) -> None:
+    data = bytearray(WHOLE)
+    for place, value in changes:
+        data[place] = value
+    data += more
+    decoder = Decoder(KINDS)
+    try:
+        for piece in (data[:cut], data[cut:]):
+            for frame in decoder.feed(bytes(piece)):
+                load(frame.payload)
+    except FrameError:
+        pass
+
+
+def test_frames_of_an_earlier_feed_are_not_lost_when_they_were_not_asked_for() -> None:
+    decoder = Decoder(KINDS)
+    first = decoder.feed(encode("a", {"id": 1}) + encode("a", {"id": 2}))
+    assert next(first).fields == {"id": 1}
+    later = decoder.feed(encode("b", {"id": 3}))
+    assert [frame.fields["id"] for frame in later] == [2, 3]
+    assert list(first) == []
+
+
 def test_an_oversized_frame_is_refused_before_its_bytes_are_taken() -> None:
     decoder = Decoder(KINDS)
     with pytest.raises(FrameError):

@@ -151,7 +151,7 @@ def _names(value: Any) -> tuple[str, ...]:
 
 def _text(value: Any, longest: int) -> str:
     if not isinstance(value, str) or len(value) > longest:
-        raise _violation(f"where a text of at most {longest} characters belongs, something else")
+        raise _violation(f"something else where a text of at most {longest} characters belongs")
     return value
 
 

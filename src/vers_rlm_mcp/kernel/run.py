@@ -38,6 +38,7 @@ class Output:
     def __init__(self, limit: int, on_output: Callable[[str], None] | None) -> None:
         self.total = 0
         self._received = 0
+        self._has_gap = False
         self._limit = limit
         self._pieces: list[str] = []
         self._on_output = on_output
@@ -54,7 +55,10 @@ class Output:
         self.total += len(data) + skipped
         if self._received > self._limit:
             raise WireError(f"The kernel sent more output than the {self._limit} bytes agreed on.")
+        if skipped and self._has_gap:
+            raise WireError("The kernel left output out twice, where once was agreed on.")
         if skipped:
+            self._has_gap = True
             rest = self._decoder.decode(b"", final=True)
             self._append(f"{rest}\n… {skipped} bytes left out …\n")
         self._append(self._decoder.decode(data))

@@ -91,8 +91,8 @@ def encode(kind: str, fields: dict[str, Any], payload: bytes = b"") -> bytes:
 class Decoder:
     """Turns bytes, split anywhere, back into frames of the kinds given.
 
-    Never holds more than one frame and the piece that was fed. After a `FrameError` the rest of
-    the stream has no meaning.
+    Never holds more than one frame that is not whole, and what was fed and not asked for. After a
+    `FrameError` the rest of the stream has no meaning.
     """
 
     def __init__(self, kinds: frozenset[str]) -> None:
@@ -100,8 +100,14 @@ class Decoder:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """The frames that `data` completes. The iterator must be used up before the next feed."""
+        """The frames that `data` completes, each decoded when it is asked for.
+
+        What is left of an earlier feed comes first; its own iterator need not be used up.
+        """
         self._buffer += data
+        return self._whole_frames()
+
+    def _whole_frames(self) -> Iterator[Frame]:
         while len(self._buffer) >= _LENGTHS.size:
             header, payload = _LENGTHS.unpack_from(self._buffer)
             _check_lengths(header, payload)

@@ -195,7 +195,11 @@ async def test_a_pid_1_that_keeps_silent_is_given_up(
     monkeypatch.setattr("vers_rlm_mcp.machines.bubblewrap.sandbox.REPLY_SECONDS", 0.1)
     sandbox, answers = taken_over
     silence = threading.Event()
-    answers += [lambda reply: silence.wait(10)]
+
+    def wait(_: int) -> None:
+        silence.wait(10)
+
+    answers += [wait]
     with anyio.fail_after(5), pytest.raises(MachineGone, match="does not answer"):
         await sandbox.request(b"run")
     silence.set()
