@@ -203,14 +203,15 @@ def make_a_file_that_the_host_cannot_remove(bait: Bait) -> object:
 def write_to_what_the_kernel_offers_below_proc(bait: Bait) -> object:
     """All files of /proc but those of processes, the masked ones among them."""
     harmless = {"/proc/keys", "/proc/timer_list", "/proc/kcore", "/proc/sysrq-trigger"}
-    masked = {path for path in harmless if stat.S_ISCHR(os.stat(path).st_mode)}
+    there = filter(os.path.exists, harmless)
+    masked = {path for path in there if stat.S_ISCHR(os.stat(path).st_mode)}
     found: list[str] = []
     for directory, below, names in os.walk("/proc"):
         below[:] = [name for name in below if not (name.isdigit() or name.endswith("self"))]
         for name in names:
             path = os.path.join(directory, name)
             try:
-                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW))
             except OSError:
                 continue
             found.append(path)
