@@ -87,6 +87,7 @@ class RunningMachine:
         """
         sandbox = self.check()
         async with self._freezing:
+            store.discard_copies(self.id)
             try:
                 merged = await self._merge()
                 async with self.gate:
@@ -97,10 +98,14 @@ class RunningMachine:
                     finally:
                         with anyio.CancelScope(shield=True):
                             await sandbox.request(b"thaw")
-            except OSError as error:
-                raise self._not_frozen(error) from error
-            finally:
-                await _clear(store, self.id)
+            except BaseException as error:
+                with store.locked():  # What was made in vain may be what has filled the disk.
+                    store.discard_copies(self.id)
+                    store.drop_garbage()
+                await to_thread.run_sync(store.empty_trash, abandon_on_cancel=True)
+                if isinstance(error, OSError):
+                    raise self._not_frozen(error) from error
+                raise
 
     async def _merge(self) -> bool:
         """Make one of the layers when they are many, unless nothing new will come of the freeze.
@@ -197,12 +202,6 @@ class RunningMachine:
         if slot not in self.slots:
             raise MachineGone(f"Machine {self.id} tells nonsense; delete it.")
         return slot
-
-
-async def _clear(store: Store, machine_id: str) -> None:
-    """Remove what was copied in vain: it may be what has filled the disk."""
-    if store.discard_copies(machine_id):
-        await to_thread.run_sync(store.empty_trash, abandon_on_cancel=True)
 
 
 async def _stop(sandbox: Sandbox, *, merged: bool) -> list[bytes]:

@@ -36,6 +36,9 @@ ID_BYTES: Final = 6
 """Random bytes of an id: 48 bits cannot be guessed over any interface, and can still be typed."""
 
 
+LOCKS: Final = ("lock", "trash.lock")
+"""Held while the records and layers are changed, and while the trash is emptied."""
+
 RECORD: Final = "machine.json"
 BEFORE: Final = "before.json"
 """A machine's record, and a second name of the one before: to go back to that takes no room."""
@@ -115,10 +118,12 @@ class Store:
         self.root.chmod(0o700)  # As it may have been there: set-user-ID programs lie below.
         for directory in (self.layers, self.bases, self._machines, self._commits, self._trash):
             directory.mkdir(exist_ok=True)
+        for name in LOCKS:  # Now, since things must be removed when the disk is full.
+            (self.root / name).touch(mode=0o600)
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """Nobody else changes the store meanwhile. Held for a few file operations only."""
-        return _locked(self.root / "lock")
+        return _locked(self.root / LOCKS[0])
 
     # Machines
 
@@ -194,13 +199,10 @@ class Store:
         """Turn what a machine made of all its frozen layers into one."""
         (self.disk(machine_id) / MERGED).rename(self.layers / layer)
 
-    def discard_copies(self, machine_id: str) -> bool:
-        """Forget copies that were not adopted, if any; `empty_trash` removes their files."""
-        places = [self.disk(machine_id) / name for name in (COPY, MERGED)]
-        found = [place for place in places if place.is_dir()]
-        for place in found:
-            self._discard(place)
-        return bool(found)
+    def discard_copies(self, machine_id: str) -> None:
+        """Forget copies that were not adopted; `empty_trash` removes their files."""
+        for name in (COPY, MERGED):
+            self._discard(self.disk(machine_id) / name)
 
     def take(self, machine_id: str) -> int | None:
         """Take a machine for this process, or see that another has it.
@@ -275,7 +277,7 @@ class Store:
     def empty_trash(self) -> None:
         """Remove files for good. May take long, and waits for others who do."""
         # Two at once, of two servers even, would trip over each other.
-        with _locked(self.root / "trash.lock"):
+        with _locked(self.root / LOCKS[1]):
             for path in list(self._trash.iterdir()):
                 remove_tree(path)
 
@@ -286,7 +288,7 @@ class Store:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Generator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -20,6 +20,8 @@ from . import calls
 
 FLAGS = calls.MS_NOSUID | calls.MS_NODEV
 
+ENOSPC = 28
+
 OVERFLOW_ID = 65534
 """What the owner of a file looks like who does not exist in this user namespace."""
 
@@ -130,6 +132,8 @@ class Overlay:
         lower = ":".join([_short(layer, self.slot) for layer in self.layers] + [self.base])
         options = f"lowerdir={lower},upperdir={self.upper},workdir={work},userxattr,volatile"
         calls.mount(b"overlay", os.fsencode(target), b"overlay", FLAGS, options.encode())
+        if os.statvfs(target).f_flag & os.ST_RDONLY:  # It does without a work directory, then.
+            raise OSError(ENOSPC, os.strerror(ENOSPC), target)
 
     def _show(self, root: str) -> None:
         for name, target in self.views:

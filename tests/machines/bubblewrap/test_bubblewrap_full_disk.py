@@ -1,0 +1,118 @@
+"""The host's disk is full, at whatever point of a snapshot: the machine lives on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from vers_rlm_mcp.errors import MachineFull
+from vers_rlm_mcp.machines import Commit, Machine, read_bytes
+from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+
+MOST: Final = 1 << 30
+"""More bytes and more files than a machine's state takes."""
+
+TRIES: Final = 40
+"""A snapshot makes fewer files and fills fewer pages than that."""
+
+PAGE: Final = 4096
+
+CONTENT: Final = b"content" * 1000
+
+
+class Disk:
+    """A file system of its own, which can be made to hold just a little more than it does."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self._mount("-t", "tmpfs", "-o", f"size={MOST},nr_inodes={MOST},mode=755")
+
+    def leave(self, kind: str, count: int) -> None:
+        """Let so many files be made, or so many pages be filled, and no more."""
+        now = os.statvfs(self.place)
+        if kind == "files":
+            self._mount("-o", f"remount,nr_inodes={now.f_files - now.f_ffree + count}")
+        else:
+            self._mount("-o", f"remount,size={(now.f_blocks - now.f_bfree + count) * PAGE}")
+
+    def release(self) -> None:
+        """Let it grow again."""
+        self._mount("-o", f"remount,size={MOST},nr_inodes={MOST}")
+
+    def garbage(self) -> set[str]:
+        """What of the store nobody needs."""
+        store = self.place / "bubblewrap"
+        records = [*store.glob("machines/*/machine.json"), *store.glob("commits/*.json")]
+        needed = {name for path in records for name in json.loads(path.read_bytes())["layers"]}
+        layers = {path.name for path in (store / "layers").iterdir()}
+        return layers - needed | {path.name for path in (store / "trash").iterdir()}
+
+    def _mount(self, *options: str) -> None:
+        subprocess.run(["mount", *options, "tmpfs", self.place], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    yield Disk(tmp_path)
+    subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+@pytest.mark.parametrize("kind", ["files", "pages"])
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("merging", [False, True])
+async def test_a_snapshot_without_room_leaves_all_as_it_was(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, *, kind: str, held: bool, merging: bool
+) -> None:
+    if merging:
+        monkeypatch.setattr(running, "MERGE_LAYERS", 1)
+        monkeypatch.setattr(running, "MAX_LAYERS", 1)
+    async with BubblewrapBackend(disk.place) as backend:
+        machine = await backend.create()
+        await machine.write("/workspace/file", CONTENT)
+        base = await machine.snapshot()
+        await machine.write("/usr/local/other", CONTENT)
+        refused = 0
+        while await try_snapshot(disk, machine, kind, refused, held=held) is None:
+            refused += 1
+            assert await backend.commits() == [base]
+            assert not disk.garbage()
+            await expect(machine, refused - 1)
+        assert 0 < refused < TRIES
+        await expect(machine, refused)
+    async with BubblewrapBackend(disk.place) as backend:
+        await expect(await backend.attach(machine.id), refused)
+        await expect(await backend.restore((await backend.commits())[1].id), refused)
+
+
+async def try_snapshot(
+    disk: Disk, machine: Machine, kind: str, free: int, *, held: bool
+) -> Commit | None:
+    """Take a snapshot with so much room; None when it was refused."""
+    await machine.write("/workspace/number", b"%d" % free)
+    async with await machine.spawn(["sleep", "1000"], cwd="/workspace" if held else "/"):
+        disk.leave(kind, free)
+        try:
+            return await machine.snapshot()
+        except MachineFull as error:
+            told = str(error)
+        finally:
+            disk.release()
+        assert "Make room on the host's disk" in told
+        return None
+
+
+async def expect(machine: Machine, number: int) -> None:
+    """See that a machine holds what was written, and can be worked with."""
+    assert await read_bytes(machine, "/workspace/file", length=MOST) == CONTENT
+    assert await read_bytes(machine, "/usr/local/other", length=MOST) == CONTENT
+    assert await read_bytes(machine, "/workspace/number", length=MOST) == b"%d" % number
+    await machine.write("/workspace/new", b"new")
