@@ -14,7 +14,10 @@ ORDINARY_USER = 54321
 """An id without an account, a home or any right."""
 
 PLACES = [Path(__file__).parents[1] / name for name in ("bubblewrap", "escapes", "model")]
-CHOSEN = "isolation or snapshots or limits or lifecycle or escapes or ((file_trees or busy) and not fake)"
+CHOSEN = (
+    "isolation or snapshots or limits or lifecycle or escapes or "
+    "((file_trees or busy) and not fake)"
+)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests already run as an ordinary user")

@@ -78,6 +78,23 @@ async def started(process: Process) -> None:
         assert await process.stdout.receive() == b"ready\n"
 
 
+DEEP = """
+import os
+for level in range(50):
+    os.mkdir("d" * 200)
+    os.chdir("d" * 200)
+open("first", "w").write("1")
+os.link("first", "second")
+"""
+
+LINKED = """
+import os
+for level in range(50):
+    os.chdir("d" * 200)
+print(os.path.samefile("first", "second"), open("second").read())
+"""
+
+
 async def test_an_idle_machine_is_frozen_without_a_copy(machine: Machine) -> None:
     await machine.write("/workspace/file", b"1")
     assert (await machine.snapshot()).notes == ()
@@ -167,6 +184,18 @@ async def test_a_copy_is_the_same_tree(
     assert commit.notes
     copy = await backend.restore(commit.id)
     assert await sh(copy, MANIFEST) == wanted
+    await copy.delete()
+
+
+async def test_a_copy_may_be_deeper_than_any_path(
+    backend: BubblewrapBackend, machine: Machine, sh: Shell
+) -> None:
+    await sh(machine, f"python3 -c '{DEEP}'")
+    async with await machine.spawn(["sleep", "1000"], cwd="/workspace"):
+        commit = await machine.snapshot()
+    assert commit.notes
+    copy = await backend.restore(commit.id)
+    assert await sh(copy, f"python3 -c '{LINKED}'") == "True 1\n"
     await copy.delete()
 
 

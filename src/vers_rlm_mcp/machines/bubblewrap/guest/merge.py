@@ -107,8 +107,20 @@ def _is_linked(
         return False
     first = links.setdefault((info.st_dev, info.st_ino), path)
     if first != path:
-        os.link(first, name, dst_dir_fd=target, follow_symlinks=False)
+        directory, _, original = first.rpartition("/")
+        above = _open_far(directory)
+        os.link(original, name, src_dir_fd=above, dst_dir_fd=target, follow_symlinks=False)
+        os.close(above)
     return first != path
+
+
+def _open_far(path: str) -> int:
+    """Open a directory of our own whose path may be longer than the kernel takes at once."""
+    found = os.open(".", OPEN | os.O_DIRECTORY)
+    for name in path.split("/"):
+        above, found = found, os.open(name, OPEN | os.O_DIRECTORY, dir_fd=found)
+        os.close(above)
+    return found
 
 
 def _is_whiteout(info: os.stat_result) -> bool:
