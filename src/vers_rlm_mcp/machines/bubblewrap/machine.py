@@ -14,6 +14,7 @@ import anyio
 from vers_rlm_mcp.errors import MachineError, MachineFull, MachineGone, PathRefused
 
 from ..base import Capabilities, Commit, Machine, MachineInfo
+from . import identity
 from .process import KILL_SECONDS, BubblewrapProcess, FileReceiveStream, patience
 from .rootfs import WORKSPACE
 from .sandbox import check_reply
@@ -79,6 +80,7 @@ class BubblewrapMachine(Machine):
         with Pipes() as pipes:
             status, report = pipes.incoming(), pipes.incoming()
             streams = pipes.outgoing(), pipes.incoming(), pipes.incoming()
+            identity.give(pipes.theirs[-len(streams) :])
             number = await self._start(b"run", fields, pipes, what)
             await self._reported(report, number, what)
         return BubblewrapProcess(self._running.sandbox, number, status, streams)

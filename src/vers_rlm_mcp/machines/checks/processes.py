@@ -54,6 +54,15 @@ ODD_ARGUMENTS: Final = (
 
 
 @check
+async def streams_can_be_opened_by_name(lab: Lab) -> None:
+    """A program reads and writes its standard streams as files, as shell scripts do."""
+    machine = await lab.create()
+    script = "cat /dev/stdin > /dev/stdout; echo err > /dev/stderr"
+    result = await run_command(machine, script, timeout=COMMAND_SECONDS, stdin=b"in")
+    expect_equal((result.stdout.data, result.stderr.data), (b"in", b"err\n"), "the outputs")
+
+
+@check
 async def streams_are_exact(lab: Lab) -> None:
     """Twelve megabytes go through a program in both directions at once, byte for byte."""
     machine = await lab.create()
@@ -300,6 +309,7 @@ async def _run_for_ever(machine: Machine, script: str) -> None:
 
 
 CHECKS: tuple[Check, ...] = (
+    streams_can_be_opened_by_name,
     streams_are_exact,
     outputs_are_separate,
     unread_output_waits,
