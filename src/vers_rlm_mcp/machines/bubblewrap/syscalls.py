@@ -13,6 +13,7 @@ import errno
 import os
 import struct
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ def refused() -> Mapping[str, int]:
     return about.refused if about else {}
 
 
+@cache
 def call_filter() -> bytes:
     """The filter for this machine's architecture; empty on an unknown one."""
     about = ARCHITECTURES.get(os.uname().machine)
