@@ -26,7 +26,8 @@ async def rich(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[User]
     home = tmp_path_factory.mktemp("rich")
     keys = dict.fromkeys(("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "VERS_API_KEY"), KEY)
     urls = dict.fromkeys(("ANTHROPIC_BASE_URL", "OPENAI_BASE_URL"), CLOSED)
-    async with users.user(home, **keys, **urls, VERS_RLM_LOG_LEVEL="debug") as user:
+    chosen = {"VERS_RLM_LOG_LEVEL": "debug", "VERS_RLM_BACKEND": "bubblewrap"}
+    async with users.user(home, **keys, **urls, **chosen) as user:
         yield user
 
 

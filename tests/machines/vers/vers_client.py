@@ -1,14 +1,19 @@
-"""What a client of the emulator has to be told."""
+"""What a client of the emulator has to be told, and what tests of it have in common."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vers_rlm_mcp.machines.vers import VersConfig, find_url
-from vers_rlm_mcp.machines.vers.config import Key
+from vers_rlm_mcp import retries
+from vers_rlm_mcp.machines.vers import Key, VersConfig, find_url, link
 
 if TYPE_CHECKING:
+    import pytest
+
     from vers_emulator import VersEmulator
+
+UNKNOWN = "00000000-0000-4000-8000-000000000000"
+"""An id of the right shape that nobody made."""
 
 
 def config_of(emulator: VersEmulator) -> VersConfig:
@@ -22,3 +27,10 @@ def config_of(emulator: VersEmulator) -> VersConfig:
         ca_file=emulator.ca_file,
         fidelity="disk",
     )
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the pauses between attempts: how long they are is tested elsewhere."""
+    monkeypatch.setattr(retries, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(link, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(link, "LAST_PAUSE", 0.1)

@@ -87,7 +87,7 @@ class VersBackend(Backend):
         async def find() -> Sequence[str]:
             return [vm.vm_id for vm in await self._api.vms() if vm.labels.get(REQUEST) == request]
 
-        making = Making(post, find=find, delete=self.delete, finish=self._ready)
+        making = Making(post, find=find, delete=self.delete, finish=self._ready, lasting=True)
         (machine_id,) = await self._maker.make(making)
         return self._handle(machine_id)
 
@@ -114,14 +114,17 @@ class VersBackend(Backend):
         async def post() -> Sequence[str]:
             if not commit_id or commit_id in self._doomed:
                 raise NotThere("There is no such commit any more.")
-            return [await self._api.restore(commit_id, origin.kind)]
+            try:
+                return [await self._api.restore(commit_id, origin.kind)]
+            except Refused as error:  # a name that none could have
+                if error.status == HTTPStatus.BAD_REQUEST:
+                    raise NotThere(str(error)) from None
+                raise
 
         try:
             size = spec and spec.fs_size_mib
             (machine,) = await self._copy(origin, post, labels, fs_size_mib=size)
-        except (NotThere, Refused) as error:
-            if isinstance(error, Refused) and error.status != HTTPStatus.BAD_REQUEST:
-                raise
+        except NotThere:
             known = [commit.id for commit in await self.commits()]
             raise unknown_handle("commit", commit_id, known) from None
         return machine
@@ -185,7 +188,7 @@ class VersBackend(Backend):
         async def find() -> Sequence[str]:
             return [info.commit_id async for info in self._api.commits() if info.name == name]
 
-        making = Making(post, find=find, delete=self._api.delete_commit)
+        making = Making(post, find=find, delete=self._api.delete_commit, lasting=True)
         try:
             (commit_id,) = await self._maker.make(making)
         except NotThere:

@@ -129,7 +129,7 @@ def translated(config: VersConfig, what: str, error: Exception) -> MachineError:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return BackendUnavailable(
                 f"The TLS certificate of Vers cannot be verified, so nothing was sent to {host}: "
-                f"{cause.verify_message or cause.reason}. Name the file of its authority with "
+                f"{cause}. Name the file of its authority with "
                 "VERS_RLM_VERS_CA_FILE; VERS_RLM_VERS_INSECURE=true would trust anyone."
             )
     described = quote(config, f"{type(error).__name__}: {error}")

@@ -9,12 +9,15 @@ something is lost, it may exist or not. What tells ours from everybody else's:
   labels right afterwards. Until then it is ours if it was not listed before the request, its
   metadata name the machine or commit that was asked for, and it bears no other request's label.
   Requests for copies of the same thing wait for each other, so that the copies of one are not
-  taken for another's.
+  taken for another's, and nobody looks for unlabelled copies later on, when they might be anyone's.
+  What is left then is a copy of which the service told us nothing, in a minute in which it
+  answered nothing else either.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -45,6 +48,9 @@ FINISH_SECONDS: Final = 15.0
 """How long a request goes on after it was cancelled: a branch takes 10 s, and its answer is the
 surest way to learn what to delete."""
 
+LATE_SECONDS: Final = 600.0
+"""How long a service may go on with a request that was given up: it is in trouble then."""
+
 CLEAN_SECONDS: Final = 15.0
 """For deleting, at once, what was made for nothing; what is left then goes at the next look."""
 
@@ -58,6 +64,8 @@ class Making:
             when there is no way to see: then it is not repeated.
         finish: Makes what was made fit for use: labels it, waits until it can be reached.
         delete: Deletes one of them.
+        lasting: Whether `find` is as sure later on as it is right now: what comes late, because
+            the service went on with a request that we gave up, is then looked for, too.
         count: How many are wanted.
     """
 
@@ -68,13 +76,16 @@ class Making:
         find: Callable[[], Awaitable[Sequence[str]]] | None,
         delete: Callable[[str], Awaitable[None]],
         finish: Callable[[Sequence[str]], Awaitable[None]] | None = None,
+        lasting: bool = False,
         count: int = 1,
     ) -> None:
         self._post = post
         self._find = find
         self._delete = delete
         self._finish = finish
+        self._lasting = lasting
         self._count = count
+        self._started = time.monotonic()
         self._told: set[str] = set()
         """What the service said it made, as long as it may have to be deleted."""
         self._kept: set[str] = set()
@@ -86,19 +97,26 @@ class Making:
         made = (await with_retries(self._attempt, failed=MachineError))[: self._count]
         if len(made) < self._count:
             raise MachineError(
-                f"Vers made {len(made)} of the {self._count} that were asked for in one request; "
+                f"Vers made {len(made)} of the {self._count} that were asked for in one request: "
                 "ask for one at a time."
             )
         if self._finish:
             await self._finish(made)
         return made
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing that this request made has to be deleted any more, or looked for."""
+        return not (self._told or self._doubtful)
+
     async def clean(self, keep: Sequence[str] = ()) -> None:
-        """Delete what this request made, but for `keep`. Does nothing when nothing is left."""
+        """Delete what this request made, but for `keep`."""
         self._kept.update(keep)
-        if self._doubtful and self._find:
+        was_doubtful = self._doubtful
+        late = time.monotonic() < self._started + LATE_SECONDS
+        self._doubtful = was_doubtful and self._lasting and late
+        if was_doubtful and self._find:
             self._told.update(await self._find())
-        self._doubtful = False
         self._told -= self._kept
         for made_id in list(self._told):
             await self._delete(made_id)
@@ -124,6 +142,9 @@ class Making:
     async def _ask(self) -> Sequence[str]:
         made = await self._post()
         self._told.update(made)
+        if len(made) < self._count and self._find:  # an older service tells of one only
+            made = await self._find()
+            self._told.update(made)
         return made
 
 
@@ -153,14 +174,12 @@ class Maker:
             await self._clean(making)
 
     async def _clean(self, making: Making, keep: Sequence[str] = ()) -> None:
-        done = False
         with anyio.move_on_after(CLEAN_SECONDS, shield=True):
             try:
                 await making.clean(keep)
-                done = True
             except MachineError as error:
                 logger.warning("What a failed request made cannot be deleted yet: %s", error)
-        if not done:
+        if not making.settled:
             self._leftovers.append(making)
 
 
