@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import anyio
 from pydantic import TypeAdapter
 
-from . import engines, machine, readme, server
+from . import engines, readme
 from .scenarios import SCENARIOS
 from .tables import Section
 
@@ -40,11 +40,11 @@ def main() -> None:
     wanted = options.sections or ["machine", "server", "peers"]
     rounds = 1 if options.quick else None
     measures: Mapping[str, Callable[[], Section]] = {
-        "machine": lambda: anyio.run(partial(machine.measure, rounds=rounds)),
-        "server": lambda: anyio.run(partial(server.measure, rounds=rounds)),
-        "engine": lambda: engines.measure([engines.OURS], rounds=rounds, only=options.only),
-        "peers": lambda: engines.measure(
-            [engines.OURS, *engines.PEERS], rounds=rounds, only=options.only
+        "machine": partial(_measure_machine, rounds),
+        "server": partial(_measure_server, rounds),
+        "engine": partial(engines.measure, [engines.OURS], rounds=rounds, only=options.only),
+        "peers": partial(
+            engines.measure, [engines.OURS, *engines.PEERS], rounds=rounds, only=options.only
         ),
     }
     if "peers" in wanted:  # which has our engine in it
@@ -57,6 +57,18 @@ def main() -> None:
         # A quick pass, a part, or our engine alone says too little to be kept.
         if not (options.quick or options.only or name == "engine"):
             _keep("engines" if name == "peers" else name, section)
+
+
+def _measure_machine(rounds: int | None) -> Section:
+    from . import machine  # noqa: PLC0415 - a pass without it need not wait for it
+
+    return anyio.run(partial(machine.measure, rounds=rounds))
+
+
+def _measure_server(rounds: int | None) -> Section:
+    from . import server  # noqa: PLC0415 - a pass without it need not wait for it
+
+    return anyio.run(partial(server.measure, rounds=rounds))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,6 +98,7 @@ def _section(name: str) -> str:
 
 
 def _keep(name: str, section: Section) -> None:
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "results.json"
     sections = SECTIONS_TYPE.validate_json(path.read_bytes()) if path.exists() else {}
     sections[name] = section

@@ -1,18 +1,25 @@
-"""What a bubblewrap machine costs, fresh and after 1 GB was written in it."""
+"""What a bubblewrap machine costs, fresh and after 1 GB was written in it; and a run in one.
+
+The run's model is scripted, in the same process: what an engine's iteration costs beside HTTP.
+"""
 
 from __future__ import annotations
 
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
-from vers_rlm_mcp import runs
+from vers_rlm_mcp import rlm, runs
 from vers_rlm_mcp.machines import run_command
+from vers_rlm_mcp.models import open_model
 from vers_rlm_mcp.settings import Settings
 
+from .scenarios import PRINT_500, TURNS
 from .tables import Section, computer
 
 if TYPE_CHECKING:
@@ -34,6 +41,7 @@ NOTES = [
     "bubblewrap, with the ledger in front of it; the state directory on this computer's disk.",
     "A snapshot saves the kernel's variables first; branches and restored machines are ready when "
     "a kernel with these variables runs in each.",
+    "The run's model is scripted, in the same process: its iterations are without HTTP.",
 ]
 
 T = TypeVar("T")
@@ -43,7 +51,9 @@ async def measure(*, rounds: int | None = None) -> Section:
     """Make machines, work in them, copy them; each round with machines of its own."""
     section = Section("Machine", [FRESH, WRITTEN], computer(), notes=[*NOTES])
     with tempfile.TemporaryDirectory(prefix="vers-rlm-bench-") as directory:
-        settings = Settings.model_validate({"state_dir": directory, "max_machines": 2 * MANY})
+        settings = Settings.model_validate(
+            {"backend": "bubblewrap", "state_dir": directory, "max_machines": 2 * MANY}
+        )
         async with runs.open_fleet(settings) as fleet:
             warm_up = Section("", [FRESH], "")
             await _Round(warm_up, FRESH, fleet, settings).perform()
@@ -52,9 +62,33 @@ async def measure(*, rounds: int | None = None) -> Section:
                 "create, the first with a new state directory", "ms", FRESH
             ).values += first.values
             for _ in range(rounds or ROUNDS):
+                await _iterate(section, fleet, settings)
                 for column in section.columns:
                     await _Round(section, column, fleet, settings).perform()
     return section
+
+
+async def _iterate(section: Section, fleet: Fleet, settings: Settings) -> None:
+    """A run of many steps: an iteration is the time from a question to the next."""
+    asked: list[float] = []
+
+    def on_event(event: rlm.Event) -> None:
+        if isinstance(event, rlm.ModelAsked):
+            asked.append(time.perf_counter())
+
+    script = settings.state_dir / "script.txt"
+    step = f"--- reply\n```python\n{PRINT_500}\n```\n"
+    script.write_text(f'{step * TURNS}--- reply\n```python\nFINAL(answer="done")\n```\n')
+    model = open_model(f"scripted:{script}")
+    request = runs.RunRequest("-> answer", max_iterations=TURNS + 1)
+    result = await runs.run(
+        request, fleet=fleet, model=model, sub_model=model, settings=settings, on_event=on_event
+    )
+    assert result.outputs == {"answer": "done"}, result
+    seconds = [after - before for before, after in pairwise(asked)]
+    for which, part in (("first", seconds[:10]), ("last", seconds[-10:])):
+        what = f"an iteration of a run, the {which} ten of {TURNS}"
+        section.cell(what, "ms", FRESH, goal=2).values.append(median(part) * 1000)
 
 
 @dataclass

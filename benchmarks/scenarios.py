@@ -72,8 +72,6 @@ class Run:
     @property
     def set_up(self) -> float:
         """From the call to the first request."""
-        if not self.heard.asked:
-            raise NoFigure(self.error or "asked no model")
         return self.heard.asked[0] - self.started
 
     @property
@@ -124,7 +122,7 @@ def _batch(name: str) -> str:
     return f'{name} = llm_query_batched([f"Question {{i}}" for i in range({BATCH})])'
 
 
-_PRINT_500 = 'print("NUMBER: " + "some output " * 41)'
+PRINT_500 = 'print("NUMBER: " + "some output " * 41)'
 _PRINT_1000 = 'print("NUMBER: " + "some output " * 83)'
 _BUSY = f"import time\nend = time.time() + {BUSY_SECONDS}\nwhile time.time() < end: pass"
 _ALL_ANSWERED = (
@@ -179,7 +177,7 @@ SCENARIOS = (
     ),
     Scenario(
         "turns",
-        (Job(_steps(TURNS, _PRINT_500)),),
+        (Job(_steps(TURNS, PRINT_500)),),
         (
             Reading(
                 f"an iteration, the first ten of {TURNS}",
@@ -202,7 +200,7 @@ SCENARIOS = (
             Reading(
                 "the first request, later with 100 MB of input",
                 "s",
-                lambda runs: runs[1].set_up - runs[0].set_up,
+                lambda runs: runs[1].done().set_up - runs[0].done().set_up,
             ),
             Reading("an iteration, longer with 100 MB of input", "ms", _more, goal=5),
             Reading(
@@ -253,7 +251,7 @@ SCENARIOS = (
     ),
     Scenario(
         "log",
-        tuple(Job(_steps(turns, _PRINT_500), log=True) for turns in (TURNS, TURNS // 2)),
+        tuple(Job(_steps(turns, PRINT_500), log=True) for turns in (TURNS, TURNS // 2)),
         (
             Reading(f"the log of {TURNS} turns", "KiB", lambda runs: _log_bytes(runs[0]) / 1024),
             Reading(

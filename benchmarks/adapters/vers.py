@@ -23,7 +23,7 @@ async def main() -> None:
         for job in jobs():
             with timed_outcome() as outcome:
                 limits = {"cell_timeout": job.cell_seconds} if job.cell_seconds else {}
-                settings = Settings.model_validate(limits)
+                settings = Settings.model_validate({"backend": "bubblewrap", **limits})
                 if fleet is None:
                     fleet = await stack.enter_async_context(runs.open_fleet(settings))
                 result = await perform(fleet, job, settings)

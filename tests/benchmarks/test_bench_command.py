@@ -19,7 +19,7 @@ def test_a_quick_pass_lets_our_engine_run_against_the_scripted_server_and_prints
     rows = dict(re.findall(r"^\| (\w[^|]*?) \|[^|]*\| ([\d.,]+) \|", done.stdout, re.MULTILINE))
     sent, repeated, new = (float(figure.replace(",", "")) for figure in rows.values())
     assert sent > 10_000, done.stdout
-    assert repeated > 90, "a conversation that is only appended to begins with the one before"
+    assert repeated > 80, "a conversation that is only appended to begins with the one before"
     assert new < sent
     assert results() == kept, "one round says too little to be kept"
 
