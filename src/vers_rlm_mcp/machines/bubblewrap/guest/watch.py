@@ -40,7 +40,7 @@ URGENT_SHARE = 4
 """The same while the disk fills."""
 
 SLACK = 8
-"""What a machine is over its limit by when the busiest process is killed: a part of the limit."""
+"""A full disk may grow by one part in so many of its size until the busiest process is killed."""
 
 MOST_MISSED = 3
 """After so many counts that came to nothing, the disk is taken as full until one succeeds."""
@@ -83,6 +83,8 @@ class Watch:
         """Bytes in them."""
         self._missed = 0
         """How many counts in a row came to nothing."""
+        self._most = 0
+        """Bytes to which a full disk may still grow, by what was under way when it became full."""
         self._warned: set[int] = set()
         self._busy: dict[int, int] = {}
         self.touched = False
@@ -181,11 +183,11 @@ class Watch:
         self._missed = 0
         upper, frozen, took = int(told[0]), int(told[1]), float(told[2])
         self._frozen += frozen
-        before, self._written = self._written, upper + self._frozen
+        self._written = upper + self._frozen
         self._urgent_due = now + took * URGENT_SHARE
         least = MEMORY_INTERVAL if self.full else DISK_INTERVAL
         self._count_due = now + max(least, took * DISK_SHARE)
-        self._act(grown=self._written > before)
+        self._act()
 
     def _miss_count(self) -> None:
         """The child was killed, which any program may do: it must not pay to do so always."""
@@ -194,14 +196,14 @@ class Watch:
         self._missed += 1
         if self._missed >= MOST_MISSED:
             self._written = self._disk + 1
-            self._act(grown=False)
+            self._act()
 
-    def _act(self, *, grown: bool) -> None:
+    def _act(self) -> None:
         was_full, self.full = self.full, self._written > self._disk
         if self.full:
             self._stop_writers()
-            if was_full and grown and self._written > self._disk + self._disk // SLACK:
-                self._end_busiest()
+            self._most = self._most if was_full else self._written + self._disk // SLACK
+            self._note_work(end_busiest=self._written > self._most)
         elif was_full:
             self._let_write()
 
@@ -213,11 +215,11 @@ class Watch:
             self._warned.add(pid)
             _limit_files(pid, 0)
 
-    def _end_busiest(self) -> None:
-        """Kill what has worked most in the kernel since the last count: it makes the files."""
+    def _note_work(self, *, end_busiest: bool) -> None:
+        """See who works in the kernel; kill who has worked most since: it makes the files."""
         before, self._busy = self._busy, {pid: tasks.kernel_time(pid) for pid in tasks.living()}
-        worked = {pid: ticks - before[pid] for pid, ticks in self._busy.items() if pid in before}
-        if worked:
+        worked = {pid: ticks - before.get(pid, 0) for pid, ticks in self._busy.items()}
+        if end_busiest and worked:
             tasks.signal(max(worked, key=lambda pid: worked[pid]), SIGKILL)
 
     def _let_write(self) -> None:
