@@ -1,0 +1,102 @@
+"""Runs on machines of Vers: the emulator in the mode that lets kernels live on in copies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from lab import Lab, Turns, cell
+
+from vers_emulator import Options, VersEmulator
+from vers_rlm_mcp import runs
+from vers_rlm_mcp.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+async def emulator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VersEmulator]:
+    state = tmp_path_factory.mktemp("vers")
+    async with VersEmulator(state, Options(fork_kernels=True)) as running:
+        yield running
+
+
+@pytest.fixture
+async def vers(
+    emulator: VersEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Lab]:
+    """A place to run things in, opened as a server does it, from the environment."""
+    for name, value in emulator.facts()["environment"].items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("VERS_RLM_BACKEND", "auto")
+    settings = Settings.model_validate({"state_dir": tmp_path / "state"})
+    async with runs.open_fleet(settings) as fleet:
+        yield Lab(fleet, settings, tmp_path)
+    assert list(emulator.vms) == []
+
+
+async def test_a_run_branches_restores_and_hands_in_what_it_found(vers: Lab) -> None:
+    code = """
+import threading
+lock = threading.Lock()  # cannot be pickled
+writeFile("/workspace/plan", "a")
+home, commit = currentVmId(), vmSnapshot()
+branch = vmBranch()
+writeFile("/workspace/plan", "b")
+vmSwitch(branch)
+seen = [exec("cat plan").stdout, readFile("/workspace/plan")]
+restored = vmRestore(commit)
+seen.append(readFile("/workspace/plan"))
+vmSwitch(home)
+seen.append(readFile("/workspace/plan"))
+FINAL(seen)
+"""
+    result = await vers.run("-> x: list[str]", Turns(cell(code)), max_iterations=2)
+    assert result.status == "finished", result
+    assert result.outputs["x"] == ["a", "a", "a", "b"]
+    assert (result.backend, result.isolation, result.fidelity) == ("vers", "vm", "memory")
+
+
+async def test_a_copys_kernel_has_its_variables_and_the_parents_goes_on(vers: Lab) -> None:
+    bench = vers.bench()
+    await vers.cell(bench, "items = [1, 2]")
+    branch = await vers.cell(bench, "items.append(3); made = vmBranch(); items.append(4)\nmade")
+    # In the copy the call that was in flight failed, and with it the rest of that cell.
+    branch = branch.strip("'")
+    assert await vers.cell(bench, "items", branch) == "[1, 2, 3]"
+    assert await vers.cell(bench, "'made' in globals()", branch) == "False"
+    assert await vers.cell(bench, "items") == "[1, 2, 3, 4]"
+    assert await vers.cell(bench, "items.append(5); items", branch) == "[1, 2, 3, 5]"
+    assert await vers.cell(bench, "currentVmId()", branch) == repr(branch)
+    await bench.aclose()
+
+
+async def test_a_restored_kernel_has_its_variables(vers: Lab) -> None:
+    bench = vers.bench()
+    await vers.cell(bench, "x = 41")
+    commit = (await bench.snapshot()).commit
+    await vers.cell(bench, "x = 0")
+    restored = await bench.restore(commit.id)
+    assert await vers.cell(bench, "x + 1", restored.id) == "42"
+    await bench.aclose()
+
+
+async def test_a_cell_whose_connection_breaks_says_so_and_keeps_the_variables(
+    vers: Lab, emulator: VersEmulator
+) -> None:
+    bench = vers.bench()
+    await vers.cell(bench, "x = 1")
+
+    def cut(text: str) -> None:
+        for vm in emulator.vms:
+            vm.disconnect()
+
+    result, _ = await runs.run_cell(
+        bench, "x = 2; print('here'); import time; time.sleep(60)", timeout=60, on_output=cut
+    )
+    assert result.status == "interrupted", result
+    assert "made anew" in (result.error or "")
+    assert await vers.cell(bench, "x") == "2"
+    await bench.aclose()
