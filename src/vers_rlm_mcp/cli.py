@@ -164,6 +164,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--instructions", metavar="TEXT")
     parser.add_argument("--max-iterations", type=int, default=20)
     parser.add_argument("--max-llm-calls", type=int, default=30)
+    parser.add_argument(
+        "--verify", metavar="COMMAND", help="a command in the machine that must accept the outputs"
+    )
+    parser.add_argument("--max-depth", type=int, default=1, help="levels of branches, default 1")
     parser.add_argument("--vm-id", metavar="ID", help="use this machine instead of a new one")
     parser.add_argument("--keep-vm", action="store_true", help="keep the machine afterwards")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -114,6 +114,8 @@ def _request(
         max_llm_calls=options.max_llm_calls,
         machine_id=options.vm_id,
         keep_machine=options.keep_vm,
+        verify=options.verify,
+        max_depth=options.max_depth,
         files=files,
     )
 
@@ -207,6 +209,8 @@ def _print_remarks(console: Console, result: runs.RunResult) -> None:
         f"{'is kept' if result.kept else 'was deleted'} ({result.backend}, isolation "
         f"{result.isolation}, fidelity {result.fidelity}).",
     )
+    if result.verified:
+        _say(console, f"Verified by: {result.verified}")
     for warning in result.warnings:
         _say(console, f"Warning: {warning}")
 

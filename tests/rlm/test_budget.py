@@ -41,10 +41,10 @@ def test_iterations_are_counted() -> None:
 
 def test_machines_come_back() -> None:
     budget = Budget(Limits(machines=2), now=0)
-    budget.reserve_machines(2)
-    assert "2 machines alive at once" in refused(lambda: budget.reserve_machines(1))
-    budget.release_machines(1)
-    budget.reserve_machines(1)
+    budget.reserve_machines(2, now=0)
+    assert "2 machines alive at once" in refused(lambda: budget.reserve_machines(1, now=0))
+    budget.release_machines(1, now=0)
+    budget.reserve_machines(1, now=0)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_money_cannot_be_limited_where_prices_are_unknown() -> None:
 
 def test_what_a_child_uses_counts_for_its_parents() -> None:
     parent = Budget(Limits(sub_calls=4, tokens=100), now=0)
-    child = parent.child(Limits(sub_calls=10), now=5)
+    child = Budget(Limits(sub_calls=10), now=5, parent=parent)
     child.reserve_sub_calls(3, now=6)
     child.settle(Usage(50, 50))
     assert parent.usage.tokens == 100
@@ -90,14 +90,14 @@ def test_what_a_child_uses_counts_for_its_parents() -> None:
 
 def test_a_child_is_held_to_its_parents_limits_and_a_refusal_reserves_nothing() -> None:
     parent = Budget(Limits(sub_calls=2), now=0)
-    child = parent.child(Limits(sub_calls=10), now=0)
+    child = Budget(Limits(sub_calls=10), now=0, parent=parent)
     assert "allows 2 sub-calls: 0 are used" in refused(lambda: child.reserve_sub_calls(3, now=0))
     child.reserve_sub_calls(2, now=0)
 
 
 def test_the_time_left_is_that_of_the_nearest_limit() -> None:
     parent = Budget(Limits(seconds=100), now=10)
-    child = parent.child(Limits(seconds=1_000), now=50)
+    child = Budget(Limits(seconds=1_000), now=50, parent=parent)
     assert child.seconds_left(now=60) == 50
     assert child.seconds_left(now=500) == 0
     assert Budget(Limits(), now=0).seconds_left(now=5) is None
@@ -115,6 +115,8 @@ def test_the_snapshot_is_json_and_says_used_limit_and_left() -> None:
             "usd": {"used": 0.25, "limit": 1.0, "left": 0.75},
             "seconds": {"used": 12.3457, "limit": 60, "left": 47.6543},
             "machines": {"used": 0, "limit": None, "left": None},
+            "machine_seconds": {"used": 0.0, "limit": None, "left": None},
+            "branch_steps": {"used": 0, "limit": 100, "left": 100},
         }
     )
 

@@ -13,6 +13,7 @@ from inline_snapshot import snapshot
 from vers_rlm_mcp.errors import InputError
 from vers_rlm_mcp.messages import Message, Usage
 from vers_rlm_mcp.rlm import (
+    Branch,
     CallModel,
     CellReply,
     Emit,
@@ -29,6 +30,8 @@ from vers_rlm_mcp.rlm import (
     StepFinished,
     Stop,
     Task,
+    Verdict,
+    Verify,
     run,
 )
 
@@ -45,6 +48,9 @@ class Recorded:
     outcome: Outcome
     calls: list[CallModel] = field(default_factory=list[CallModel])
     cells: list[str] = field(default_factory=list[str])
+    conversations: list[tuple[Message, ...]] = field(default_factory=list[tuple[Message, ...]])
+    """What had been said when each cell ran."""
+    checks: list[Verify] = field(default_factory=list[Verify])
     events: list[Event] = field(default_factory=list[Event])
 
     @property
@@ -53,10 +59,18 @@ class Recorded:
         return [m.content for m in self.calls[-1].messages[2:] if m.role == "user"]
 
 
-def play(replies: Iterable[Reply], signature: str = "task -> answer", steps: int = 20) -> Recorded:
+def play(
+    replies: Iterable[Reply],
+    signature: str = "task -> answer",
+    steps: int = 20,
+    *,
+    verify: str | None = None,
+    branch: Branch | None = None,
+) -> Recorded:
     """Feed replies until the run ends; every one of them must be asked for."""
     recorded = Recorded(Outcome("partial", {}, (), "", ""))
-    generator = run(Task(Signature.parse(signature), max_iterations=steps))
+    parsed = Signature.parse(signature)
+    generator = run(Task(parsed, max_iterations=steps, verify=verify, branch=branch))
     remaining = iter(replies)
     reply: Reply = None
     try:
@@ -68,8 +82,11 @@ def play(replies: Iterable[Reply], signature: str = "task -> answer", steps: int
             else:
                 if isinstance(request, CallModel):
                     recorded.calls.append(request)
-                else:
+                elif isinstance(request, RunCell):
                     recorded.cells.append(request.code)
+                    recorded.conversations.append(request.messages)
+                else:
+                    recorded.checks.append(request)
                 reply = next(remaining)
             request = generator.send(reply)
     except StopIteration as end:
@@ -343,12 +360,14 @@ class Dice:
                 return ModelReply(self.texts[self.turn % len(self.texts)])
             case RunCell():
                 return self.cells[self.turn % len(self.cells)]
+            case Verify():
+                return Verdict(accepted=self.turn % 2 == 0)
             case Emit():
                 return None
 
 
 def requests_of(dice: Dice, steps: int) -> tuple[list[Request], Outcome]:
-    generator = run(Task(Signature.parse("-> answer"), max_iterations=steps))
+    generator = run(Task(Signature.parse("-> answer"), max_iterations=steps, verify="check"))
     requests = [next(generator)]
     while True:
         try:
@@ -377,3 +396,55 @@ def test_the_same_replies_give_the_same_run(
     texts: list[str], cells: list[CellReply], steps: int
 ) -> None:
     assert requests_of(Dice(texts, cells), steps) == requests_of(Dice(texts, cells), steps)
+
+
+def test_an_answer_that_the_check_refuses_goes_back_to_the_model_with_what_it_said():
+    recorded = play(
+        [
+            ModelReply(CODE),
+            final(1),
+            Verdict(accepted=False, output="2 failed\n[exit code: 1]"),
+            ModelReply(CODE),
+            final(2),
+            Verdict(accepted=True),
+        ],
+        "-> answer: int",
+        verify="pytest -q",
+    )
+    assert recorded.outcome.outputs == {"answer": 2}
+    assert recorded.outcome.verified
+    assert [check.outputs for check in recorded.checks] == [{"answer": 1}, {"answer": 2}]
+    (told,) = recorded.told
+    assert "`pytest -q`" in told
+    assert "2 failed\n[exit code: 1]" in told
+
+
+def test_the_check_is_not_asked_about_outputs_of_wrong_types():
+    recorded = play([ModelReply(CODE), final("x"), Stop("Time is up.")], "-> n: int", verify="true")
+    assert recorded.checks == []
+    assert not recorded.outcome.verified
+
+
+def test_extracted_outputs_are_checked_too():
+    extracted = [ModelReply(CODE), CellReply("ok"), ModelReply('{"answer": 1}')]
+    accepted = play([*extracted, Verdict(accepted=True)], "-> answer: int", 1, verify="true")
+    assert (accepted.outcome.status, accepted.outcome.verified) == ("extracted", True)
+    refused = play(
+        [*extracted, Verdict(accepted=False, output="no")], "-> answer: int", 1, verify="x"
+    )
+    assert (refused.outcome.status, refused.outcome.verified) == ("partial", False)
+    assert refused.outcome.outputs == {"answer": 1}
+
+
+def test_a_branch_goes_on_from_the_conversation_of_its_origin_word_for_word():
+    parent = play([ModelReply("Fork. " + CODE), CellReply("ok"), Stop("enough")])
+    (history,) = parent.conversations
+    assert history[:2] == parent.calls[0].messages
+    assert history[-1].content == "Fork. " + CODE
+    branch = Branch(history, "Do it backwards.", 2, 3, ("The variable `f` is not here.",))
+    child = play([ModelReply(CODE), final(7)], "-> n: int", branch=branch)
+    messages = child.calls[0].messages
+    assert messages[:-1] == history
+    for said in ("Branch 2 of 3", "Do it backwards.", "The variable `f` is not here.", "`n`: int"):
+        assert said in messages[-1].content
+    assert child.outcome.outputs == {"n": 7}

@@ -56,7 +56,7 @@ def test_an_event_is_json_under_its_name() -> None:
 def test_every_kind_of_event_has_a_name_of_its_own() -> None:
     shown = [getattr(rlm, name) for name in rlm.__all__]
     events = [each for each in shown if isinstance(each, type) and issubclass(each, Event)]
-    assert len({each.kind() for each in events}) == len(events) == 16
+    assert len({each.kind() for each in events}) == len(events) == 21
 
 
 def test_a_step_is_told_with_its_parts_cut_to_length() -> None:
@@ -109,12 +109,16 @@ def test_what_happens_is_told_in_a_line(event: Event, line: str | None) -> None:
 def test_the_door_shows_these_names_and_no_others() -> None:
     assert sorted(rlm.__all__) == snapshot(
         [
+            "Branch",
             "Budget",
             "CallModel",
             "CellOutput",
             "CellReply",
             "CellStarted",
             "Checked",
+            "ChildChosen",
+            "ChildFinished",
+            "ChildStarted",
             "CommitMade",
             "Emit",
             "Event",
@@ -122,6 +126,7 @@ def test_the_door_shows_these_names_and_no_others() -> None:
             "Feedback",
             "Field",
             "FinalCall",
+            "InChild",
             "InputFile",
             "InputVariable",
             "Limits",
@@ -154,9 +159,14 @@ def test_the_door_shows_these_names_and_no_others() -> None:
             "SubCallStarted",
             "Task",
             "ToolCalled",
+            "Verdict",
+            "Verified",
+            "Verify",
             "describe",
             "narrate",
+            "plain_prompt",
             "preview",
+            "read_outputs",
             "run",
             "system_prompt",
             "task_prompt",

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from vers_rlm_mcp.kernel.guest.functions import NAMES
-from vers_rlm_mcp.rlm import FUNCTIONS, REPL_NAMES
+from vers_rlm_mcp.rlm import FUNCTIONS
 
 
 def test_the_model_is_told_of_every_function_of_the_kernel_and_of_no_other() -> None:
     assert {name for f in FUNCTIONS for name in (f.name, f.twin)} == NAMES
-
-
-def test_names_of_functions_to_come_are_kept_free() -> None:
-    assert {"branches", "rlmQuery", "rlm_query"} == REPL_NAMES - NAMES

@@ -57,7 +57,7 @@ def test_an_encoding_that_is_there_already_is_used() -> None:
 
 @given(st.lists(st.text(st.characters())))
 def test_messages_are_only_appended_and_always_sendable(texts: list[str]) -> None:
-    transcript = Transcript("system", "task")
+    transcript = Transcript([Message("system", "system"), Message("user", "task")])
     before = transcript.messages
     for text in texts:
         transcript.reply(text)
@@ -72,6 +72,6 @@ def test_messages_are_only_appended_and_always_sendable(texts: list[str]) -> Non
 
 
 def test_an_empty_reply_has_a_text_that_stands_for_it() -> None:
-    transcript = Transcript("system", "task")
+    transcript = Transcript([Message("system", "system"), Message("user", "task")])
     transcript.reply(" \n")
     assert transcript.messages[-1] == Message("assistant", EMPTY_REPLY)

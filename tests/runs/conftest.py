@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 from lab import Lab
 
+from vers_rlm_mcp import runs
 from vers_rlm_mcp.machines import Fleet, Ledger
 from vers_rlm_mcp.machines.fake import FakeBackend
 from vers_rlm_mcp.settings import Settings
@@ -23,3 +24,11 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
         with closing(Ledger(settings.state_dir)) as ledger:
             async with Fleet(backend, ledger, max_machines=settings.max_machines) as fleet:
                 yield Lab(fleet, settings, tmp_path)
+
+
+@pytest.fixture
+async def real(tmp_path: Path) -> AsyncIterator[Lab]:
+    """On this host's own machines."""
+    settings = Settings.model_validate({"state_dir": tmp_path / "state"})
+    async with runs.open_fleet(settings) as fleet:
+        yield Lab(fleet, settings, tmp_path)

@@ -15,18 +15,10 @@ from vers_rlm_mcp import rlm, runs
 from vers_rlm_mcp.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
 SENTINEL = "sk-ant-sentinel-0123456789"
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-async def real(tmp_path: Path) -> AsyncIterator[Lab]:
-    settings = Settings.model_validate({"state_dir": tmp_path / "state"})
-    async with runs.open_fleet(settings) as fleet:
-        yield Lab(fleet, settings, tmp_path)
 
 
 async def outputs(real: Lab, code: str, signature: str = "-> x: any", **request: Any) -> Any:

@@ -15,12 +15,15 @@ from vers_rlm_mcp.kernel import Carried, HostCall
 from vers_rlm_mcp.messages import Message, Usage
 from vers_rlm_mcp.models import Completion
 from vers_rlm_mcp.runs import calls as calls_module
-from vers_rlm_mcp.runs.calls import CONCURRENT_SUB_CALLS, MachineCalls, RunCalls
+from vers_rlm_mcp.runs.run_calls import RunCalls
+from vers_rlm_mcp.runs.tree import CONCURRENT_SUB_CALLS, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lab import Lab
+
+    from vers_rlm_mcp.runs.calls import MachineCalls
 
 
 async def echo(messages: Sequence[Message]) -> Completion:
@@ -140,7 +143,9 @@ with ThreadPoolExecutor(8) as pool:
 def calls(lab: Lab) -> MachineCalls:
     """The functions of a run, as a guest reaches them."""
     budget = rlm.Budget(rlm.Limits(sub_calls=2, machines=3), now=0)
-    return RunCalls(lab.bench(), Speaker(echo), budget, lab.events.append)
+    model = Speaker(echo)
+    tree = Tree("run-0", model, model, lab.settings, lab.events.append, max_depth=1)
+    return RunCalls(tree, lab.bench(), budget)
 
 
 FORGED: list[tuple[str, dict[str, Any]]] = [
@@ -164,6 +169,12 @@ FORGED: list[tuple[str, dict[str, Any]]] = [
     ("llmQueryBatched", {"prompts": "abc"}),
     ("llmQueryBatched", {"prompts": [{}]}),
     ("budget", {"now": 0}),
+    ("branches", {"plans": []}),
+    ("branches", {"plans": ["a"] * 1000}),
+    ("branches", {"plans": ["a"], "keep": "everything"}),
+    ("branches", {"plans": ["a"], "seconds": -1}),
+    ("rlmQuery", {"task": "x", "inputs": [1]}),
+    ("chooseBranch", {"scores": {"1": "high"}, "winner": "1"}),
     ("vmDelete", {"id": "x"}),
     ("__class__", {}),
     ("_ask", {"prompt": "free"}),

@@ -15,7 +15,7 @@ from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import ModelError
 from vers_rlm_mcp.messages import Usage
 from vers_rlm_mcp.models import open_model
-from vers_rlm_mcp.runs.driver import OUTPUT_PIECES
+from vers_rlm_mcp.runs.conversation import OUTPUT_PIECES
 from vers_rlm_mcp.runs.record import INLINE_CHARS, Journal
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import anyio
@@ -99,6 +100,11 @@ class Kernel:
         self._names: tuple[str, ...] = ()
         self._lost: tuple[str, ...] = ()
         self._busy = False
+        self._clock = anyio.CancelScope()
+        """Bounds the cell under way."""
+        self._untimed = 0
+        """Calls for which the clock stands still."""
+        self._seconds_left = inf
 
     @classmethod
     async def connect(
@@ -190,6 +196,21 @@ class Kernel:
                 self._take_lost(),
             )
 
+    @contextmanager
+    def untimed(self) -> Generator[None]:
+        """Stop the clock of the cell under way, for a call of it that has limits of its own."""
+        clock, now = self._clock, anyio.current_time()
+        if not self._untimed:
+            self._seconds_left = clock.deadline - now
+            clock.deadline = inf
+        self._untimed += 1
+        try:
+            yield
+        finally:
+            self._untimed -= 1
+            if not self._untimed:
+                clock.deadline = anyio.current_time() + self._seconds_left
+
     async def load(self, name: str, path: str, kind: Literal["text", "json", "bytes"]) -> None:
         """Make a variable of a file in the machine: a str, a JSON value, or bytes.
 
@@ -233,7 +254,7 @@ class Kernel:
         self, run: CellRun, source: bytes, timeout: float, handler: Handler
     ) -> tuple[CellStatus, Done | None, str | None]:
         try:
-            with anyio.move_on_after(timeout):
+            with anyio.move_on_after(timeout) as self._clock:
                 done = await run.perform(source, self._cells, handler)
                 return done.status, done, done.error
             return await self._time_out(run, timeout)

@@ -7,9 +7,13 @@ from .engine import run
 from .events import (
     CellOutput,
     CellStarted,
+    ChildChosen,
+    ChildFinished,
+    ChildStarted,
     CommitMade,
     Event,
     Feedback,
+    InChild,
     MachineDeleted,
     MachineMade,
     MachineSwitched,
@@ -21,9 +25,11 @@ from .events import (
     SubCallFinished,
     SubCallStarted,
     ToolCalled,
+    Verified,
 )
 from .functions import FUNCTIONS, REPL_NAMES, ReplFunction
 from .narration import narrate
+from .plain import plain_prompt, read_outputs
 from .prompt import system_prompt, task_prompt
 from .protocol import (
     CallModel,
@@ -39,9 +45,11 @@ from .protocol import (
     RunCell,
     Step,
     Stop,
+    Verdict,
+    Verify,
 )
 from .signature import Checked, Field, Signature
-from .task import InputFile, InputVariable, MachineFacts, Task, describe, preview
+from .task import Branch, InputFile, InputVariable, MachineFacts, Task, describe, preview
 from .transcript import OUTPUT_CHARS, PREVIEW_CHARS, truncate
 
 __all__ = [
@@ -51,18 +59,23 @@ __all__ = [
     "OUTPUT_CHARS",
     "PREVIEW_CHARS",
     "REPL_NAMES",
+    "Branch",
     "Budget",
     "CallModel",
     "CellOutput",
     "CellReply",
     "CellStarted",
     "Checked",
+    "ChildChosen",
+    "ChildFinished",
+    "ChildStarted",
     "CommitMade",
     "Emit",
     "Event",
     "Feedback",
     "Field",
     "FinalCall",
+    "InChild",
     "InputFile",
     "InputVariable",
     "Limits",
@@ -90,9 +103,14 @@ __all__ = [
     "SubCallStarted",
     "Task",
     "ToolCalled",
+    "Verdict",
+    "Verified",
+    "Verify",
     "describe",
     "narrate",
+    "plain_prompt",
     "preview",
+    "read_outputs",
     "run",
     "system_prompt",
     "task_prompt",

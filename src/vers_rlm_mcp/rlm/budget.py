@@ -8,6 +8,7 @@ is never more than the calls in flight. Time is passed in as seconds of one mono
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from math import inf
 from typing import TYPE_CHECKING
 
 from vers_rlm_mcp.errors import BudgetExceeded
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 MAX_ITERATIONS = 20
 MAX_SUB_CALLS = 30
+MAX_BRANCH_STEPS = 100
+"""Five plans may be tried for as long as the run itself; what they cost is what steps cost."""
 _LOW = 0.2
 """The part of a limit below which the model is told what is left."""
 
@@ -27,12 +30,17 @@ class Limits:
     """The most that may be used of each kind. None is no limit."""
 
     iterations: int | None = MAX_ITERATIONS
+    """Of this conversation alone."""
     sub_calls: int | None = MAX_SUB_CALLS
     tokens: int | None = None
     usd: float | None = None
     seconds: float | None = None
     machines: int | None = None
     """Machines alive at once, not made in all."""
+    machine_seconds: float | None = None
+    """Seconds that machines were alive, summed over the machines."""
+    branch_steps: int | None = MAX_BRANCH_STEPS
+    """Iterations of all conversations that this one starts, together."""
 
 
 _NOUNS = {
@@ -42,12 +50,15 @@ _NOUNS = {
     "usd": "USD",
     "seconds": "seconds",
     "machines": "machines alive at once",
+    "machine_seconds": "machine-seconds",
+    "branch_steps": "steps of branches and recursive queries",
 }
 _ADVICE = {
     "iterations": "Hand in what there is.",
     "sub_calls": "Put more text into each call, count and filter in code, or call FINAL with what "
     "there is.",
     "machines": "Work on a machine that exists: vmSwitch to it, or restore a commit later.",
+    "branch_steps": "Do the rest here, step by step, or hand in what there is.",
 }
 _ENDED = "Hand in what there is; whoever started the run can raise the limit."
 
@@ -64,26 +75,39 @@ class Budget:
         """What calls to models have consumed; `usd` is None once a price was unknown."""
         self._started = now
         self._parent = parent
-        self._counts = {"iterations": 0, "sub_calls": 0, "machines": 0}
+        self._counts = {"iterations": 0, "sub_calls": 0, "machines": 0, "branch_steps": 0}
+        self._machine_seconds = 0.0
+        self._counted_at = now
 
     def reserve_iteration(self, now: float) -> None:
         """Count one iteration of the model that writes the code. Raises `BudgetExceeded`."""
         self.check(now)
-        self._reserve("iterations", 1)
+        above = self._line()[1:]
+        self._reserve([self], "iterations", 1)
+        self._reserve(above, "branch_steps", 1)
 
     def reserve_sub_calls(self, count: int, now: float) -> None:
         """Count `count` calls of the sub-model: all of them, or none and `BudgetExceeded`."""
         self.check(now)
-        self._reserve("sub_calls", count)
+        self._reserve(self._line(), "sub_calls", count)
 
-    def reserve_machines(self, count: int) -> None:
+    def reserve_machines(self, count: int, now: float) -> None:
         """Count `count` more machines as alive: all of them, or none and `BudgetExceeded`."""
-        self._reserve("machines", count)
+        self.check(now)
+        for budget in self._line():
+            budget._count_machine_seconds(now)
+        self._reserve(self._line(), "machines", count)
 
-    def release_machines(self, count: int) -> None:
+    def release_machines(self, count: int, now: float) -> None:
         """Count `count` machines as gone: deleted, or reserved and never made."""
         for budget in self._line():
+            budget._count_machine_seconds(now)
             budget._counts["machines"] -= count
+
+    @property
+    def sub_calls(self) -> int:
+        """Calls of sub-models that were reserved."""
+        return self._counts["sub_calls"]
 
     def settle(self, usage: Usage) -> None:
         """Add what a call to a model consumed. Never raises: it is spent already."""
@@ -104,9 +128,46 @@ class Budget:
         ]
         return max(0.0, min(left)) if left else None
 
-    def child(self, limits: Limits, *, now: float) -> Budget:
-        """A budget for a part of this run. It is held to its own limits and to these."""
-        return Budget(limits, now=now, parent=self)
+    @property
+    def time_limit(self) -> float:
+        """The shortest limit of time that holds here, in seconds; infinite without one."""
+        limits = [budget.limits.seconds for budget in self._line()]
+        return min((limit for limit in limits if limit is not None), default=inf)
+
+    def children(
+        self, count: int, iterations: int, *, seconds: float | None = None, now: float
+    ) -> list[Budget]:
+        """Budgets for `count` conversations, each with an equal share of what is left.
+
+        So none can use up what its siblings need. Each is held to its own limits and to these;
+        time and machines are shared by all. Raises `BudgetExceeded` when there is not one step
+        for each.
+        """
+        self.check(now)
+        steps = min([iterations, *(left // count for left in self._all_left("branch_steps", now))])
+        if steps < 1:
+            self._reserve(self._line(), "branch_steps", count)
+        limits = Limits(
+            iterations=int(steps),
+            sub_calls=_whole(self._share("sub_calls", count, now)),
+            tokens=_whole(self._share("tokens", count, now)),
+            usd=self._share("usd", count, now),
+            seconds=seconds,
+            branch_steps=_whole(self._share("branch_steps", count, now)),
+        )
+        return [Budget(limits, now=now, parent=self) for _ in range(count)]
+
+    def _share(self, kind: str, count: int, now: float) -> float | None:
+        left = self._all_left(kind, now)
+        return min(left) / count if left else None
+
+    def _all_left(self, kind: str, now: float) -> list[float]:
+        """What is left of a kind, here and in every parent that limits it."""
+        return [
+            max(0, limit - (budget._used(kind, now) or 0))
+            for budget in self._line()
+            if (limit := getattr(budget.limits, kind)) is not None
+        ]
 
     def snapshot(self, now: float) -> dict[str, JsonValue]:
         """Used, limit and left of every kind, as ``budget()`` shows it in the REPL."""
@@ -118,7 +179,8 @@ class Budget:
             f"{_number(limit - used)} of {_number(limit)} {_NOUNS[kind]}"
             for kind, used, limit in self._limited(now)
             # Iterations are shown with every step, and machines come back.
-            if kind not in ("iterations", "machines") and limit - used < limit * _LOW
+            if kind not in ("iterations", "machines", "branch_steps")
+            and limit - used < limit * _LOW
         ]
         return f"Budget left: {', '.join(parts)}." if parts else None
 
@@ -132,7 +194,14 @@ class Budget:
             return self.usage.usd
         if kind == "seconds":
             return now - self._started
+        if kind == "machine_seconds":
+            self._count_machine_seconds(now)
+            return self._machine_seconds
         return self._counts[kind]
+
+    def _count_machine_seconds(self, now: float) -> None:
+        self._machine_seconds += self._counts["machines"] * (now - self._counted_at)
+        self._counted_at = now
 
     def _limited(self, now: float) -> list[tuple[str, float, float]]:
         found: list[tuple[str, float, float]] = []
@@ -142,15 +211,16 @@ class Budget:
                 found.append((field.name, min(used, limit), limit))
         return found
 
-    def _reserve(self, kind: str, count: int) -> None:
-        for budget in self._line():
+    @staticmethod
+    def _reserve(budgets: list[Budget], kind: str, count: int) -> None:
+        for budget in budgets:
             limit, used = getattr(budget.limits, kind), budget._counts[kind]
             if limit is not None and used + count > limit:
                 raise BudgetExceeded(
                     f"The budget allows {limit} {_NOUNS[kind]}: {used} are used, {limit - used} "
                     f"left, {count} asked for, none granted. {_ADVICE[kind]}"
                 )
-        for budget in self._line():
+        for budget in budgets:
             budget._counts[kind] += count
 
     def _check_own(self, now: float) -> None:
@@ -160,7 +230,7 @@ class Budget:
                 "called is not known, so the limit cannot be held. Set a limit on tokens instead, "
                 "or choose a model with a known price."
             )
-        for kind in ("tokens", "usd", "seconds"):
+        for kind in ("tokens", "usd", "seconds", "machine_seconds"):
             limit, used = getattr(self.limits, kind), self._used(kind, now)
             if limit is not None and used is not None and used >= limit:
                 raise BudgetExceeded(
@@ -172,6 +242,10 @@ class Budget:
         limit, used = getattr(self.limits, kind), self._used(kind, now)
         left = None if limit is None or used is None else max(0, limit - used)
         return {"used": _rounded(used), "limit": limit, "left": _rounded(left)}
+
+
+def _whole(share: float | None) -> int | None:
+    return None if share is None else int(share)
 
 
 def _rounded(value: float | None) -> float | None:

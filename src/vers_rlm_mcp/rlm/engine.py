@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from . import feedback
 from .events import Feedback, StepFinished
-from .prompt import extraction_prompt, system_prompt, task_prompt
+from .prompt import extraction_prompt, opening
 from .protocol import (
     CallModel,
     CellReply,
@@ -23,6 +23,8 @@ from .protocol import (
     RunCell,
     Step,
     Stop,
+    Verdict,
+    Verify,
 )
 from .replies import parse_objects, parse_reply
 from .signature import Checked
@@ -75,7 +77,7 @@ class _Turn:
 class _Engine:
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._transcript = Transcript(system_prompt(), task_prompt(task))
+        self._transcript = Transcript(opening(task))
         self._steps: list[Step] = []
         self._right: dict[str, JsonValue] = {}
         """Those outputs of the latest answer that were right."""
@@ -129,8 +131,8 @@ class _Engine:
         if cell.status == "final":
             checked = _accept(self._task.signature, cell.final or FinalCall())
             self._right = checked.values
-            if checked.faults:
-                error = feedback.refusal(self._task.signature, checked.faults)
+            error = yield from self._objection(number, checked)
+            if error:
                 notes.append(error)
                 yield from self._emit(Feedback(number, error))
             else:
@@ -139,6 +141,16 @@ class _Engine:
         message = feedback.cell_message(cell, notes, number, self._task.max_iterations)
         return _Turn(step, message, outputs)
 
+    def _objection(self, number: int, checked: Checked) -> Generator[Request, Reply, str | None]:
+        """Why an answer is not taken; None when it is."""
+        if checked.faults:
+            return feedback.refusal(self._task.signature, checked.faults)
+        if self._task.verify is None:
+            return None
+        asked = Verify(number, self._task.verify, checked.values)
+        verdict = _expect((yield asked), Verdict)
+        return None if verdict.accepted else feedback.rejection(self._task.verify, verdict)
+
     def _extract(self, message: str, why: str) -> Run:
         """Ask for the outputs once more, as JSON, from what the conversation holds."""
         self._transcript.tell(f"{message}\n\n{extraction_prompt(self._task.signature, why)}")
@@ -146,11 +158,15 @@ class _Engine:
         faults = "the reply held no JSON object"
         for found in parse_objects(reply.text):
             checked = self._task.signature.check_outputs(found)
-            if not checked.faults:
-                reason = f"{why} The outputs were extracted from the conversation."
-                return self._outcome("extracted", checked.values, reason)
-            faults = "; ".join(checked.faults)
             self._right = checked.values or self._right
+            if checked.faults:
+                faults = "; ".join(checked.faults)
+                continue
+            objection = yield from self._objection(len(self._steps), checked)
+            if objection:
+                raise _Ended(f"{why} {objection}")
+            reason = f"{why} The outputs were extracted from the conversation."
+            return self._outcome("extracted", checked.values, reason)
         raise _Ended(f"{why} The outputs could not be extracted: {faults}.")
 
     def _ask_model(self, number: int, purpose: Purpose) -> Generator[Request, Reply, ModelReply]:
@@ -163,7 +179,8 @@ class _Engine:
 
     def _run_cell(self, number: int, parsed: ParsedReply) -> Generator[Request, Reply, CellReply]:
         try:
-            return _expect((yield RunCell(number, parsed.code)), CellReply)
+            asked = RunCell(number, parsed.code, self._transcript.messages)
+            return _expect((yield asked), CellReply)
         except _Ended as end:
             step = Step(number, parsed.reasoning, parsed.code, end.output, str(end), 0.0)
             self._steps.append(step)
@@ -193,7 +210,8 @@ class _Engine:
         reason: str,
     ) -> Outcome:
         reasoning = self._steps[-1].reasoning if self._steps else ""
-        return Outcome(status, outputs, tuple(self._steps), reason, reasoning)
+        verified = self._task.verify is not None and status != "partial"
+        return Outcome(status, outputs, tuple(self._steps), reason, reasoning, verified)
 
 
 def _expect(reply: Reply, kind: type[T]) -> T:

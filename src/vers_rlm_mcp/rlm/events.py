@@ -111,6 +111,64 @@ class SubCallFinished(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ChildStarted(Event):
+    """A conversation of its own began, on a copy of the machine."""
+
+    child: str
+    """Its path in the tree: ``2.1`` is the first child of the run's second."""
+    origin: Literal["branch", "query"]
+    machine_id: str
+    about: str
+    """The plan or the task."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildFinished(Event):
+    """A child ended. `usage` and `seconds` are its own, its sub-calls and children included."""
+
+    child: str
+    status: str
+    """That of the `Outcome`, or ``failed``."""
+    outputs: dict[str, JsonValue]
+    reason: str
+    score: float | None
+    steps: int
+    usage: Usage
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChildChosen(Event):
+    """A branch won: its machine is the current one now."""
+
+    child: str
+    machine_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class InChild(Event):
+    """Something that happened in a child's conversation."""
+
+    child: str
+    event: Event
+
+    def to_json(self) -> dict[str, Any]:
+        """The child's event, with the child's path."""
+        return {**self.event.to_json(), "in": self.child}
+
+
+@dataclass(frozen=True, slots=True)
+class Verified(Event):
+    """The task's check looked at an answer, in a copy of the machine."""
+
+    step: int
+    command: str
+    accepted: bool
+    output: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class MachineMade(Event):
     """A machine came to be, or was taken over (``attached``)."""
 

@@ -9,7 +9,7 @@ from .transcript import ERROR_CHARS, OUTPUT_CHARS, truncate
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from .protocol import CellReply
+    from .protocol import CellReply, Verdict
     from .signature import Signature
 
 _FEW_STEPS = 3
@@ -65,6 +65,15 @@ def refusal(signature: Signature, faults: Sequence[str]) -> str:
     """Why a call of FINAL was not taken, and what a right one has."""
     wanted = ", ".join(map(str, signature.outputs))
     return f"FINAL was not accepted: {'; '.join(faults)}. The outputs are {wanted}. Call it again."
+
+
+def rejection(command: str, verdict: Verdict) -> str:
+    """Why the task's check did not take an answer whose types are right."""
+    said = truncate(verdict.output.strip(), ERROR_CHARS) or "It printed nothing."
+    return (
+        f"FINAL was not accepted by the check `{command}`, which ran in a copy of the machine:\n"
+        f"<check>\n{said}\n</check>\nMend what it found, then call FINAL again."
+    )
 
 
 def _steps_left(left: int) -> Iterator[str]:

@@ -43,6 +43,24 @@ FUNCTIONS = (
         "ask many at once; returns their texts, in order. One that failed begins with `[Error:`",
     ),
     ReplFunction(
+        "rlmQuery",
+        "rlm_query",
+        'rlmQuery(task, inputs={}, outputs="answer")',
+        "give a part of the task to a model that works as you do, in a REPL on a copy of the "
+        "machine: dearer than llmQuery, for what takes several steps. Returns the value of its "
+        "output, or a dict of several",
+    ),
+    ReplFunction(
+        "branches",
+        "branches",
+        'branches(plans, outputs=None, score=None, keep="best", verify=None)',
+        "try several plans at once, each on a copy of the machine by a copy of you that knows all "
+        "you know now. Returns a list of dicts: `outputs`, `error`, `score`, `steps`, `machine`. "
+        '`outputs`: what each hands in, as in `"patch: str, passed: int"`; `score`: the name of '
+        "an output or a function of the dict, the highest wins; `verify`: a shell command that "
+        "must exit with 0; the winner's machine becomes the current one",
+    ),
+    ReplFunction(
         "vmSnapshot",
         "vm_snapshot",
         "vmSnapshot()",
@@ -71,8 +89,5 @@ FUNCTIONS = (
     ),
 )
 
-_PLANNED = frozenset({"branches", "rlmQuery", "rlm_query"})
-"""Names of the REPL's language that are kept free, so that signatures stay valid."""
-
-REPL_NAMES = frozenset(name for f in FUNCTIONS for name in (f.name, f.twin)) | _PLANNED
+REPL_NAMES = frozenset(name for f in FUNCTIONS for name in (f.name, f.twin))
 """Names that an input must not have, since its variable would hide the function."""

@@ -5,9 +5,13 @@ from __future__ import annotations
 from functools import singledispatch
 
 from .events import (
+    ChildChosen,
+    ChildFinished,
+    ChildStarted,
     CommitMade,
     Event,
     Feedback,
+    InChild,
     MachineDeleted,
     MachineMade,
     MachineSwitched,
@@ -18,6 +22,7 @@ from .events import (
     SubCallFinished,
     SubCallStarted,
     ToolCalled,
+    Verified,
 )
 
 _CODE_CHARS = 300
@@ -78,6 +83,35 @@ def _(event: SubCallStarted) -> str:
 @narrate.register
 def _(event: SubCallFinished) -> str | None:
     return f"⚠️ llmQuery {event.number} failed: {event.error}" if event.error else None
+
+
+@narrate.register
+def _(event: ChildStarted) -> str:
+    what = "Branch" if event.origin == "branch" else "Query"
+    return f"🌱 {what} {event.child} starts: {cut(event.about, _CALL_CHARS)}"
+
+
+@narrate.register
+def _(event: ChildFinished) -> str:
+    sign = _ENDINGS.get(event.status, "⚠️")
+    score = "" if event.score is None else f", score {event.score:g}"
+    return f"{sign} {event.child} {event.status} in {event.seconds:.1f} s{score}: {event.reason}"
+
+
+@narrate.register
+def _(event: ChildChosen) -> str:
+    return f"🏆 Branch {event.child} won; its machine is the current one: {event.machine_id}"
+
+
+@narrate.register
+def _(event: InChild) -> str | None:
+    line = narrate(event.event)
+    return line and f"[{event.child}] {line}"
+
+
+@narrate.register
+def _(event: Verified) -> str:
+    return f"{'✅' if event.accepted else '❌'} Check: {cut(event.command, _CALL_CHARS)}"
 
 
 @narrate.register

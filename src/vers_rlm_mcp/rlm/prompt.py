@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from vers_rlm_mcp.messages import Message
+
 from .functions import FUNCTIONS
 from .transcript import OUTPUT_CHARS
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from .signature import Field, Signature
-    from .task import InputFile, InputVariable, MachineFacts, Task
+    from .task import Branch, InputFile, InputVariable, MachineFacts, Task
 
 _FILES_SHOWN = 50
 """Files named in the prompt; `exec("ls")` shows the rest."""
@@ -43,8 +45,8 @@ and your variables stay in the machine you started in.
 judging, summarising. A sub-model sees only its prompt, so put the question and the text into it.
 - Sub-calls cost money and are limited. Narrow down in code first, give each call much text, and \
 send independent ones as one `llmQueryBatched`, never in a loop.
-- Before a step that may break something, take a `vmSnapshot()`. To compare approaches, try each \
-on a `vmBranch()` copy and go on with the best.
+- Before a step that may break something, take a `vmSnapshot()`. Where several approaches are \
+worth a try and it can be told which one worked, give them to `branches`.
 - Keep findings in variables; print only what you need to decide the next step.
 - When a cell fails, read the error and change the approach. Do not repeat a cell.
 
@@ -62,6 +64,31 @@ def system_prompt() -> str:
     )
 
 
+def opening(task: Task) -> tuple[Message, ...]:
+    """The messages that a conversation begins with; a branch's with all of its origin's."""
+    if task.branch:
+        return (*task.branch.history, Message("user", branch_prompt(task, task.branch)))
+    return (Message("system", system_prompt()), Message("user", task_prompt(task)))
+
+
+def branch_prompt(task: Task, branch: Branch) -> str:
+    """What a branch is told after the conversation that it goes on from."""
+    return "\n\n".join(
+        part
+        for part in (
+            f"# Branch {branch.number} of {branch.count}\nYour cell called branches(). The machine "
+            "and this conversation were copied then, and you go on in one of the copies, which no "
+            "other branch can see. The cell itself goes on elsewhere, when all branches are done.",
+            f"# Your plan\n{branch.plan.strip()}",
+            _here(branch.notes),
+            _outputs(task.signature),
+            _check(task),
+            _budget(task),
+        )
+        if part
+    )
+
+
 def task_prompt(task: Task) -> str:
     """The second message: the task, what lies ready for it, and what has to come out."""
     return "\n\n".join(
@@ -72,8 +99,8 @@ def task_prompt(task: Task) -> str:
             _files(task.files),
             _machine(task.machine),
             _outputs(task.signature),
-            f"# Budget\n{task.max_iterations} steps (replies of yours) and {task.max_sub_calls} "
-            "sub-calls; `budget()` shows what is left.",
+            _check(task),
+            _budget(task),
         )
         if part
     )
@@ -120,6 +147,27 @@ def _outputs(signature: Signature) -> str:
     fields = (f"- `{f.name}`: {f.type.text}{_leave_out(f)}" for f in signature.outputs)
     call = ", ".join(f"{f.name}=..." for f in signature.outputs)
     return "\n".join(["# Outputs", *fields, f"Hand them in with `FINAL({call})`."])
+
+
+def _here(notes: Sequence[str]) -> str:
+    return "\n".join(["# What this copy lacks", *(f"- {note}" for note in notes)]) if notes else ""
+
+
+def _check(task: Task) -> str:
+    if task.verify is None:
+        return ""
+    return (
+        f"# Check\nWhat you hand in is checked by `{task.verify}`, which runs in a copy of the "
+        "current machine and reads the outputs as JSON from its standard input. Where it fails "
+        "you are shown what it printed, and go on."
+    )
+
+
+def _budget(task: Task) -> str:
+    return (
+        f"# Budget\n{task.max_iterations} steps (replies of yours) and {task.max_sub_calls} "
+        "sub-calls; `budget()` shows what is left."
+    )
 
 
 def _leave_out(field: Field) -> str:

@@ -2,6 +2,7 @@
 
     CallModel  →  ModelReply | ModelFailure
     RunCell    →  CellReply
+    Verify     →  Verdict
     Emit       →  None
 
 `Stop` may be sent in place of any reply. The engine then asks nothing more and returns.
@@ -43,6 +44,17 @@ class RunCell:
 
     step: int
     code: str
+    messages: tuple[Message, ...] = ()
+    """The conversation so far, this reply included: what a branch of it begins with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Run the task's check on outputs that fit the signature, where it can do no harm."""
+
+    step: int
+    command: str
+    outputs: Mapping[str, JsonValue]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +106,15 @@ class CellReply:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the task's check said."""
+
+    accepted: bool
+    output: str = ""
+    """What it printed, and how it ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End the run with what there is. `reason` is a whole sentence for the user."""
 
@@ -130,9 +151,11 @@ class Outcome:
     """A whole sentence: why it ended."""
     final_reasoning: str
     """The reasoning of the step that ended it."""
+    verified: bool = False
+    """Whether the task has a check and it accepted these outputs."""
 
 
-Request: TypeAlias = CallModel | RunCell | Emit
-Reply: TypeAlias = ModelReply | ModelFailure | CellReply | Stop | None
+Request: TypeAlias = CallModel | RunCell | Verify | Emit
+Reply: TypeAlias = ModelReply | ModelFailure | CellReply | Verdict | Stop | None
 Run: TypeAlias = "Generator[Request, Reply, Outcome]"
 """Start it with ``next``; ``StopIteration.value`` is the `Outcome`."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
+    from vers_rlm_mcp.messages import Message
+
     from .signature import Signature
 
 
@@ -56,6 +58,20 @@ class MachineFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Branch:
+    """What a conversation that branched off another one knows of its origin."""
+
+    history: tuple[Message, ...]
+    """The other conversation, up to the reply whose cell called ``branches``."""
+    plan: str
+    number: int
+    """Counts from 1."""
+    count: int
+    notes: tuple[str, ...] = ()
+    """Whole sentences on what the copy does not have."""
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """One run's task. Raises `InputError` when no step is allowed."""
 
@@ -66,6 +82,10 @@ class Task:
     instructions: str = ""
     max_iterations: int = MAX_ITERATIONS
     max_sub_calls: int = MAX_SUB_CALLS
+    verify: str | None = None
+    """A shell command that accepts outputs by its exit code 0; it gets them as JSON."""
+    branch: Branch | None = None
+    """Set when this conversation goes on from a copy of another."""
 
     def __post_init__(self) -> None:
         if self.max_iterations < 1:

@@ -6,7 +6,12 @@ and the provider's prompt cache is hit.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from vers_rlm_mcp.messages import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 OUTPUT_CHARS = 10_000
 """What a model is shown of a cell's output; the trajectory keeps all of it."""
@@ -22,8 +27,8 @@ EMPTY_REPLY = "(empty reply)"
 class Transcript:
     """An append-only conversation with one model."""
 
-    def __init__(self, system: str, task: str) -> None:
-        self._messages = [Message("system", _sendable(system)), Message("user", _sendable(task))]
+    def __init__(self, opening: Sequence[Message]) -> None:
+        self._messages = [Message(each.role, _sendable(each.content)) for each in opening]
 
     @property
     def messages(self) -> tuple[Message, ...]:

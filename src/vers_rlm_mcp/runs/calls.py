@@ -6,21 +6,15 @@ Results are JSON; the guest gives them their face in Python.
 
 import base64
 import posixpath
-import time
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache
 from types import MethodType
 from typing import Annotated, Any
 
-import anyio
 from pydantic import Base64Bytes, Field, JsonValue, ValidationError, validate_call
 
-from vers_rlm_mcp import rlm
-from vers_rlm_mcp.errors import ModelError, UsageError, VersRlmError
+from vers_rlm_mcp.errors import UsageError
 from vers_rlm_mcp.kernel import Carried, CellResult, HostCall
-from vers_rlm_mcp.messages import Message, Usage
-from vers_rlm_mcp.models import Completion, Model
 
 from .workbench import Workbench
 
@@ -36,13 +30,10 @@ WORKSPACE = "/workspace"
 MAX_BRANCHES = 64
 """Copies made by one call; the limit on machines alive is usually lower."""
 
-CONCURRENT_SUB_CALLS = 32
-"""Sub-calls of one run that are under way at once: what providers commonly allow one key."""
-
 SUB_CALL_MAX_CHARS = 10_000_000
 """Characters of one prompt: beyond any model's context, and small enough for many at once."""
 
-COPYING = frozenset({"vmSnapshot", "vmBranch"})
+COPYING = frozenset({"vmSnapshot", "vmBranch", "branches"})
 """Calls before which the guest saves its variables."""
 
 MAX_LISTED = 50
@@ -208,104 +199,3 @@ def _listed(items: Sequence[str], between: str) -> str:
     """The first of them, and how many more there are."""
     more = len(items) - MAX_LISTED
     return between.join([*items[:MAX_LISTED], *([f"and {more} more"] if more > 0 else ())])
-
-
-class RunCalls(MachineCalls):
-    """The functions that a cell has in a run: the machine's, sub-models and the budget."""
-
-    def __init__(
-        self,
-        bench: Workbench,
-        model: Model,
-        budget: rlm.Budget,
-        publish: Callable[[rlm.Event], None],
-    ) -> None:
-        super().__init__(bench)
-        self.step = 0
-        """The step whose cell is running."""
-        self.sub_calls = 0
-        self._model = model
-        self._budget = budget
-        self._publish = publish
-        self._limiter = anyio.Semaphore(CONCURRENT_SUB_CALLS)
-
-    def _table(self) -> Mapping[str, MethodType]:
-        return {
-            **super()._table(),
-            "llmQuery": self.llm_query,
-            "llmQueryBatched": self.llm_query_batched,
-            "budget": self.budget,
-        }
-
-    async def vm_branch(
-        self, carried: Carried | None, count: Annotated[int, Field(ge=1, le=MAX_BRANCHES)] = 1
-    ) -> JsonValue:
-        """Copy the current machine, within the run's budget of machines."""
-        with self._reserved(count):
-            return await super().vm_branch(carried, count)
-
-    async def vm_restore(self, commit: str) -> JsonValue:
-        """Make a machine from a commit, within the run's budget of machines."""
-        with self._reserved(1):
-            return await super().vm_restore(commit)
-
-    @contextmanager
-    def _reserved(self, machines: int) -> Generator[None]:
-        self._budget.reserve_machines(machines)
-        try:
-            yield
-        except BaseException:
-            self._budget.release_machines(machines)
-            raise
-
-    async def llm_query(self, prompt: Text) -> JsonValue:
-        """Ask the sub-model."""
-        self._budget.reserve_sub_calls(1, time.monotonic())
-        return await self._ask(prompt)
-
-    async def llm_query_batched(self, prompts: list[Text]) -> JsonValue:
-        """Ask the sub-model many things at once; the answers in order.
-
-        One that fails is answered by a text that says so, since the others are paid for.
-        """
-        self._budget.reserve_sub_calls(len(prompts), time.monotonic())
-        answers: list[str] = [""] * len(prompts)
-
-        async def ask(index: int, prompt: str) -> None:
-            try:
-                answers[index] = await self._ask(prompt)
-            except VersRlmError as error:
-                answers[index] = f"[Error: {error}]"
-
-        async with anyio.create_task_group() as tasks:
-            for index, prompt in enumerate(prompts):
-                tasks.start_soon(ask, index, prompt)
-        return list[JsonValue](answers)
-
-    async def budget(self) -> JsonValue:
-        """What is used and left."""
-        return dict[str, JsonValue](self._budget.snapshot(time.monotonic()))
-
-    async def _ask(self, prompt: str) -> str:
-        async with self._limiter:
-            # Checked again: what is under way may have used up the tokens or the money.
-            self._budget.check(time.monotonic())
-            self.sub_calls += 1
-            number, started = self.sub_calls, time.monotonic()
-            self._publish(rlm.SubCallStarted(self.step, number, prompt))
-            try:
-                reply = await self._model.complete([Message("user", prompt)])
-            except ModelError as error:
-                self._answered(number, started, Completion("", Usage()), str(error))
-                raise
-            self._budget.settle(reply.usage)
-            self._answered(number, started, reply)
-            return reply.text
-
-    def _answered(
-        self, number: int, started: float, reply: Completion, error: str | None = None
-    ) -> None:
-        seconds = time.monotonic() - started
-        self._publish(
-            rlm.SubCallFinished(self.step, number, reply.text, reply.usage, seconds, error)
-        )

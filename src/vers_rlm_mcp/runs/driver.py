@@ -1,4 +1,4 @@
-"""The driver: performs what the engine asks, and answers what a cell asks while it runs.
+"""The driver: gets a run's machine and inputs ready, holds its conversation, and clears away.
 
 A run's machines, kernel, budget and journal live exactly as long as `run`: whatever way it ends,
 its machines are gone afterwards, but for the one that was to be kept.
@@ -10,25 +10,20 @@ import secrets
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from math import inf
 from typing import TYPE_CHECKING
 
 import anyio
 
 from vers_rlm_mcp import rlm
-from vers_rlm_mcp.errors import (
-    BudgetExceeded,
-    KernelError,
-    MachineError,
-    ModelError,
-    ModelUnavailable,
-    UsageError,
-)
+from vers_rlm_mcp.errors import KernelError, MachineError, UsageError
 
-from .calls import RunCalls, lost_variables, not_carried
+from .calls import not_carried
+from .conversation import Conversation
 from .inputs import bring_in, check_inputs
 from .record import Journal
 from .request import RunRequest, RunResult, check_limits, check_prices, limits
+from .run_calls import RunCalls
+from .tree import Tree
 from .workbench import Workbench
 
 if TYPE_CHECKING:
@@ -43,10 +38,6 @@ if TYPE_CHECKING:
 
 LET_GO_SECONDS = 2.0
 """What closing connections to kernels may take; deleting the machines ends them anyway."""
-
-OUTPUT_PIECES = 5_000
-"""Pieces of a cell's output that are published as they come. A kernel sends some 200 a second at
-most; a guest that makes them smaller must not fill the journal."""
 
 
 async def run(
@@ -117,18 +108,15 @@ class _Driver:
         self._id = run_id
         self._request = request
         self._fleet = fleet
-        self._model = model
         self._settings = settings
         self._publish = publish
+        self._tree = Tree(run_id, model, sub_model, settings, publish, request.max_depth)
         self._limits = limits(request, settings)
         self._started = time.monotonic()
         self._budget = rlm.Budget(self._limits, now=self._started)
         self._bench = Workbench(fleet, settings, run=run_id, on_event=publish)
-        self._calls = RunCalls(self._bench, sub_model, self._budget, publish)
-        self._sub_model = sub_model.name
+        self._calls = RunCalls(self._tree, self._bench, self._budget)
         self._warnings: list[str] = []
-        self._output: list[str] = []
-        """What the cell under way has printed, in pieces; the kernel's limit bounds it."""
         self._home = ExitStack()
         """Holds the kernel for this run alone."""
 
@@ -139,7 +127,8 @@ class _Driver:
         try:
             try:
                 task = await self._set_up(signature, inputs)
-                outcome = await self._drive(task)
+                conversation = Conversation(self._tree, self._bench, self._budget, self._calls)
+                outcome = await conversation.drive(task)
                 machine, kept = await self._keep()
             finally:
                 with self._home:
@@ -160,8 +149,9 @@ class _Driver:
             machine.capabilities.isolation,
             machine.capabilities.fidelity,
             self._budget.usage,
-            self._calls.sub_calls,
+            self._budget.sub_calls,
             self._seconds(),
+            self._request.verify if outcome.verified else None,
             tuple(self._warnings),
         )
         self._publish(_finished(result))
@@ -171,7 +161,7 @@ class _Driver:
         self, signature: rlm.Signature, inputs: Mapping[str, JsonValue | Path]
     ) -> rlm.Task:
         """Get machine, kernel and inputs ready, within the run's time."""
-        with anyio.move_on_at(self._deadline()):
+        with anyio.move_on_after(self._limits.seconds):
             return await self._get_ready(signature, inputs)
         raise MachineError(
             f"Getting the machine and the inputs ready took longer than the run's limit of "
@@ -185,7 +175,7 @@ class _Driver:
         if request.machine_id:
             await self._bench.switch(request.machine_id)
         else:
-            self._budget.reserve_machines(1)
+            self._budget.reserve_machines(1, self._started)
             await self._bench.create(request.spec)
         machine = await self._bench.machine()
         self._home.enter_context(self._bench.using_kernel(machine.id))
@@ -196,13 +186,13 @@ class _Driver:
                 self._id,
                 str(signature),
                 machine.id,
-                self._model.name,
-                self._sub_model,
+                self._tree.model.name,
+                self._tree.sub_model.name,
                 request.max_iterations,
             )
         )
         facts = _facts(machine, (await machine.info()).spec, self._settings)
-        return rlm.Task(
+        task = rlm.Task(
             signature,
             variables,
             files,
@@ -210,83 +200,10 @@ class _Driver:
             request.instructions or "",
             request.max_iterations,
             request.max_llm_calls,
+            request.verify,
         )
-
-    async def _drive(self, task: rlm.Task) -> rlm.Outcome:
-        """Answer the engine until it has the outcome."""
-        engine = rlm.run(task)
-        reply: rlm.Reply = None
-        while True:
-            try:
-                asked = engine.send(reply)
-            except StopIteration as stop:
-                return stop.value
-            reply = await self._answer(asked)
-
-    async def _answer(self, asked: rlm.Request) -> rlm.Reply:
-        """Perform one request; running out of time or budget stops the run."""
-        if isinstance(asked, rlm.Emit):
-            return self._publish(asked.event)
-        with anyio.move_on_at(self._deadline()):
-            try:
-                if isinstance(asked, rlm.CallModel):
-                    return await self._call_model(asked)
-                return await self._run_cell(asked)
-            except (BudgetExceeded, KernelError, MachineError) as error:
-                return rlm.Stop(str(error), "".join(self._output))
-        reason = f"The run's time limit of {self._limits.seconds:g} s was reached."
-        return rlm.Stop(reason, "".join(self._output))
-
-    async def _call_model(self, asked: rlm.CallModel) -> rlm.Reply:
-        if asked.purpose == "step":
-            self._budget.reserve_iteration(time.monotonic())
-        else:
-            self._budget.check(time.monotonic())
-        self._publish(rlm.ModelAsked(asked.step, asked.purpose, len(asked.messages)))
-        started = time.monotonic()
-        try:
-            reply = await self._model.complete(asked.messages)
-        except ModelError as error:
-            # At the first step nothing is lost, and the user has to change something.
-            if asked.step == 1 and isinstance(error, ModelUnavailable):
-                raise
-            return rlm.ModelFailure(str(error))
-        self._budget.settle(reply.usage)
-        seconds = time.monotonic() - started
-        self._publish(rlm.ModelReplied(asked.step, asked.purpose, reply.text, reply.usage, seconds))
-        return rlm.ModelReply(reply.text, reply.usage, reply.stop_reason)
-
-    async def _run_cell(self, asked: rlm.RunCell) -> rlm.CellReply:
-        self._publish(rlm.CellStarted(asked.step, asked.code))
-        self._calls.step = asked.step
-        kernel = self._bench.home
-        assert kernel
-
-        def publish(text: str) -> None:
-            self._output.append(text)
-            if len(self._output) <= OUTPUT_PIECES:
-                self._publish(rlm.CellOutput(asked.step, text))
-
-        result = await kernel.run(
-            asked.code,
-            timeout=self._settings.cell_timeout,
-            handler=self._calls,
-            on_output=publish,
-        )
-        self._output.clear()
-        final = result.final and rlm.FinalCall(result.final.args, result.final.kwargs)
-        return rlm.CellReply(
-            result.status,
-            result.output,
-            result.error,
-            final,
-            result.seconds,
-            (*lost_variables(result), *self._calls.take_notes(), *self._running_low()),
-        )
-
-    def _running_low(self) -> tuple[str, ...]:
-        low = self._budget.low(time.monotonic())
-        return (low,) if low else ()
+        self._calls.task = task
+        return task
 
     async def _keep(self) -> tuple[Machine, bool]:
         """The machine that is current at the end, and whether it will still be there."""
@@ -310,11 +227,6 @@ class _Driver:
         with anyio.move_on_after(LET_GO_SECONDS, shield=True):
             await self._bench.aclose()
         self._warnings += await self._fleet.release_run(self._id)  # shielded and bounded by itself
-
-    def _deadline(self) -> float:
-        """The end of the run's time, on the event loop's clock."""
-        left = self._budget.seconds_left(time.monotonic())
-        return anyio.current_time() + (inf if left is None else left)
 
     def _seconds(self) -> float:
         return time.monotonic() - self._started

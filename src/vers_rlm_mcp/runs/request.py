@@ -39,6 +39,11 @@ class RunRequest:
     files: Mapping[str, Path] = field(default_factory=dict[str, Path])
     """Names in the machine to host paths that the user may read. A file whose name is that of a
     text input of the signature becomes that input's value."""
+    verify: str | None = None
+    """A shell command that must accept the outputs: it reads them as JSON in a copy of the machine
+    that is current, and exits with 0."""
+    max_depth: int = 1
+    """How deep conversations may start others; 0 allows no branches, and plain sub-calls only."""
     max_seconds: float | None = None
     max_tokens: int | None = None
     max_usd: float | None = None
@@ -64,6 +69,8 @@ class RunResult:
     """Of the whole run, sub-calls included."""
     sub_calls: int
     seconds: float
+    verified: str | None = None
+    """The command that accepted the outputs."""
     warnings: tuple[str, ...] = ()
 
 
@@ -73,6 +80,8 @@ def check_limits(request: RunRequest) -> None:
         raise InputError(f"A run has at least 1 iteration, not {request.max_iterations}.")
     if request.max_llm_calls < 0:
         raise InputError(f"{request.max_llm_calls} sub-calls cannot be allowed; 0 allows none.")
+    if request.max_depth < 0:
+        raise InputError(f"A depth of {request.max_depth} makes no sense; 0 allows no branches.")
     amounts = {
         "seconds": request.max_seconds,
         "tokens": request.max_tokens,

@@ -7,7 +7,7 @@ A run has a workbench of its own, a stdio server one for its client.
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 from weakref import WeakKeyDictionary
@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import anyio
 
 from vers_rlm_mcp import rlm
-from vers_rlm_mcp.errors import KernelBusy
+from vers_rlm_mcp.errors import KernelBusy, MachineError
 from vers_rlm_mcp.kernel import Carried, Kernel
 from vers_rlm_mcp.machines import (
     CommandResult,
@@ -30,9 +30,12 @@ from vers_rlm_mcp.machines import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 
     from vers_rlm_mcp.settings import Settings
+
+LET_GO_SECONDS = 15.0
+"""What deleting a machine that was only for a moment may take."""
 
 NOTHING_SAVED = Carried((), {"all variables": "the kernel was at work, so they were not saved"})
 
@@ -85,6 +88,8 @@ class Workbench:
         self._machines: dict[str, Machine] = {}
         self._kernels: dict[str, Kernel] = {}
         self._in_use = _IN_USE.setdefault(fleet, set())
+        self.made: set[str] = set()
+        """The machines that were made here."""
         self._finding = anyio.Lock()
         self._connecting = anyio.Lock()
 
@@ -99,11 +104,26 @@ class Workbench:
                 self._machines[machine_id] = await self._fleet.attach(machine_id)
             return self._machines[machine_id]
 
-    def at(self, machine_id: str) -> Workbench:
+    def at(
+        self, machine_id: str, *, on_event: Callable[[rlm.Event], None] | None = None
+    ) -> Workbench:
         """A workbench that shares this one's machines, with a current machine of its own."""
         view = copy.copy(self)
-        view.current, view.home = machine_id, None
+        view.current, view.home, view.made = machine_id, None, set()
+        view._publish = on_event or self._publish
         return view
+
+    @asynccontextmanager
+    async def copy(self) -> AsyncGenerator[Machine]:
+        """A copy of the current machine that nobody else sees, for a moment."""
+        machine = await self.machine()
+        (made,) = await self._fleet.branch(machine, run=self._run)
+        try:
+            yield made
+        finally:
+            with anyio.move_on_after(LET_GO_SECONDS, shield=True), suppress(MachineError):
+                await made.aclose()
+                await self._fleet.delete(made.id)  # else the end of the run does
 
     async def create(self, spec: MachineSpec | None = None, *, keep: bool = False) -> MachineInfo:
         """Make a machine; it becomes the current one."""
@@ -151,6 +171,7 @@ class Workbench:
         copies = await self._fleet.branch(machine, count, run=self._run)
         for made in copies:
             self._machines[made.id] = made
+            self.made.add(made.id)
             self._publish(rlm.MachineMade(made.id, "branched", machine.id))
         infos = tuple([await made.info() for made in copies])
         return Branches(infos, machine.capabilities.fidelity, carried)
@@ -159,6 +180,7 @@ class Workbench:
         """Delete a machine, and its kernel with it."""
         await self._let_go(machine_id)
         await self._fleet.delete(machine_id)
+        self.made.discard(machine_id)
         self._publish(rlm.MachineDeleted(machine_id))
         if self.current == machine_id:
             self.current = None
@@ -196,8 +218,11 @@ class Workbench:
         """Write a file, byte for byte, and return its size."""
         return await (await self.machine(machine_id)).write(path, data)
 
-    async def kernel(self, machine_id: str | None = None) -> Kernel:
-        """The kernel of a machine. A copy's kernel starts with the variables that were carried."""
+    async def kernel(self, machine_id: str | None = None, *, fresh: bool = False) -> Kernel:
+        """The kernel of a machine. A copy's kernel starts with the variables that were carried.
+
+        One that is to be `fresh` has none; nobody may be using the kernel of that machine.
+        """
         machine = await self.machine(machine_id)
         async with self._connecting:
             kernel = self._kernels.get(machine.id)
@@ -207,7 +232,7 @@ class Workbench:
                 kernel = await Kernel.connect(
                     machine,
                     home_id=machine.id,
-                    restore_variables=disk_only,
+                    restore_variables=disk_only and not fresh,
                     save_on_copy=disk_only,
                     memory=mib << 20,
                 )
@@ -255,6 +280,7 @@ class Workbench:
         parent: str | None = None,
     ) -> MachineInfo:
         self._machines[machine.id] = machine
+        self.made.add(machine.id)
         self._publish(rlm.MachineMade(machine.id, origin, parent))
         await self._move(machine.id)
         return await machine.info()

@@ -88,6 +88,8 @@ class RunAnswer(Answer):
     outputs: dict[str, Any]
     steps: int
     reason: str
+    verified_by: str | None = None
+    """The command that accepted the outputs."""
     machine: RunMachine
     usage: RunUsage
     trajectory: list[RunStep]
@@ -104,6 +106,7 @@ class RunAnswer(Answer):
             outputs=outputs,
             steps=len(result.steps),
             reason=result.reason,
+            verified_by=result.verified,
             machine=RunMachine(
                 id=result.machine_id,
                 backend=result.backend,
@@ -134,6 +137,7 @@ class RunAnswer(Answer):
             f"{vm.isolation}, fidelity: {vm.fidelity})",
             f"Usage: {used.tokens:,} tokens{money}, {used.seconds:.1f} s, {used.sub_calls} "
             f"sub-calls (run {self.run_id})",
+            *([f"Verified by `{self.verified_by}`"] if self.verified_by else []),
             *(f"⚠️ {warning}" for warning in self.warnings),
         ]
 
@@ -197,6 +201,13 @@ class RlmTools:
             list[str] | dict[str, str] | None,
             Field(description="Host files: paths, or {name: path}; a name may be a str input's"),
         ] = None,
+        verify: Annotated[
+            str | None,
+            Field(description="Shell command that must accept the outputs (JSON on stdin; exit 0)"),
+        ] = None,
+        maxDepth: Annotated[
+            int, Field(ge=0, le=3, description="Levels of branches and recursion. Default 1, max 3")
+        ] = 1,
         model: Annotated[str | None, Field(description="provider:model")] = None,
         subModel: str | None = None,
         budget: Budget | None = None,
@@ -224,6 +235,8 @@ class RlmTools:
                 machine_id=vmId,
                 spec=vmConfig.spec() if vmConfig else None,
                 keep_machine=keepVM,
+                verify=verify,
+                max_depth=maxDepth,
                 files=stack.enter_context(opened_files(files or (), settings.allow_dir)),
                 max_seconds=limit.seconds,
                 max_tokens=limit.tokens,
@@ -247,11 +260,12 @@ class RlmTools:
 
 
 def _tell(progress: Progress, event: "Event") -> None:
-    from vers_rlm_mcp.rlm import narrate
+    from vers_rlm_mcp.rlm import InChild, narrate
 
     message = narrate(event)
     if message:
-        progress.say(message, passing=event.kind() in PASSING)
+        inner = event.event if isinstance(event, InChild) else event
+        progress.say(message, passing=inner.kind() in PASSING)
 
 
 def _usage(result: "RunResult") -> RunUsage:

@@ -9,7 +9,7 @@ import os
 import stat
 
 from ..wire import MAX_PAYLOAD, FrameError, dump
-from .results import CommandOutput, awaitable
+from .results import CommandOutput, Record, awaitable
 from .values import to_json
 
 TYPE_CHECKING = False
@@ -25,9 +25,14 @@ ALIASES = {
     "content": ("contents", "text", "data", "body"),
     "count": ("n", "num", "number"),
     "id": ("vm_id", "vmId", "machine", "machine_id", "vm"),
+    "inputs": ("data", "context", "variables", "args"),
+    "outputs": ("output", "signature", "returns", "schema"),
     "path": ("filename", "file", "file_path", "filePath", "filepath", "name"),
     "prompt": ("query", "question", "text", "message", "input"),
+    "plans": ("approaches", "strategies", "ideas", "options", "prompts"),
     "prompts": ("queries", "questions", "messages", "inputs", "prompt_list", "batch"),
+    "score": ("key", "scorer", "metric"),
+    "task": ("query", "prompt", "question", "instructions"),
     "timeout": ("timeout_seconds", "seconds"),
 }
 """Names that models invent for arguments, by the right one."""
@@ -155,6 +160,42 @@ class Functions:
         texts = [_prompt(p, f"llmQueryBatched(prompts[{i}])") for i, p in enumerate(prompts)]
         return self._calls.call("llmQueryBatched", {"prompts": texts}) if texts else []
 
+    def rlmQuery(
+        self, task: str, inputs: dict[str, Any] | None = None, outputs: str = "answer"
+    ) -> Any:
+        """Give a task to a model with a REPL on a copy of the machine; return its outputs."""
+        given = {"task": _prompt(task, "rlmQuery(task)"), "outputs": outputs}
+        given["inputs"] = to_json(inputs or {}, "rlmQuery: inputs")
+        with self._workplace.left():
+            return self._calls.call("rlmQuery", given)
+
+    def branches(
+        self,
+        plans: list[str],
+        outputs: str | None = None,
+        score: Any = None,
+        keep: str = "best",
+        verify: str | None = None,
+        seconds: float | None = None,
+    ) -> Any:
+        """Try plans at once, each on a copy of the machine; return what came of each."""
+        if isinstance(plans, (str, bytes)) or not hasattr(plans, "__iter__"):
+            raise TypeError("branches takes a list of plans, each a str")
+        texts = [_prompt(p, f"branches(plans[{i}])") for i, p in enumerate(plans)]
+        judge = score if callable(score) else None
+        given = {
+            "plans": texts,
+            "outputs": outputs,
+            "score": None if judge else score,
+            "keep": "all" if judge and keep == "best" else keep,
+            "verify": verify,
+            "seconds": seconds,
+        }
+        results = [Record(result) for result in self._copy("branches", given)]
+        if judge and keep == "best":
+            return self._choose(results, judge)
+        return results
+
     def budget(self) -> Any:
         """What is used and what is left, as a dict."""
         return self._calls.call("budget", {})
@@ -186,6 +227,24 @@ class Functions:
             self.FINAL(values[names[0]])
         self.FINAL(**values, **by_output)
 
+    def _choose(self, results: list[Record], judge: Any) -> list[Record]:
+        """Let the best of the branches that are right win, by a function of the cell's own."""
+        best: Record | None = None
+        try:
+            for result in results:
+                if result["right"]:
+                    result["score"] = float(judge(result))
+                    if best is None or result["score"] > best["score"]:
+                        best = result
+        finally:
+            scores: dict[str, float | None] = {r["branch"]: r["score"] for r in results}
+            winner: str | None = best["branch"] if best else None
+            self._calls.call("chooseBranch", {"scores": scores, "winner": winner})
+        for result in results:
+            if result is not best:
+                result["machine"] = None
+        return results
+
     @property
     def _is_home(self) -> bool:
         return self.current == self.home
@@ -214,6 +273,8 @@ _TWINS = {
     "currentVmId": "current_vm_id",
     "llmQuery": "llm_query",
     "llmQueryBatched": "llm_query_batched",
+    "rlmQuery": "rlm_query",
+    "branches": "branches",
     "budget": "budget",
 }
 

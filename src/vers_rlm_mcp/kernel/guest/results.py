@@ -75,6 +75,25 @@ class CommandOutput(Text):
         return str(self)
 
 
+class Record(dict):  # type: ignore[type-arg]
+    """A dict whose items are attributes too, as models expect of a result."""
+
+    if TYPE_CHECKING:
+
+        def __getitem__(self, name: str) -> Any:
+            """An item."""
+
+    def __getattr__(self, name: str) -> Any:
+        """The item of that name."""
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Record, (dict(self),)
+
+
 def awaitable(value: Any) -> Any:
     """`value` as the equal value that can also be awaited, where there is one."""
     kinds: dict[type, Any] = {str: Text, int: Number, bytes: Bytes, list: Items, dict: Mapping}

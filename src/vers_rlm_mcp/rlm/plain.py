@@ -1,0 +1,36 @@
+"""A task for a model without a REPL: one question, one reply, outputs of the same types."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from .replies import parse_objects
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import JsonValue
+
+    from .signature import Checked, Signature
+
+
+def plain_prompt(task: str, inputs: Mapping[str, JsonValue], signature: Signature) -> str:
+    """The question."""
+    given = [f"# {name}\n{_text(value)}" for name, value in inputs.items()]
+    shape = ", ".join(f"{json.dumps(f.name)}: <{f.type.text}>" for f in signature.outputs)
+    return "\n\n".join([task, *given, f"Reply with one JSON object only:\n{{{shape}}}"])
+
+
+def read_outputs(reply: str, signature: Signature) -> Checked:
+    """The outputs in a reply; one that is plain text is the value of a single output of text."""
+    found = [signature.check_outputs(item) for item in parse_objects(reply)]
+    names = [field.name for field in signature.outputs]
+    if len(names) == 1:
+        found.append(signature.check_outputs({names[0]: reply.strip()}))
+    found.append(signature.check_outputs({}))
+    return next((checked for checked in found if not checked.faults), found[0])
+
+
+def _text(value: JsonValue) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

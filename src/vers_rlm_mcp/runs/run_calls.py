@@ -1,0 +1,454 @@
+"""What a cell of a run may ask: the machine functions, sub-models, and conversations of its own."""
+
+import time
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from types import MethodType
+from typing import Annotated, Literal
+
+import anyio
+from pydantic import Field, JsonValue
+
+from vers_rlm_mcp import rlm
+from vers_rlm_mcp.errors import ModelError, UsageError, VersRlmError
+from vers_rlm_mcp.kernel import Carried
+from vers_rlm_mcp.messages import Message, Usage
+from vers_rlm_mcp.models import Completion
+
+from .calls import MAX_BRANCHES, MachineCalls, Seconds, Text, not_carried
+from .conversation import Conversation
+from .inputs import bring_in, check_inputs
+from .tree import Tree
+from .workbench import Workbench
+
+LET_GO_SECONDS = 15.0
+"""What deleting the machines of children may take; the end of the run deletes what is left."""
+
+Plans = Annotated[list[Text], Field(min_length=1, max_length=MAX_BRANCHES)]
+Keep = Literal["best", "none", "all"]
+
+NOTHING = Carried((), {})
+"""A copy for a fresh kernel: no variables are wanted in it."""
+
+
+@dataclass
+class _Child:
+    """A conversation on a copy of the machine, and what came of it."""
+
+    path: str
+    about: str
+    first_machine: str
+    bench: Workbench
+    budget: rlm.Budget
+    score: float | None = None
+    outcome: rlm.Outcome | None = None
+    error: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def machine_id(self) -> str | None:
+        """The machine that it ended on."""
+        return self.bench.current
+
+    @property
+    def right(self) -> bool:
+        """Whether it handed in outputs that may win."""
+        return self.outcome is not None and self.outcome.status != "partial"
+
+    @property
+    def steps(self) -> int:
+        """How many steps it took."""
+        return len(self.outcome.steps) if self.outcome else 0
+
+    def to_json(self, *, kept: bool) -> JsonValue:
+        """The result as the cell gets it."""
+        outcome = self.outcome
+        return {
+            "branch": self.path,
+            "plan": self.about,
+            "right": self.right,
+            "status": outcome.status if outcome else "failed",
+            "outputs": outcome.outputs if outcome else {},
+            "error": self.error if outcome is None else None if self.right else outcome.reason,
+            "verified": outcome is not None and outcome.verified,
+            "score": self.score,
+            "steps": self.steps,
+            "machine": self.machine_id if kept else None,
+            "tokens": self.budget.usage.tokens,
+            "usd": self.budget.usage.usd,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+class RunCalls(MachineCalls):
+    """The functions that a cell has in a run.
+
+    Args:
+        tree: The run.
+        bench: Where the conversation works.
+        budget: What it may use.
+        path: Its place in the tree.
+    """
+
+    def __init__(self, tree: Tree, bench: Workbench, budget: rlm.Budget, path: str = "") -> None:
+        super().__init__(bench)
+        self.task: rlm.Task | None = None
+        """What the conversation is about, once that is known."""
+        self._tree = tree
+        self._budget = budget
+        self._path = path
+        self._publish = tree.publisher(path)
+        self._cell = rlm.RunCell(0, "")
+        self._sub_calls = 0
+        self._children = 0
+        self._undecided: dict[str, _Child] = {}
+        """Branches among which the cell itself will choose."""
+
+    def begin(self, asked: rlm.RunCell) -> None:
+        """A cell starts."""
+        self._cell = asked
+
+    def _table(self) -> Mapping[str, MethodType]:
+        return {
+            **super()._table(),
+            "llmQuery": self.llm_query,
+            "llmQueryBatched": self.llm_query_batched,
+            "rlmQuery": self.rlm_query,
+            "branches": self.branches,
+            "chooseBranch": self.choose_branch,
+            "budget": self.budget,
+        }
+
+    # Machines.
+
+    async def vm_branch(
+        self, carried: Carried | None, count: Annotated[int, Field(ge=1, le=MAX_BRANCHES)] = 1
+    ) -> JsonValue:
+        """Copy the current machine, within the run's budget of machines."""
+        with self._reserved(count):
+            return await super().vm_branch(carried, count)
+
+    async def vm_restore(self, commit: str) -> JsonValue:
+        """Make a machine from a commit, within the run's budget of machines."""
+        with self._reserved(1):
+            return await super().vm_restore(commit)
+
+    @contextmanager
+    def _reserved(self, machines: int) -> Generator[None]:
+        self._budget.reserve_machines(machines, time.monotonic())
+        try:
+            yield
+        except BaseException:
+            self._budget.release_machines(machines, time.monotonic())
+            raise
+
+    # Sub-models.
+
+    async def llm_query(self, prompt: Text) -> JsonValue:
+        """Ask the sub-model."""
+        self._budget.reserve_sub_calls(1, time.monotonic())
+        return await self._ask(prompt)
+
+    async def llm_query_batched(self, prompts: list[Text]) -> JsonValue:
+        """Ask the sub-model many things at once; the answers in order.
+
+        One that fails is answered by a text that says so, since the others are paid for.
+        """
+        self._budget.reserve_sub_calls(len(prompts), time.monotonic())
+        answers: list[str] = [""] * len(prompts)
+
+        async def ask(index: int, prompt: str) -> None:
+            try:
+                answers[index] = await self._ask(prompt)
+            except VersRlmError as error:
+                answers[index] = f"[Error: {error}]"
+
+        async with anyio.create_task_group() as tasks:
+            for index, prompt in enumerate(prompts):
+                tasks.start_soon(ask, index, prompt)
+        return list[JsonValue](answers)
+
+    async def budget(self) -> JsonValue:
+        """What is used and left."""
+        return dict[str, JsonValue](self._budget.snapshot(time.monotonic()))
+
+    async def _ask(self, prompt: str) -> str:
+        async with self._tree.sub_calls:
+            # Checked again: what is under way may have used up the tokens or the money.
+            self._budget.check(time.monotonic())
+            self._sub_calls += 1
+            number, started = self._sub_calls, time.monotonic()
+            self._publish(rlm.SubCallStarted(self._cell.step, number, prompt))
+            try:
+                reply = await self._tree.sub_model.complete([Message("user", prompt)])
+            except ModelError as error:
+                self._answered(number, started, Completion("", Usage()), str(error))
+                raise
+            self._budget.settle(reply.usage)
+            self._answered(number, started, reply)
+            return reply.text
+
+    def _answered(
+        self, number: int, started: float, reply: Completion, error: str | None = None
+    ) -> None:
+        seconds = time.monotonic() - started
+        self._publish(
+            rlm.SubCallFinished(self._cell.step, number, reply.text, reply.usage, seconds, error)
+        )
+
+    # Conversations of one's own.
+
+    async def rlm_query(
+        self,
+        task: Text,
+        inputs: dict[str, JsonValue],
+        outputs: str = "answer",
+        seconds: Seconds | None = None,
+    ) -> JsonValue:
+        """Have a task worked on in a conversation of its own, on a copy of the current machine."""
+        if wrong := [name for name in inputs if not name.isidentifier()]:
+            raise UsageError(f"An input of a query has a name as variables have: not {wrong[0]!r}.")
+        signature = rlm.Signature.parse(f"{', '.join(f'{n}: any' for n in inputs)} -> {outputs}")
+        given = check_inputs(signature, inputs, {})
+        if self._is_deepest:
+            return await self._ask_plainly(task, inputs, signature)
+        (child,) = await self._copies([task], "query", NOTHING, seconds)
+        async with self._ending([child]):
+            kernel = await child.bench.kernel(fresh=True)
+            machine = await child.bench.machine()
+            variables, _ = await bring_in(machine, kernel, given, {})
+            query = self._task_for(child, signature, inputs=variables, instructions=task)
+            await self._converse(child, query)
+            self._report(child)
+            return _values(child, signature)
+
+    async def branches(
+        self,
+        plans: Plans,
+        carried: Carried | None,
+        outputs: str | None = None,
+        score: str | None = None,
+        keep: Keep = "best",
+        verify: str | None = None,
+        seconds: Seconds | None = None,
+    ) -> JsonValue:
+        """Try plans at once, each on a copy of the machine by a copy of the conversation."""
+        if self._is_deepest:
+            raise UsageError(
+                "A branch cannot branch again here: try the plans one after the other, with "
+                "vmSnapshot() before each."
+            )
+        signature = rlm.Signature.parse(f"-> {outputs}") if outputs else self._my_task.signature
+        _check_score(signature, score)
+        children = await self._copies(plans, "branch", carried, seconds)
+        async with self._ending(children) as kept:
+            async with anyio.create_task_group() as tasks:
+                for number, child in enumerate(children, 1):
+                    branch = rlm.Branch(
+                        self._cell.messages,
+                        child.about,
+                        number,
+                        len(plans),
+                        tuple(not_carried(carried)),
+                    )
+                    task = self._task_for(child, signature, verify=verify, branch=branch)
+                    tasks.start_soon(self._converse, child, task)
+            for child in children:
+                child.score = _score(child, score)
+                self._report(child)
+            if keep == "all":
+                self._undecided = {child.path: child for child in children}
+                kept += children
+            elif keep == "best" and (best := _best(children, by_score=score is not None)):
+                await self._win(best)
+                kept.append(best)
+            return [child.to_json(kept=child in kept) for child in children]
+
+    async def choose_branch(self, scores: dict[str, float | None], winner: str | None) -> JsonValue:
+        """Let one of the branches that were all kept win, by the cell's own judgement."""
+        undecided, self._undecided = self._undecided, {}
+        async with self._ending(list(undecided.values())) as kept:
+            for path, score in scores.items():
+                if child := undecided.get(path):
+                    child.score = score
+            if winner and (best := undecided.get(winner)):
+                await self._win(best)
+                kept.append(best)
+        return None
+
+    @property
+    def _is_deepest(self) -> bool:
+        depth = self._path.count(".") + 1 if self._path else 0
+        return depth >= self._tree.max_depth
+
+    @property
+    def _my_task(self) -> rlm.Task:
+        assert self.task, "cells run in a conversation about a task"
+        return self.task
+
+    async def _copies(
+        self,
+        about: Sequence[str],
+        kind: Literal["branch", "query"],
+        carried: Carried | None,
+        seconds: float | None,
+    ) -> list[_Child]:
+        """Make a copy of the current machine for each child, all from one instant."""
+        now = time.monotonic()
+        iterations = max(1, self._my_task.max_iterations - self._cell.step)
+        budgets = self._budget.children(len(about), iterations, seconds=seconds, now=now)
+        with self._reserved(len(about)):
+            made = await self._bench.branch(len(about), carried=carried)
+        children: list[_Child] = []
+        for text, budget, info in zip(about, budgets, made.machines, strict=True):
+            self._children += 1
+            path = f"{self._path}.{self._children}".lstrip(".")
+            bench = self._bench.at(info.id, on_event=self._tree.publisher(path))
+            children.append(_Child(path, text, info.id, bench, budget))
+            self._publish(rlm.ChildStarted(path, kind, info.id, text))
+        return children
+
+    def _task_for(
+        self,
+        child: _Child,
+        signature: rlm.Signature,
+        *,
+        inputs: tuple[rlm.InputVariable, ...] = (),
+        instructions: str = "",
+        verify: str | None = None,
+        branch: rlm.Branch | None = None,
+    ) -> rlm.Task:
+        limits = child.budget.limits
+        return rlm.Task(
+            signature,
+            inputs,
+            (),
+            self._my_task.machine,
+            instructions,
+            limits.iterations or rlm.MAX_ITERATIONS,
+            rlm.MAX_SUB_CALLS if limits.sub_calls is None else limits.sub_calls,
+            verify,
+            branch,
+        )
+
+    async def _converse(self, child: _Child, task: rlm.Task) -> None:
+        """Hold a child's conversation; whatever goes wrong in it is its own affair."""
+        calls = RunCalls(self._tree, child.bench, child.budget, child.path)
+        calls.task = task
+        started = time.monotonic()
+        try:
+            with child.bench.using_kernel(child.first_machine):
+                child.bench.home = await child.bench.kernel(child.first_machine)
+                conversation = Conversation(
+                    self._tree, child.bench, child.budget, calls, child.path
+                )
+                child.outcome = await conversation.drive(task)
+        except VersRlmError as error:
+            child.error = str(error)
+        child.seconds = time.monotonic() - started
+
+    def _report(self, child: _Child) -> None:
+        outcome = child.outcome
+        self._publish(
+            rlm.ChildFinished(
+                child.path,
+                outcome.status if outcome else "failed",
+                outcome.outputs if outcome else {},
+                outcome.reason if outcome else child.error or "It broke off.",
+                child.score,
+                child.steps,
+                child.budget.usage,
+                child.seconds,
+            )
+        )
+
+    async def _win(self, child: _Child) -> None:
+        assert child.machine_id
+        await self._bench.switch(child.machine_id)
+        self._bench.made.add(child.machine_id)
+        self._publish(rlm.ChildChosen(child.path, child.machine_id))
+
+    @asynccontextmanager
+    async def _ending(self, children: list[_Child]) -> AsyncGenerator[list[_Child]]:
+        """Stop the cell's clock; then delete the children's machines.
+
+        The machine that a child ended on stays if the child is put into the list given here.
+        """
+        kept: list[_Child] = []
+        home = self._bench.home
+        assert home, "a cell runs in it"
+        with home.untimed():
+            try:
+                yield kept
+            finally:
+                with anyio.move_on_after(LET_GO_SECONDS, shield=True):
+                    async with anyio.create_task_group() as tasks:
+                        for child in children:
+                            stays = child.machine_id if child in kept else None
+                            tasks.start_soon(self._clear_away, child, stays)
+
+    async def _clear_away(self, child: _Child, stays: str | None) -> None:
+        """Delete what a child leaves; what cannot be deleted now goes with the run."""
+        now = time.monotonic
+        for machine_id in {child.first_machine, *child.bench.made} - {stays}:
+            with suppress(VersRlmError):
+                await child.bench.delete(machine_id)
+                owner = self._budget if machine_id == child.first_machine else child.budget
+                owner.release_machines(1, now())
+        child.bench.made.clear()
+
+    async def _ask_plainly(
+        self, task: str, inputs: Mapping[str, JsonValue], signature: rlm.Signature
+    ) -> JsonValue:
+        """Where no deeper conversation is allowed: one call of the sub-model."""
+        self._budget.reserve_sub_calls(1, time.monotonic())
+        reply = await self._ask(rlm.plain_prompt(task, inputs, signature))
+        checked = rlm.read_outputs(reply, signature)
+        if checked.faults:
+            raise UsageError(
+                f"The sub-model's reply to rlmQuery is not what was asked for: "
+                f"{'; '.join(checked.faults)}. Ask with llmQuery and read the reply in code."
+            )
+        return _unwrapped(checked.values, signature)
+
+
+def _check_score(signature: rlm.Signature, score: str | None) -> None:
+    names = [field.name for field in signature.outputs]
+    if score is not None and score not in names:
+        raise UsageError(
+            f"score must be the name of an output ({', '.join(names)}) or a function of the "
+            f"result, not {score[:40]!r}."
+        )
+
+
+def _score(child: _Child, name: str | None) -> float | None:
+    """The number in the output of that name, if there is one."""
+    value = child.outcome.outputs.get(name) if child.outcome and name else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _best(children: Sequence[_Child], *, by_score: bool) -> _Child | None:
+    """The one with the highest score or, without scores, with the fewest steps."""
+    right = [child for child in children if child.right]
+    if by_score:
+        scored = [child for child in right if child.score is not None]
+        return max(scored, key=lambda child: child.score or 0.0, default=None)
+    return min(right, key=lambda child: child.steps, default=None)
+
+
+def _values(child: _Child, signature: rlm.Signature) -> JsonValue:
+    """What a query returns. Raises `UsageError` when it has not come to an end."""
+    outcome = child.outcome
+    if outcome is None or not child.right:
+        reason = outcome.reason if outcome else child.error
+        there = f" What there is: {outcome.outputs!r:.1000}" if outcome and outcome.outputs else ""
+        raise UsageError(f"The query has no answer: {reason}{there}")
+    return _unwrapped(outcome.outputs, signature)
+
+
+def _unwrapped(outputs: Mapping[str, JsonValue], signature: rlm.Signature) -> JsonValue:
+    """The value of a single output; of several, all of them by name."""
+    if len(signature.outputs) == 1:
+        return outputs[signature.outputs[0].name]
+    return dict(outputs)
