@@ -70,7 +70,8 @@ def _engines(section: Section) -> str:
     ours, *peers = section.columns
     lines = [
         "Our median, and each peer's as a multiple of it or a figure of its own, with a model that "
-        f"answers at once, on {section.computer}:",
+        f"answers at once, on {section.computer}. `none`: it has no such thing, or failed; the "
+        "results say why. `local` runs the model's code with all that the user may do.",
         "",
         line("", *section.columns),
         line("---", *["---:"] * len(section.columns)),

@@ -39,7 +39,8 @@ async def measure(*, rounds: int | None = None) -> Section:
 async def _session(section: Section, column: str) -> None:
     argv, tool = _SERVERS[column]
     with tempfile.TemporaryDirectory(prefix="vers-rlm-bench-") as state:
-        environment = {**os.environ, "VERS_RLM_STATE_DIR": state}
+        settings = {"BACKEND": "bubblewrap", "STATE_DIR": state, "LOG_LEVEL": "warning"}
+        environment = {**os.environ, **{f"VERS_RLM_{name}": settings[name] for name in settings}}
         parameters = StdioServerParameters(command=sys.executable, args=argv, env=environment)
         started = time.perf_counter()
         async with Client(parameters, mode="legacy") as client:
