@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -205,3 +206,22 @@ async def test_handles_of_other_stores_are_unknown(
 
 def _pid_1(backend: BubblewrapBackend, machine_id: str) -> int:
     return backend._running[machine_id].sandbox.pid  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_a_machine_boots_however_late_the_host_looks_after_it(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("as root, PID 1 waits until the host has given it its ids")
+    open_pid = os.pidfd_open
+
+    def open_late(pid: int) -> int:
+        """Once PID 1 has let go of most of what it inherited."""
+        deadline = time.monotonic() + 20
+        while len(list(Path(f"/proc/{pid}/fd").iterdir())) > 8:
+            assert time.monotonic() < deadline
+        return open_pid(pid)
+
+    monkeypatch.setattr(os, "pidfd_open", open_late)
+    async with BubblewrapBackend(state) as backend:
+        await (await backend.create()).delete()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.machines import Commit, Machine
 
 HOLDING: Final = """
-import os, socket, sys
+import os, socket, sys, time
 {act}
 print("ready", flush=True)
 sys.stdin.read()
@@ -29,7 +29,7 @@ HOLDERS: Final = {
     "directory": "os.chdir(sys.argv[1])",
     "file": "kept = open(sys.argv[1] + '.held', 'w')",
     "removed file": "p = sys.argv[1] + '.held'; kept = open(p, 'w'); os.unlink(p)",
-    "socket": "s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1] + '.%d' % os.getpid())",
+    "socket": "p = sys.argv[1] + '.%f' % time.time(); s = socket.socket(socket.AF_UNIX); s.bind(p)",
 }
 """What programs hold in their hands that must not be taken from them by a snapshot."""
 

@@ -40,16 +40,18 @@ BUBBLEWRAP: Final = Subject(
     rests=tuple(f"bubblewrap/{name}" for name in ("machines", "layers", "commits", "trash")),
 )
 
+FAKE: Final = Subject(
+    "fake",
+    FakeBackend,
+    copies_up=False,
+    obeys_modes=lambda: os.geteuid() != 0,
+    rests=("machines", "commits", "making"),
+)
+
 SUBJECTS: Final = (
     BUBBLEWRAP,
     replace(BUBBLEWRAP, name="bubblewrap that merges", merge_layers=2),
-    Subject(
-        "fake",
-        FakeBackend,
-        copies_up=False,
-        obeys_modes=lambda: os.geteuid() != 0,
-        rests=("machines", "commits", "making"),
-    ),
+    FAKE,
 )
 
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import pytest
 from anyio.streams.buffered import BufferedByteReceiveStream
+from subjects import BUBBLEWRAP, FAKE, Subject
 
 from vers_rlm_mcp.machines import read_bytes, run_command
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
-
-    from subjects import Subject
 
     from vers_rlm_mcp.machines import Backend, Machine
 
@@ -26,25 +25,11 @@ DEPTH: Final = 105
 """Commits below the last: more than `MERGE_LAYERS`."""
 
 STEP: Final = """
-import os, sys
-number = int(sys.argv[1])
-with open(f"{number}", "w") as file:
-    file.write(str(number))
-os.utime(f"{number}", (number, number))
-with open("state", "a") as file:
-    file.write(f"{number} ")
-if number % 7 == 6:
-    os.rename(f"{number - 1}", f"renamed {number - 1}")
-    os.unlink(f"{number - 5}")
+printf $1 > $1; touch -d @$1.123456789 $1; printf "$1 " >> state
+if [ $(($1 % 7)) = 6 ]; then mv $(($1 - 1)) "renamed $(($1 - 1))"; rm $(($1 - 5)); fi
 """
 
-LIST: Final = """
-import os
-print(open("state").read())
-for name in sorted(os.listdir()):
-    if name != "state":
-        print(name, open(name).read(), os.stat(name).st_mtime_ns)
-"""
+LIST: Final = "cat *; stat -c '%n %.Y' [!s]*"
 
 REPLACING: Final = """
 import os
@@ -97,6 +82,12 @@ print(lines[0], len(logged), first)
 """
 
 
+@pytest.fixture(params=[BUBBLEWRAP, FAKE], ids=lambda subject: subject.name)
+def subject(request: pytest.FixtureRequest) -> Subject:
+    """Each backend, as it usually is."""
+    return request.param
+
+
 @pytest.fixture
 async def backend(subject: Subject, state: Path) -> AsyncIterator[Backend]:
     async with subject.open(state / subject.name) as opened:
@@ -107,8 +98,7 @@ async def backend(subject: Subject, state: Path) -> AsyncIterator[Backend]:
             await opened.delete_commit(commit.id)
 
 
-async def run(machine: Machine, program: str, *arguments: str) -> str:
-    argv = ["python3", "-I", "-S", "-c", program, *arguments]
+async def run(machine: Machine, *argv: str) -> str:
     result = await run_command(machine, argv, timeout=SECONDS, limit=MAX_OUTPUT)
     assert result.status is not None
     assert result.status.ok, result.stderr.text
@@ -119,7 +109,7 @@ async def test_a_chain_of_a_hundred_commits_forgets_nothing(backend: Backend) ->
     machine = await backend.create()
     wanted: dict[str, str] = {}
     for number in range(1, DEPTH + 1):
-        listed = await run(machine, STEP + LIST, str(number))
+        listed = await run(machine, "sh", "-c", STEP + LIST, "sh", str(number))
         commit = await machine.snapshot()
         wanted[commit.id] = listed
         if number % 25 == 0:  # Every part of the chain has another machine.
@@ -128,14 +118,14 @@ async def test_a_chain_of_a_hundred_commits_forgets_nothing(backend: Backend) ->
     ids = list(wanted)
     for commit_id in (ids[0], ids[49], ids[99], ids[-1]):
         restored = await backend.restore(commit_id)
-        assert await run(restored, LIST) == wanted[commit_id]
+        assert await run(restored, "sh", "-c", LIST) == wanted[commit_id]
         await restored.delete()
     (branch,) = await machine.branch()
-    assert await run(branch, LIST) == wanted[ids[-1]]
+    assert await run(branch, "sh", "-c", LIST) == wanted[ids[-1]]
     for commit_id in ids:
         await backend.delete_commit(commit_id)
-    assert await run(branch, LIST) == wanted[ids[-1]]
-    assert await run(machine, LIST) == wanted[ids[-1]]
+    assert await run(branch, "sh", "-c", LIST) == wanted[ids[-1]]
+    assert await run(machine, "sh", "-c", LIST) == wanted[ids[-1]]
 
 
 async def test_fifty_times_restored_is_as_it_was(backend: Backend) -> None:
@@ -166,7 +156,9 @@ async def test_a_busy_machine_is_caught_at_one_instant(backend: Backend) -> None
     before = [0, 0, 0]
     for commit in commits:
         restored = await backend.restore(commit.id)
-        numbers = [int(number) for number in (await run(restored, CHECKING)).split()]
+        numbers = [
+            int(number) for number in (await run(restored, "python3", "-c", CHECKING)).split()
+        ]
         assert all(old <= new for old, new in zip(before, numbers, strict=True))
         before = numbers
         await restored.delete()

@@ -158,7 +158,7 @@ class Sandbox:
             if plan.mapped:
                 identity.write_maps(self.pid)
                 descriptors = _detached_mounts(plan, self.pid)
-            await go.send(b"\0")
+                await go.send(b"\0")  # Else nobody waits for it, or has it open any more.
             # To enter a cgroup takes 10 ms, in which PID 1 starts; it runs nothing else before
             # it is asked to boot.
             with anyio.CancelScope(shield=True):  # Or the directories would be left behind.
@@ -175,7 +175,7 @@ class Sandbox:
             await self.request(b"boot", _boot_arguments(plan, self._cgroup.held), descriptors)
         except OSError as error:
             raise BackendUnavailable(f"A machine cannot be set up here: {error}.") from error
-        except MachineGone as error:
+        except (MachineGone, anyio.BrokenResourceError) as error:
             text = await read_text(self._complaint)
             raise BackendUnavailable(f"The machine did not boot: {text or error}") from error
         finally:
