@@ -15,7 +15,7 @@ import pytest
 import vers_rlm_mcp
 from vers_rlm_mcp.machines import checks
 from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
-from vers_rlm_mcp.machines.checks import CHECKS, Check
+from vers_rlm_mcp.machines.checks import CHECKS, Check, CheckFailed
 from vers_rlm_mcp.machines.fake import FakeBackend
 
 if TYPE_CHECKING:
@@ -48,6 +48,12 @@ async def test_every_backend_keeps_every_promise(
         await check(lambda: backend(directory))
     async with backend(directory) as opened:
         assert await ids(opened) <= before
+
+
+async def test_copies_that_lose_their_programs_are_found_out(state: Path) -> None:
+    (check,) = [check for check in CHECKS if check.name == "programs_go_on_in_copies"]
+    with pytest.raises(CheckFailed, match="the program does not run in"):
+        await check(lambda: BubblewrapBackend(state / "BubblewrapBackend"))
 
 
 async def ids(backend: Backend) -> set[str]:

@@ -90,7 +90,8 @@ async def test_a_machine_bears_the_intent_that_the_ledger_holds(fleet: Fleet) ->
     machine = await fleet.create(run="run-1")
     (record,) = fleet.ledger.live("fake")
     assert (record.machine_id, record.run, record.kept) == (machine.id, "run-1", False)
-    assert (await machine.info()).labels == {"intent": record.intent}
+    labels = {"intent": record.intent, "server": record.owner, "run": "run-1"}
+    assert (await machine.info()).labels == labels
 
 
 async def test_copies_are_written_with_where_they_come_from(fleet: Fleet) -> None:

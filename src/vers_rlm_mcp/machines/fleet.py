@@ -198,13 +198,18 @@ class Fleet:
         if intent is None:
             raise self._limit_reached(count)
         try:
-            machines = await make({INTENT: intent})
+            machines = await make(self._labels(intent, run))
             self.ledger.bind(intent, [machine.id for machine in machines])
         except BaseException:
             self.ledger.abandon(intent)
             await self._remove(self.ledger.asked(intent))
             raise
         return machines
+
+    def _labels(self, intent: str, run: str | None) -> Mapping[str, str]:
+        """What a machine bears: the rest is for people who look at a service's own lists."""
+        labels = {INTENT: intent, "server": self.ledger.owner}
+        return labels if run is None else {**labels, "run": run}
 
     def _limit_reached(self, count: int) -> MachineError:
         alive = [record.machine_id for record in self._own() if record.machine_id]

@@ -105,11 +105,11 @@ async def act(backend: VersBackend, chance: random.Random, kept: set[str]) -> No
 def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let limits be reached within a test."""
     for module, name, seconds in (
-        (api, "CALL_SECONDS", 0.7),
-        (api, "MAKE_SECONDS", 1.5),
-        (making, "FINISH_SECONDS", 2.0),
-        (ssh, "CONNECT_SECONDS", 1.0),
-        (link, "READY_SECONDS", 3.0),
+        (api, "CALL_SECONDS", 0.4),
+        (api, "MAKE_SECONDS", 0.8),
+        (making, "FINISH_SECONDS", 1.0),
+        (ssh, "CONNECT_SECONDS", 0.6),
+        (link, "READY_SECONDS", 2.0),
     ):
         monkeypatch.setattr(module, name, seconds)
 

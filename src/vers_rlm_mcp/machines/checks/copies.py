@@ -16,10 +16,13 @@ from .lab import (
     Check,
     Lab,
     check,
+    check_if,
     content,
     expect,
     expect_equal,
     expect_error,
+    is_running,
+    memory,
     sh,
 )
 
@@ -202,6 +205,25 @@ async def trees_come_out_identical(lab: Lab) -> None:
         machine = restored
 
 
+@check_if(memory)
+async def programs_go_on_in_copies(lab: Lab) -> None:
+    """What runs in a machine runs in its branches and commits too, from the same instant on."""
+    machine = await lab.create()
+    count = (
+        "n=0; while :; do n=$((n + 1)); echo $n > /dev/shm/new; mv /dev/shm/new /dev/shm/n; done"
+    )
+    pid = int(await sh(machine, '(sh -c "$1" >/dev/null 2>&1 & echo $!)', count))
+    (branch,) = await lab.branch(machine)
+    restored = await lab.restore(await lab.snapshot(machine))
+    for copy in (machine, branch, restored):
+        expect(await is_running(copy, pid), f"the program does not run in {copy.id}")
+        seen = int(await sh(copy, "cat /dev/shm/n"))
+        wait = 'while [ "$(cat /dev/shm/n)" -le "$1" ]; do :; done'
+        await sh(copy, wait, str(seen))
+    await sh(branch, 'kill -9 "$1"', str(pid))
+    expect(await is_running(machine, pid), "what was killed in a branch ended in the machine")
+
+
 async def _receive_some(process: Process) -> bytes:
     with anyio.fail_after(COMMAND_SECONDS):
         return await process.stdout.receive()
@@ -225,4 +247,5 @@ CHECKS: tuple[Check, ...] = (
     chains_can_be_long,
     one_machine_can_be_snapshotted_often,
     trees_come_out_identical,
+    programs_go_on_in_copies,
 )

@@ -149,6 +149,11 @@ def isolation(capabilities: Capabilities) -> str | None:
     return None
 
 
+def memory(capabilities: Capabilities) -> str | None:
+    """Needs copies that carry memory and processes."""
+    return None if capabilities.fidelity == "memory" else "its copies carry only the disk"
+
+
 def limited(what: str) -> Needs:
     """Needs an enforced limit of the machine."""
 
