@@ -171,6 +171,17 @@ async def test_who_watches_a_directory_still_sees_what_happens_there(machine: Ma
             assert await process.stdout.receive() == b"new"
 
 
+async def test_what_a_frozen_layer_cannot_do_is_told(machine: Machine, sh: Shell) -> None:
+    await sh(machine, "mkdir old; echo 1 > first; ln first second")
+    await machine.snapshot()
+    rename = "import os; os.rename('old', 'new')"
+    assert "Errno 18" in await sh(machine, f'python3 -c "{rename}"')
+    assert await sh(machine, "mv old new; ls -d new; echo 2 > first; cat first second") == (
+        "new\n2\n1\n"
+    )
+    assert any("EXDEV" in note and "hard link" in note for note in machine.capabilities.notes)
+
+
 async def test_a_copy_is_the_same_tree(
     backend: BubblewrapBackend, machine: Machine, sh: Shell
 ) -> None:

@@ -327,7 +327,12 @@ class BubblewrapBackend(Backend):
     # Helpers
 
     def _capabilities(self) -> Capabilities:
-        notes = ["Only the usual top-level directories exist: none can be made in /."]
+        notes = [
+            "Only the usual top-level directories exist: none can be made in /.",
+            "What was made before a snapshot or branch is of a frozen layer: renaming such a "
+            "directory fails with EXDEV (mv copies it instead), and writing to such a file by one "
+            "hard link leaves its others as they were.",
+        ]
         root = self._mapped or self.config.base is not None
         if not root:
             notes.append("System directories are read-only: /usr belongs to the host's root.")
