@@ -8,11 +8,11 @@ import os
 import pickle
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Generator
 
 SAVE_SECONDS = 30.0
 """How long each of the two passes of saving may take: about what 10 GB of plain data take."""
@@ -77,11 +77,11 @@ def read(path: str) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
         sys.path[:] = header["search"]
         with suppress(OSError):  # it may be gone; cells see where they are
             os.chdir(header["directory"])
-        _cloudpickle()
-        try:
-            values, lost = pickle.load(file), {}
-        except Exception as error:  # noqa: BLE001 - the code of any class runs
-            values, lost = _read_each(header, describe(error))
+        with _archive_on_path():  # cloudpickle is imported where a value needs it
+            try:
+                values, lost = pickle.load(file), {}
+            except Exception as error:  # noqa: BLE001 - the code of any class runs
+                values, lost = _read_each(header, describe(error))
     return values, {**header["lost"], **lost}, header["extra"]
 
 
@@ -180,9 +180,15 @@ def _pickler(functions: dict[str, Any]) -> Any:
 
 
 def _cloudpickle() -> Any:
+    with _archive_on_path():
+        return importlib.import_module("cloudpickle")
+
+
+@contextmanager
+def _archive_on_path() -> Generator[None, None, None]:
     sys.path.append(ARCHIVE)
     try:
-        return importlib.import_module("cloudpickle")
+        yield
     finally:
         sys.path.remove(ARCHIVE)
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import types
 from contextlib import suppress
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from ..wire import PROTOCOL, FrameError, dump
 from .calls import Calls
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 MAX_NAMES = 1000
 """Variables that are named to the host, each by at most `MAX_NAME` characters."""
 MAX_NAME = 80
+
+WARM_UP_SECONDS = 0.01
+"""How long after its start a kernel waits for requests before it gets ready for cells: a host that
+wants variables read asks at once."""
 
 DEFAULT_OUTPUT_LIMIT = 1024 * 1024
 
@@ -66,6 +70,7 @@ class Kernel:
         self._stopped: tuple[Attachment, int] | None = None
         self._interruptible = False
         self._deferred = False
+        self._has_paths = False
         self._is_warm = False
         self._limit = DEFAULT_OUTPUT_LIMIT
         self._saving = False
@@ -89,9 +94,18 @@ class Kernel:
         threading.Thread(target=self._link.serve, daemon=True).start()
         while True:
             try:
-                self._perform(self._requests.get())
+                self._perform(self._next_request())
             except KeyboardInterrupt:
                 continue  # meant for a request that ended at that very moment
+
+    def _next_request(self) -> _Request:
+        """The next request; while there is none, get ready what the first cell will need."""
+        if not self._is_warm:
+            with suppress(Empty):
+                return self._requests.get(timeout=WARM_UP_SECONDS)
+            self._is_warm = True
+            _warm_up()
+        return self._requests.get()
 
     # What the link tells, from its thread.
 
@@ -149,9 +163,9 @@ class Kernel:
             self._memory.set(fields["memory"])
         ready = {"protocol": PROTOCOL, "kernel": self.id, "cells": self.cells}
         self._send(request.host, "ready", ready, dump(self._names()))
-        if not self._is_warm:
-            self._is_warm = True
-            _warm_up()
+        if not self._has_paths:
+            self._has_paths = True
+            _find_modules()
 
     def _run(self, request: _Request) -> None:
         host = request.host
@@ -305,13 +319,18 @@ def _main_namespace() -> dict[str, Any]:
     return main.__dict__
 
 
-def _warm_up() -> None:
-    """Do what every run needs, but no host should wait for: before the first cell."""
-    import importlib
+def _find_modules() -> None:
+    """Look for modules where every Python does, for which the host need not wait."""
     import site
 
     sys.path.pop(0)  # the archive; the rest of it is found through the package
     site.main()
     sys.path.insert(0, "")
+
+
+def _warm_up() -> None:
+    """Import what the first cell needs."""
+    import importlib
+
     for module in ("cells", "commands"):
         importlib.import_module(f".{module}", __package__)
