@@ -55,10 +55,11 @@ async def _session(section: Section, column: str) -> None:
     listed = [
         tool.model_dump(mode="json", by_alias=True, exclude_none=True) for tool in tools.tools
     ]
+    as_sent = json.dumps(listed, separators=(",", ":"), ensure_ascii=False).encode()
     for what, unit, value in (
         ("spawn to `initialize`", "ms", spawned * 1000),
         ("round trip of a tool that does nothing", "ms", median(calls) * 1000),
-        ("`tools/list`", "tokens (bytes / 4)", len(json.dumps(listed).encode()) / 4),
+        ("`tools/list`", "tokens (bytes / 4)", len(as_sent) / 4),
     ):
         section.cell(what, unit, column).values.append(value)
 

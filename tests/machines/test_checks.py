@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from vers_rlm_mcp.errors import VersRlmError
-from vers_rlm_mcp.machines import fake
+from vers_rlm_mcp.machines import ExitStatus, fake
 from vers_rlm_mcp.machines.checks import CHECKS, CheckFailed
 from vers_rlm_mcp.machines.fake import FakeBackend, FakeMachine, FakeProcess
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from vers_rlm_mcp.machines import ExitStatus, MachineInfo
+    from vers_rlm_mcp.machines import MachineInfo
 
 BY_NAME = {check.name: check for check in CHECKS}
 
@@ -31,7 +31,7 @@ async def kill_the_leader_only(process: FakeProcess) -> None:
 
 async def one_exit_code(process: FakeProcess, wait: Any = FakeProcess.wait) -> ExitStatus:
     status = await wait(process)
-    return status if status.ok else fake.ExitStatus(1)
+    return status if status.ok else ExitStatus(1)
 
 
 async def ignore_the_offset(
