@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from vers_rlm_mcp.errors import VersRlmError
-from vers_rlm_mcp.machines import ExitStatus, fake
+from vers_rlm_mcp.machines import ExitStatus
 from vers_rlm_mcp.machines.checks import CHECKS, CheckFailed
 from vers_rlm_mcp.machines.fake import FakeBackend, FakeMachine, FakeProcess
 
