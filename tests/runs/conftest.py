@@ -1,34 +1,68 @@
+"""Places to run things in. ``VERS_RLM_TEST_MACHINES=bubblewrap`` or ``=vers`` (the emulator) lets
+every test of runs work on such machines, and not only those that are about them."""
+
 from __future__ import annotations
 
-from contextlib import closing
-from typing import TYPE_CHECKING
+import os
+from contextlib import asynccontextmanager, closing
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from lab import Lab
 
+from vers_emulator import Options, VersEmulator
 from vers_rlm_mcp import runs
 from vers_rlm_mcp.machines import Fleet, Ledger
 from vers_rlm_mcp.machines.fake import FakeBackend
 from vers_rlm_mcp.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
     from pathlib import Path
+
+MACHINES = os.environ.get("VERS_RLM_TEST_MACHINES")
 
 
 @pytest.fixture
 async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
-    """On machines that are only directories; they are gone afterwards."""
-    settings = Settings.model_validate({"state_dir": tmp_path / "state", "max_machines": 64})
-    async with FakeBackend() as backend:
-        with closing(Ledger(settings.state_dir)) as ledger:
-            async with Fleet(backend, ledger, max_machines=settings.max_machines) as fleet:
-                yield Lab(fleet, settings, tmp_path)
+    """Where it does not matter on what: machines that are only directories."""
+    async with _opened(MACHINES or "fake", tmp_path) as lab:
+        yield lab
 
 
 @pytest.fixture
 async def real(tmp_path: Path) -> AsyncIterator[Lab]:
     """On this host's own machines."""
-    settings = Settings.model_validate({"state_dir": tmp_path / "state"})
-    async with runs.open_fleet(settings) as fleet:
-        yield Lab(fleet, settings, tmp_path)
+    async with _opened(MACHINES or "bubblewrap", tmp_path) as lab:
+        yield lab
+
+
+@asynccontextmanager
+async def _opened(machines: str, directory: Path) -> AsyncGenerator[Lab]:
+    state: dict[str, Any] = {"state_dir": directory / "state", "max_machines": 64}
+    if machines == "fake":
+        settings = Settings.model_validate(state)
+        async with FakeBackend() as backend:
+            with closing(Ledger(settings.state_dir)) as ledger:
+                async with Fleet(backend, ledger, max_machines=settings.max_machines) as fleet:
+                    yield Lab(fleet, settings, directory)
+        return
+    with pytest.MonkeyPatch.context() as environment:
+        async with _service(machines, directory, environment):
+            settings = Settings.model_validate({**state, "backend": machines})
+            async with runs.open_fleet(settings) as fleet:
+                yield Lab(fleet, settings, directory)
+
+
+@asynccontextmanager
+async def _service(
+    machines: str, directory: Path, environment: pytest.MonkeyPatch
+) -> AsyncGenerator[None]:
+    """The service that the machines need, as the environment tells of it."""
+    if machines != "vers":
+        yield
+        return
+    async with VersEmulator(directory / "vers", Options(fork_kernels=True)) as emulator:
+        for name, value in emulator.facts()["environment"].items():
+            environment.setenv(name, value)
+        yield

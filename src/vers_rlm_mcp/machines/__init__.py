@@ -22,9 +22,11 @@ from .base import (
 from .fleet import Fleet
 from .ledger import CommitRecord, Ledger, MachineRecord
 from .operations import Captured, CommandResult, read_bytes, run_command, shell, upload
+from .paths import WORKSPACE
 
 __all__ = [
     "INTENT",
+    "WORKSPACE",
     "Backend",
     "Capabilities",
     "Captured",

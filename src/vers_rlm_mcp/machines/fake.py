@@ -60,6 +60,7 @@ from .fake_host import (
     write_all,
 )
 from .handles import unknown_handle
+from .paths import WORKSPACE, check_path
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -70,7 +71,6 @@ if TYPE_CHECKING:
 
     from anyio.abc import Process as HostProcess
 
-WORKSPACE: Final = "/workspace"
 OWN: Final = (WORKSPACE, "/tmp", "/run", "/root", "/home")  # noqa: S108 - a path in the machine
 
 CAPABILITIES: Final = Capabilities(
@@ -217,8 +217,7 @@ class FakeMachine(Machine):
         return f"{self._root}{text}" if own else text
 
     def _locate(self, path: str) -> Path:
-        if not path.startswith("/") or "\0" in path:
-            raise PathRefused(f"{path!r} is not an absolute path; start it with {WORKSPACE}/.")
+        check_path(path)
         return Path(self._mapped(posixpath.normpath(path)))
 
     async def _copy_frozen(self, target: Path, about: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from pydantic import Base64Bytes, Field, JsonValue, ValidationError, validate_ca
 
 from vers_rlm_mcp.errors import UsageError
 from vers_rlm_mcp.kernel import Carried, CellResult, HostCall
+from vers_rlm_mcp.machines import WORKSPACE
 
 from .workbench import Workbench
 
@@ -23,9 +24,6 @@ OUTPUT_BYTES = 1024 * 1024
 
 FILE_BYTES = 20 * 1024 * 1024
 """Bytes of a file on another machine that a cell gets back: as base64 they fit into a frame."""
-
-WORKSPACE = "/workspace"
-"""Where commands start, and so where relative paths begin; see `Machine.spawn`."""
 
 MAX_BRANCHES = 64
 """Copies made by one call; the limit on machines alive is usually lower."""

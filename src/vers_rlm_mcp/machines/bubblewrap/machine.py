@@ -14,9 +14,9 @@ import anyio
 from vers_rlm_mcp.errors import MachineError, MachineFull, MachineGone, PathRefused
 
 from ..base import Capabilities, Commit, Machine, MachineInfo
+from ..paths import WORKSPACE, check_path
 from . import identity
 from .process import KILL_SECONDS, BubblewrapProcess, FileReceiveStream, patience
-from .rootfs import WORKSPACE
 from .sandbox import check_reply
 from .store import BACKEND
 from .streams import Pipes, parse_number, read_reply
@@ -88,7 +88,7 @@ class BubblewrapMachine(Machine):
     async def read(
         self, path: str, *, offset: int = 0, length: int | None = None
     ) -> ByteReceiveStream:
-        _check_path(path)
+        check_path(path)
         what = f"read {path!r}"
         fields = [path, str(offset), str(-1 if length is None else length)]
         with Pipes() as pipes:
@@ -103,7 +103,7 @@ class BubblewrapMachine(Machine):
     async def write(
         self, path: str, data: bytes | AsyncIterable[bytes], *, mode: int = 0o644
     ) -> int:
-        _check_path(path)
+        check_path(path)
         what = f"write {path!r}"
         with Pipes() as pipes:
             status, report = pipes.incoming(), pipes.incoming()
@@ -184,11 +184,6 @@ def _refuse(fields: list[bytes], what: str) -> list[bytes]:
         return check_reply(fields) if fields else []
     except OSError as error:
         raise translated(error, what) from error
-
-
-def _check_path(path: str) -> None:
-    if not path.startswith("/"):
-        raise PathRefused(f"{path!r} is not an absolute path; start it with {WORKSPACE}/.")
 
 
 async def _feed(target: PipeSendStream, data: bytes | AsyncIterable[bytes], what: str) -> None:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 HOST_TOP: Final = ("bin", "lib", "lib32", "lib64", "libx32", "sbin", "usr")
 """The host's directories that are shown; on most systems all but /usr are links into it."""
 
-WORKSPACE: Final = "/workspace"
-
 EMPTY: Final[Mapping[str, int]] = {
     "app": 0o755,
     "data": 0o755,

@@ -17,8 +17,6 @@ from vers_rlm_mcp.errors import PathRefused
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-WORKSPACE: Final = "/workspace"
-
 COMMAND_LIMIT: Final = 128 * 1024 - 64
 """Bytes of a command line: the server hands it to the shell as one argument, of which Linux takes
 128 KiB; some room is left for what comes before it."""

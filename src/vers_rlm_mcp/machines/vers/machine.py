@@ -15,8 +15,9 @@ from anyio.abc import ByteReceiveStream
 from vers_rlm_mcp.errors import MachineError, MachineFull, PathRefused, VersRlmError
 
 from ..base import Capabilities, Commit, ExitStatus, Machine, MachineInfo, Process
+from ..paths import WORKSPACE, check_path
 from .calls import let_finish
-from .commands import WORKSPACE, kill_session, read_file, start_program, write_file
+from .commands import kill_session, read_file, start_program, write_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Mapping, Sequence
@@ -120,7 +121,7 @@ class VersMachine(Machine):
         cwd: str | None = None,
     ) -> VersProcess:
         directory = cwd or WORKSPACE
-        _check_path(directory)
+        check_path(directory)
         command = start_program(argv, env or {}, directory)
 
         async def start() -> VersProcess:
@@ -133,14 +134,14 @@ class VersMachine(Machine):
     async def read(
         self, path: str, *, offset: int = 0, length: int | None = None
     ) -> ByteReceiveStream:
-        _check_path(path)
+        check_path(path)
         channel, _ = await self._open(read_file(path, offset, length), f"read {path!r}")
         return FileStream(self._link, channel, path)
 
     async def write(
         self, path: str, data: bytes | AsyncIterable[bytes], *, mode: int = 0o644
     ) -> int:
-        _check_path(path)
+        check_path(path)
         what = f"write {path!r}"
         channel, _ = await self._open(write_file(path, mode), what)
         try:
@@ -239,8 +240,3 @@ def _number(line: str, what: str) -> int:
             f"Cannot {what}: {reason}. The machine is at its limit; delete files or end programs."
         )
     raise PathRefused(f"Cannot {what}: {reason}.")
-
-
-def _check_path(path: str) -> None:
-    if not path.startswith("/"):
-        raise PathRefused(f"{path!r} is not an absolute path; start it with {WORKSPACE}/.")
