@@ -22,8 +22,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from lab import HOLDERS, Lab
 from tree_changes import Changes
+from tree_lab import HOLDERS, Lab
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

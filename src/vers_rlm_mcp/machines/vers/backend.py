@@ -188,13 +188,20 @@ class VersBackend(Backend):
         async def find() -> Sequence[str]:
             return [info.commit_id async for info in self._api.commits() if info.name == name]
 
-        making = Making(post, find=find, delete=self._api.delete_commit, lasting=True)
+        made: list[Commit] = []
+
+        async def finish(ids: Sequence[str]) -> None:
+            self._connector.pins.inherit(ids[0], machine_id)
+            made.append(await self._described(ids[0], machine_id))
+
+        making = Making(
+            post, find=find, delete=self._api.delete_commit, finish=finish, lasting=True
+        )
         try:
-            (commit_id,) = await self._maker.make(making)
+            await self._maker.make(making)
         except NotThere:
             raise _gone(machine_id) from None
-        self._connector.pins.inherit(commit_id, machine_id)
-        return await self._described(commit_id, machine_id)
+        return made[0]
 
     async def branch(
         self, machine_id: str, count: int, labels: Mapping[str, str] | None

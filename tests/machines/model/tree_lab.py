@@ -29,7 +29,9 @@ HOLDERS: Final = {
     "directory": "os.chdir(sys.argv[1])",
     "file": "kept = open(sys.argv[1] + '.held', 'w')",
     "removed file": "p = sys.argv[1] + '.held'; kept = open(p, 'w'); os.unlink(p)",
-    "socket": "p = sys.argv[1] + '.%f' % time.time(); s = socket.socket(socket.AF_UNIX); s.bind(p)",
+    # By a short name: the address of a socket holds no more than 108 bytes.
+    "socket": "os.chdir(os.path.dirname(sys.argv[1])); s = socket.socket(socket.AF_UNIX); "
+    "s.bind(os.path.basename(sys.argv[1]) + '.%f' % time.time()); os.chdir('/')",
 }
 """What programs hold in their hands that must not be taken from them by a snapshot."""
 
