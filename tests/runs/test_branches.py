@@ -152,7 +152,7 @@ async def test_branches_do_not_branch_without_end(real: Lab):
     ("call", "word"),
     [
         ("branches(['p'] * 1000)", "64"),
-        ("branches(['p'] * 60)", "machines alive at once"),
+        ("branches(['p'] * 64)", "machines alive at once"),
         ("branches([])", "at least 1"),
         ("branches('p')", "list of plans"),
         ("branches(['p'], score='missing')", "name of an output"),

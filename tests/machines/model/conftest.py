@@ -5,7 +5,7 @@ from subjects import SUBJECTS, Subject
 
 from vers_rlm_mcp.machines.bubblewrap import running
 
-pytest.register_assert_rewrite("lab", "tree_model")
+pytest.register_assert_rewrite("tree_lab", "tree_model")
 
 
 @pytest.fixture(params=SUBJECTS, ids=lambda subject: subject.name)
