@@ -279,3 +279,20 @@ async def test_nothing_of_the_kernel_is_in_the_way_of_the_cells(machine: FakeMac
             "_ = os.system('echo $(ls /proc/self/fd)')"
         )
     assert output == "['']  False False\n/dev/null True True\n0 1 2 3\n"
+
+
+async def test_a_kernel_that_finds_itself_in_another_machine_draws_other_random_numbers(
+    machine: FakeMachine,
+):
+    """As in a copy that took the memory along: the process is the same, the machine is not."""
+    drawn: list[str] = []
+    for home_id in ("home", "home", "copy", "copy of it"):
+        kernel = await Kernel.connect(machine, home_id=home_id)
+        repl = Repl(kernel, Host())
+        if home_id == "home":
+            await repl.output("import random; random.seed(1)")
+        drawn.append(await repl.output("random.random()"))
+        await kernel.aclose()
+    seeded, again, copy, copy_of_it = drawn
+    assert seeded == again
+    assert len({seeded, copy, copy_of_it}) == 3

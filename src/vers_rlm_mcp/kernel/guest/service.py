@@ -158,6 +158,8 @@ class Kernel:
     def _greet(self, request: _Request) -> None:
         fields = request.frame.fields
         if fields["protocol"] == PROTOCOL:  # of another one, only this field is known
+            if self._functions.home not in ("", fields["home"]):
+                _be_another()
             self._functions.home, self._functions.current = fields["home"], fields["current"]
             self._limit, self._saving = fields["limit"], fields["saving"]
             self._memory.set(fields["memory"])
@@ -317,6 +319,13 @@ def _main_namespace() -> dict[str, Any]:
     sys.modules["__main__"] = main
     sys.argv = [""]
     return main.__dict__
+
+
+def _be_another() -> None:
+    """This process is a copy: draw random numbers that its origin and its siblings do not."""
+    for name in ("random", "numpy.random", "torch"):
+        with suppress(Exception):  # not loaded, or a cell has put something else there
+            sys.modules[name].seed()
 
 
 def _find_modules() -> None:
