@@ -2,25 +2,29 @@
 
     python -m benchmarks.vers_exec [NUMBER]
 
-Both go to the same machine of the same emulator, in turn, in one run. The seed's way starts an
-`ssh` for each command, with `openssl s_client` as its proxy; so does this, with the seed's options.
-The emulator counts TLS handshakes and SSH logins.
+Both go to the same machine of the same emulator, in turn, in one run: first over loopback, where
+only what is computed counts, then through a relay that takes as long as a network would. The seed's
+way starts an `ssh` for each command, with `openssl s_client` as its proxy; so does this, with the
+seed's options. The emulator counts TLS handshakes and SSH logins.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpx2
+from anyio.abc import SocketAttribute, SocketStream
 
 from vers_rlm_mcp.machines import run_command
 from vers_rlm_mcp.machines.vers import Key, VersBackend, VersConfig, find_url
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 NUMBER = 200
+ONE_WAY = 0.02
+"""Seconds: a round trip of 40 ms, as to another part of a continent."""
 TESTS = Path(__file__).parent.parent / "tests"
 
 
@@ -81,7 +87,47 @@ async def timed(
     )
 
 
+async def carry(source: SocketStream, target: SocketStream) -> None:
+    """Pass on every byte `ONE_WAY` seconds later, at any rate."""
+    held, taken = anyio.create_memory_object_stream[tuple[float, bytes]](math.inf)
+
+    async def deliver() -> None:
+        async for due, data in taken:
+            await anyio.sleep(max(0, due - anyio.current_time()))
+            await target.send(data)
+
+    with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+        async with anyio.create_task_group() as tasks, held:
+            tasks.start_soon(deliver)
+            async for data in source:
+                held.send_nowait((anyio.current_time() + ONE_WAY, data))
+
+
 async def measure(facts: dict[str, Any], number: int) -> None:
+    host, port = facts["ssh_address"]
+
+    async def relay(near: SocketStream) -> None:
+        async with (
+            near,
+            await anyio.connect_tcp(host, port) as far,
+            anyio.create_task_group() as both,
+        ):
+            both.start_soon(carry, near, far)
+            await carry(far, near)
+            both.cancel_scope.cancel()
+
+    print("Over loopback:")
+    await measure_at(facts, number)
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, relay)
+        there = ["127.0.0.1", listener.extra(SocketAttribute.local_port)]
+        print(f"With {ONE_WAY * 2000:.0f} ms of round trip:")
+        await measure_at({**facts, "ssh_address": there}, max(1, number // 4))
+        tasks.cancel_scope.cancel()
+
+
+async def measure_at(facts: dict[str, Any], number: int) -> None:
     host, port = facts["ssh_address"]
     config = VersConfig(
         Key(facts["api_key"], "the emulator"),
@@ -119,14 +165,17 @@ async def compare(facts: dict[str, Any], number: int, machine: Any) -> None:
             await anyio.run_process(argv, env=dict(os.environ))
 
         await client_way()
-        report("the client", *await timed(facts, number, client_way))
-        report("the seed's way", *await timed(facts, number, seeds_way))
+        ours = await timed(facts, number, client_way)
+        seeds = await timed(facts, number, seeds_way)
+        report("the client", *ours)
+        report("the seed's way", *seeds)
+        print(f"  ratio of the medians: {median(seeds[0]) / median(ours[0]):.1f}")
 
 
 def report(name: str, seconds: list[float], handshakes: int, logins: int) -> None:
     print(
-        f"{name}: {len(seconds)} x exec true in {sum(seconds):.1f} s, median "
-        f"{statistics.median(seconds) * 1000:.1f} ms; TLS handshakes: {handshakes}, "
+        f"  {name}: {len(seconds)} x exec true in {sum(seconds):.1f} s, median "
+        f"{median(seconds) * 1000:.1f} ms; TLS handshakes: {handshakes}, "
         f"SSH logins: {logins}"
     )
 
