@@ -20,10 +20,7 @@ from .calls import MAX_BRANCHES, MachineCalls, Seconds, Text, not_carried
 from .conversation import Conversation
 from .inputs import bring_in, check_inputs
 from .tree import Tree
-from .workbench import Workbench
-
-LET_GO_SECONDS = 15.0
-"""What deleting the machines of children may take; the end of the run deletes what is left."""
+from .workbench import LET_GO_SECONDS, Workbench
 
 Plans = Annotated[list[Text], Field(min_length=1, max_length=MAX_BRANCHES)]
 Keep = Literal["best", "none", "all"]
@@ -57,21 +54,35 @@ class _Child:
         return self.outcome is not None and self.outcome.status != "partial"
 
     @property
+    def status(self) -> str:
+        """That of its outcome, or ``failed`` without one."""
+        return self.outcome.status if self.outcome else "failed"
+
+    @property
+    def outputs(self) -> dict[str, JsonValue]:
+        """What it handed in."""
+        return self.outcome.outputs if self.outcome else {}
+
+    @property
+    def reason(self) -> str | None:
+        """Why it ended."""
+        return self.outcome.reason if self.outcome else self.error
+
+    @property
     def steps(self) -> int:
         """How many steps it took."""
         return len(self.outcome.steps) if self.outcome else 0
 
     def to_json(self, *, kept: bool) -> JsonValue:
         """The result as the cell gets it."""
-        outcome = self.outcome
         return {
             "branch": self.path,
             "plan": self.about,
             "right": self.right,
-            "status": outcome.status if outcome else "failed",
-            "outputs": outcome.outputs if outcome else {},
-            "error": self.error if outcome is None else None if self.right else outcome.reason,
-            "verified": outcome is not None and outcome.verified,
+            "status": self.status,
+            "outputs": self.outputs,
+            "error": None if self.right else self.reason,
+            "verified": self.outcome is not None and self.outcome.verified,
             "score": self.score,
             "steps": self.steps,
             "machine": self.machine_id if kept else None,
@@ -349,13 +360,12 @@ class RunCalls(MachineCalls):
         child.seconds = time.monotonic() - started
 
     def _report(self, child: _Child) -> None:
-        outcome = child.outcome
         self._publish(
             rlm.ChildFinished(
                 child.path,
-                outcome.status if outcome else "failed",
-                outcome.outputs if outcome else {},
-                outcome.reason if outcome else child.error or "It broke off.",
+                child.status,
+                child.outputs,
+                child.reason or "It broke off.",
                 child.score,
                 child.steps,
                 child.budget.usage,
@@ -439,12 +449,10 @@ def _best(children: Sequence[_Child], *, by_score: bool) -> _Child | None:
 
 def _values(child: _Child, signature: rlm.Signature) -> JsonValue:
     """What a query returns. Raises `UsageError` when it has not come to an end."""
-    outcome = child.outcome
-    if outcome is None or not child.right:
-        reason = outcome.reason if outcome else child.error
-        there = f" What there is: {outcome.outputs!r:.1000}" if outcome and outcome.outputs else ""
-        raise UsageError(f"The query has no answer: {reason}{there}")
-    return _unwrapped(outcome.outputs, signature)
+    if not child.right:
+        there = f" What there is: {child.outputs!r:.1000}" if child.outputs else ""
+        raise UsageError(f"The query has no answer: {child.reason}{there}")
+    return _unwrapped(child.outputs, signature)
 
 
 def _unwrapped(outputs: Mapping[str, JsonValue], signature: rlm.Signature) -> JsonValue:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.settings import Settings
 
 LET_GO_SECONDS = 15.0
-"""What deleting a machine that was only for a moment may take."""
+"""What deleting machines that were for a moment may take; the end of the run deletes the rest."""
 
 NOTHING_SAVED = Carried((), {"all variables": "the kernel was at work, so they were not saved"})
 
