@@ -126,10 +126,11 @@ async def test_the_next_server_sweeps_what_a_killed_one_left_and_finds_what_was_
     assert left_behind(stdio) == []
 
 
+@pytest.mark.parametrize("era", ["legacy", "2026-07-28"])
 async def test_a_cancelled_call_is_stopped_in_the_machine_within_a_second(
-    stdio: StdioServerParameters,
+    stdio: StdioServerParameters, era: str
 ):
-    async with Client(stdio, mode="legacy") as client, AsyncExitStack() as stack:
+    async with Client(stdio, mode=era) as client, AsyncExitStack() as stack:
         await call(client, "exec", command="true")
         tasks = await stack.enter_async_context(anyio.create_task_group())
         command = "touch started; exec sleep 611"

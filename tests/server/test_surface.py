@@ -44,6 +44,13 @@ async def test_the_list_is_the_same_for_one_client_and_for_many(
     ]
 
 
+async def test_a_client_may_keep_the_list_and_share_it(application: Application):
+    async with Client(create_server(application)) as client:
+        listed = await client.list_tools()
+    assert listed.ttl_ms > 0
+    assert listed.cache_scope == "public"
+
+
 async def test_the_defaults_of_a_run_are_those_of_the_engine(tools: list[Tool]):
     properties = tools[0].input_schema["properties"]
     assert properties["maxIterations"]["default"] == MAX_ITERATIONS

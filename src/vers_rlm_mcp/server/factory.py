@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
+from mcp.server.caching import CacheableMethod, CacheHint
 from mcp.server.mcpserver import MCPServer
 
 from vers_rlm_mcp import __version__
@@ -26,6 +27,15 @@ A sandboxed Linux machine to think with, which can be snapshotted, branched and 
 Recursive Language Models that work in it. Give vers_rlm a task that is too big for one context \
 (large files, codebases, logs, many steps); use exec, python, readFile and writeFile to work in \
 a machine yourself. Snapshot before anything risky; branch to try several ways in parallel."""
+
+LISTS_TTL_MS = 5 * 60 * 1000
+"""How long a client may go on with the lists it has: they change only with another start of the
+server, with other settings or of another version."""
+
+CACHE_HINTS: Mapping[CacheableMethod, CacheHint] = dict.fromkeys(
+    ("server/discover", "tools/list"), CacheHint(LISTS_TTL_MS, "public")
+)
+"""What is the same for every client, whoever it is."""
 
 
 def create_server(
@@ -54,4 +64,5 @@ def create_server(
         auth=auth,
         token_verifier=token_verifier,
         lifespan=lifespan,
+        cache_hints=CACHE_HINTS,
     )
