@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: demo test bench emulator check format readme clean
+.PHONY: demo test conformance bench emulator check format readme clean
 
 demo: $(STAMP)
 	$(BIN)/vers-rlm-mcp demo
@@ -20,6 +20,16 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# The protocol's own suite, on Node from PyPI.
+SUITE := tests/conformance
+conformance: $(SUITE)/node_modules
+	PYTHONPATH=tests $(BIN)/python -W ignore -m conformance
+
+$(SUITE)/node_modules: $(SUITE)/package-lock.json $(STAMP)
+	$(BIN)/python -m pip install --quiet --group conformance
+	$(BIN)/npm ci --prefix $(SUITE) --ignore-scripts --no-audit --no-fund
+	touch $@
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(BENCH)

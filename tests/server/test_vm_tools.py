@@ -9,6 +9,7 @@ import anyio
 import pytest
 from clients import COMMAND, call, environment_in, error, text_of, vm_ids
 from mcp import Client, StdioServerParameters
+from mcp_types import PromptReference
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -133,6 +134,23 @@ async def test_an_unknown_id_is_answered_with_the_valid_ones(client: Client):
         assert vm_id in text
     commit = (await call(client, "vmSnapshot"))["commit_id"]
     assert commit in await error(client, "vmRestore", commitId="invented")
+
+
+async def test_ids_are_completed_while_a_user_types_them(client: Client):
+    (copy,) = (await call(client, "vmBranch"))["vm_ids"]
+    ids = await vm_ids(client)
+    assert len(ids) == 2
+    assert await completed(client, "vmId", "") == ids
+    assert await completed(client, "vmId", copy[:-1]) == [copy]
+    assert await completed(client, "vmId", "invented") == []
+    assert await completed(client, "question", "") == []
+
+
+async def completed(client: Client, argument: str, typed: str) -> list[str]:
+    reference = PromptReference(name="investigate")
+    result = await client.complete(reference, {"name": argument, "value": typed})
+    assert result.completion.total == len(result.completion.values)
+    return result.completion.values
 
 
 async def test_a_file_that_cannot_be_read_is_an_error_that_names_it(client: Client):

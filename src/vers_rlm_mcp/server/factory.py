@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.caching import CacheableMethod, CacheHint
-from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_PARAMS, GetPromptResult, Icon, InputRequiredResult
 
 from vers_rlm_mcp import __version__
 
+from .completions import Completions
+from .prompts import prompts
 from .rlm_tools import RlmTools
 from .vm_tools import VmTools
 
@@ -28,14 +33,39 @@ Recursive Language Models that work in it. Give vers_rlm a task that is too big 
 (large files, codebases, logs, many steps); use exec, python, readFile and writeFile to work in \
 a machine yourself. Snapshot before anything risky; branch to try several ways in parallel."""
 
+BRANCH = b"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" fill="none" \
+stroke="#7c3aed" stroke-width="2"><path d="M6 8v8M8 6h4q4 0 4 4v2"/><circle cx="6" cy="6" r="2"/>\
+<circle cx="6" cy="18" r="2"/><circle cx="16" cy="14" r="2"/></svg>"""
+"""The icon. It is part of every answer in the revision 2026-07-28, and so is small."""
+
+ICON = Icon(
+    src=f"data:image/svg+xml;base64,{base64.b64encode(BRANCH).decode()}",
+    mime_type="image/svg+xml",
+    sizes=["any"],
+)
+
 LISTS_TTL_MS = 5 * 60 * 1000
 """How long a client may go on with the lists it has: they change only with another start of the
 server, with other settings or of another version."""
 
 CACHE_HINTS: Mapping[CacheableMethod, CacheHint] = dict.fromkeys(
-    ("server/discover", "tools/list"), CacheHint(LISTS_TTL_MS, "public")
+    ("server/discover", "tools/list", "prompts/list"), CacheHint(LISTS_TTL_MS, "public")
 )
 """What is the same for every client, whoever it is."""
+
+
+class _Server(MCPServer[Any]):
+    async def get_prompt(
+        self,
+        name: str,
+        arguments: dict[str, Any] | None = None,
+        context: Context[Any, Any] | None = None,
+    ) -> GetPromptResult | InputRequiredResult:
+        """A prompt; an unknown name and missing arguments are the caller's fault, not a crash."""
+        try:
+            return await super().get_prompt(name, arguments, context)
+        except ValueError as error:
+            raise MCPError(INVALID_PARAMS, str(error)) from error
 
 
 def create_server(
@@ -54,15 +84,21 @@ def create_server(
         auth: For HTTP with a token, together with `token_verifier`.
         token_verifier: Checks bearer tokens.
     """
-    return MCPServer(
+    vms = VmTools(app)
+    server = _Server(
         "vers-rlm",
         title="Vers RLM",
         description="A whole machine to think with, and Recursive Language Models that use it",
         instructions=INSTRUCTIONS,
         version=__version__,
-        tools=[*RlmTools(app).tools(), *VmTools(app).tools()],
+        tools=[*RlmTools(app).tools(), *vms.tools()],
         auth=auth,
         token_verifier=token_verifier,
         lifespan=lifespan,
         cache_hints=CACHE_HINTS,
+        icons=[ICON],
     )
+    for prompt in prompts():
+        server.add_prompt(prompt)
+    server.completion()(Completions({"vmId": vms.ids}))
+    return server

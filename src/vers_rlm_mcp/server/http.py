@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import socket
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import uvicorn
@@ -24,8 +24,10 @@ from .factory import create_server
 from .signals import call_on_signal
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
+    from anyio.abc import TaskStatus
+    from mcp.server.mcpserver import MCPServer
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -55,6 +57,8 @@ async def serve_http(
     port: int = 0,
     allowed_hosts: Sequence[str] = (),
     allowed_origins: Sequence[str] = (),
+    make_server: Callable[..., MCPServer[Any]] = create_server,
+    task_status: TaskStatus[str] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve clients over HTTP until a signal to stop comes.
 
@@ -65,6 +69,8 @@ async def serve_http(
         port: 0 takes a free one; the log says which.
         allowed_hosts: Further values of the Host header, as ``name`` or ``name:port``.
         allowed_origins: Further values of the Origin header, as ``https://name``.
+        make_server: Makes the server of an application, as `create_server` does.
+        task_status: Told the address of the endpoint when it can be connected to.
 
     Raises:
         SettingsError: The address is open to others without a token, or cannot be listened on.
@@ -84,9 +90,15 @@ async def serve_http(
             ],
         )
         async with Application(settings, one_client=False) as app:
-            asgi = _asgi(app, transport, base, security)
+            token = settings.token
+            server = make_server(
+                app,
+                auth=_auth(base, transport) if token else None,
+                token_verifier=StaticToken(token) if token else None,
+            )
             logger.info("Serving MCP at %s%s", base, PATHS[transport])
-            await _serve(asgi, listener)
+            task_status.started(base + PATHS[transport])
+            await _serve(_asgi(server, transport, security), listener)
 
 
 class StaticToken(TokenVerifier):
@@ -140,14 +152,8 @@ class _Server(uvicorn.Server):
 
 
 def _asgi(
-    app: Application, transport: Transport, base: str, security: TransportSecuritySettings
+    server: MCPServer[Any], transport: Transport, security: TransportSecuritySettings
 ) -> Starlette:
-    token = app.settings.token
-    server = create_server(
-        app,
-        auth=_auth(base, transport) if token else None,
-        token_verifier=StaticToken(token) if token else None,
-    )
     server.custom_route("/healthz", methods=["GET"])(_healthz)
     if transport == "sse":
         return server.sse_app(sse_path=PATHS["sse"], transport_security=security)

@@ -268,6 +268,11 @@ class VmTools:
         self._need_one_client("currentVmId")
         return CurrentAnswer(vm_id=(await self._app.workbench()).current)
 
+    async def ids(self) -> list[str]:
+        """The ids of all machines, the newest first."""
+        machines, _ = await (await self._app.workbench()).list()
+        return [info.id for info in machines[::-1]]
+
     async def _target(self, machine_id: str | None) -> "tuple[Workbench, str]":
         """A workbench for a call, and the id of the machine that it means, which then exists."""
         bench = await self._app.workbench()

@@ -1,0 +1,81 @@
+"""What a user may start from in the client's own menu: three ways to use a machine.
+
+Arguments are text, as the protocol has it; a prompt is only text for the client's model, and
+changes nothing by itself.
+"""
+
+import json
+from typing import Annotated
+
+from mcp.server.mcpserver.prompts import Prompt
+from pydantic import Field
+
+VmId = Annotated[str, Field(description="A VM to start from; without it, a new one")]
+
+
+def prompts() -> list[Prompt]:
+    """All of them, in the order in which clients list them."""
+    return [
+        Prompt.from_function(investigate, title="Investigate with a machine"),
+        Prompt.from_function(try_fixes, title="Try several fixes"),
+        Prompt.from_function(analyse_file, title="Analyse a large file"),
+    ]
+
+
+def investigate(
+    question: Annotated[str, Field(description="What you want to know")],
+    vmId: VmId = "",  # noqa: N803
+) -> str:
+    """Answer a question by experiment in a machine that can be snapshotted and branched."""
+    return f"""\
+Find out, by experiment in a sandboxed Linux machine: {question}
+
+{_machine(vmId)} Look before you conclude: run commands with exec, and Python with python, whose \
+variables stay between calls. Take a vmSnapshot before anything that cannot be undone, and go back \
+with vmRestore. Where several explanations are possible, vmBranch the machine and test each in its \
+own branch. If it needs many steps or more text than you can read, hand it to vers_rlm instead.
+
+Answer with what you found, the commands that show it, and what remains uncertain."""
+
+
+def try_fixes(
+    problem: Annotated[str, Field(description="What is wrong")],
+    check: Annotated[str, Field(description="Command that succeeds once it is fixed")],
+    vmId: VmId = "",  # noqa: N803
+) -> str:
+    """Try several fixes side by side, each in a branch of one machine, and keep the best."""
+    return f"""\
+Fix this in a sandboxed Linux machine: {problem}
+
+{_machine(vmId)} First see it fail: `{check}` must fail before it can be shown to be fixed. Then:
+1. Think of two to four fixes that differ in kind, not in detail.
+2. Make a branch for each with vmBranch (count), and apply one fix in each, with its vmId.
+3. Run `{check}` in every branch. A fix counts only if it passes there.
+4. Of those that pass, choose the smallest that is right; vmSwitch to its branch (over HTTP: go on \
+with its vmId) and vmDelete the others.
+
+Answer with the chosen change as a diff, why it, and what became of the others."""
+
+
+def analyse_file(
+    path: Annotated[str, Field(description="The file, on this computer")],
+    question: Annotated[str, Field(description="What you want to know of it")],
+) -> str:
+    """Answer a question about a file that is too large to read, without it passing through chat."""
+    return f"""\
+Answer from the file {path}: {question}
+
+Do not read the file yourself: call vers_rlm once, with
+- files: {json.dumps({"document": path})}
+- inputs: {{"question": the question above}}
+- signature: "document, question -> answer: str, evidence: list[str]"
+Give the outputs more precise names and types where the question suggests them. If the server \
+refuses the path, tell me to allow its directory with --allow-dir.
+
+Answer with the outputs, and quote the evidence with its place in the file."""
+
+
+def _machine(vm_id: str) -> str:
+    if vm_id:
+        return f"Work in the VM {vm_id} (pass it as vmId)."
+    return "Make a VM with vmCreate, and pass its id as vmId where there is no current VM."
