@@ -19,7 +19,7 @@ from vers_rlm_mcp.machines.fake import FakeBackend, FakeMachine
 from vers_rlm_mcp.machines.fleet import SETTLE_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Mapping
     from pathlib import Path
 
 KILLED_SERVER = """
@@ -281,3 +281,63 @@ async def test_a_deleted_commit_is_written_down(fleet: Fleet) -> None:
     await fleet.delete_commit(commit.id)
     assert await fleet.commits() == []
     assert fleet.ledger.commits("fake")[0].deleted_at is not None
+
+
+async def refused(call: Awaitable[object]) -> str:
+    with pytest.raises(UnknownHandle) as refusal:
+        await call
+    return str(refusal.value)
+
+
+async def test_a_principal_sees_and_uses_only_its_own(fleet: Fleet) -> None:
+    ann, bob = fleet.seen_by("ann"), fleet.seen_by("bob")
+    hers, his = await ann.create(), await bob.create(keep=True)
+    (copy,) = await ann.branch(hers)
+    commit = await bob.snapshot(his)
+    restored = await bob.restore(commit.id)
+    assert await ids(ann) == {hers.id, copy.id}
+    assert await ids(bob) == {his.id, restored.id}
+    assert await ids(fleet) == await ids(ann) | await ids(bob)
+    assert ([c.id for c in await ann.commits()], len(await bob.commits())) == ([], 1)
+    for machine_id in (his.id, restored.id, "invented"):
+        for call in (ann.attach, ann.delete, ann.keep):
+            text = await refused(call(machine_id))
+            assert text == f"No machine {machine_id!r}. Known, newest first: {copy.id}, {hers.id}."
+    for commit_id in (commit.id, "invented"):
+        text = await refused(ann.restore(commit_id))
+        assert text == f"No commit {commit_id!r}: there is no commit at all yet."
+        await ann.delete_commit(commit_id)
+    assert (await bob.attach(his.id)).id == his.id
+    assert (await bob.restore(commit.id)).id in await ids(bob)
+
+
+async def test_what_a_principal_has_deleted_tells_nothing_of_others(fleet: Fleet) -> None:
+    ann, bob = fleet.seen_by("ann"), fleet.seen_by("bob")
+    await bob.create()
+    gone = await ann.create()
+    commit = await ann.snapshot(gone)
+    await ann.delete(gone.id)
+    await ann.delete(gone.id)
+    await ann.delete_commit(commit.id)
+    none = "there is no machine at all yet."
+    assert await refused(ann.attach(gone.id)) == f"No machine {gone.id!r}: {none}"
+    assert "no commit at all" in await refused(ann.restore(commit.id))
+
+
+async def test_a_principal_at_its_limit_is_told_its_own_machines_only(fleet: Fleet) -> None:
+    ann, bob = fleet.seen_by("ann"), fleet.seen_by("bob")
+    his = await bob.create()
+    hers = [(await ann.create()).id for _ in range(4)]
+    with pytest.raises(MachineError) as refusal:
+        await ann.create()
+    assert all(machine_id in str(refusal.value) for machine_id in hers)
+    assert his.id not in str(refusal.value)
+
+
+async def test_the_end_of_the_server_is_the_end_of_every_principals_machines(
+    fleet: Fleet,
+) -> None:
+    await fleet.seen_by("ann").create()
+    kept = await fleet.seen_by("bob").create(keep=True)
+    await fleet.aclose()
+    assert await ids(fleet) == {kept.id}

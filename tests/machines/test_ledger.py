@@ -7,12 +7,14 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
 from vers_rlm_mcp.errors import BackendUnavailable
 from vers_rlm_mcp.machines import Commit, Ledger
+from vers_rlm_mcp.machines.ledger import SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -191,6 +193,34 @@ def test_a_directory_without_permission_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(BackendUnavailable, match="can be written"):
         Ledger(tmp_path)
+
+
+def test_a_file_of_the_first_version_is_brought_up_to_date_with_what_it_holds(
+    tmp_path: Path,
+) -> None:
+    with sqlite3.connect(tmp_path / "ledger.sqlite3") as older:
+        for statement in SCHEMA[0].split(";\n"):
+            older.execute(statement)
+        older.execute(
+            "INSERT INTO machines (intent, backend, owner, kept, asked_at, machine_id)"
+            " VALUES ('i', 'fake', 'gone', 1, 12.5, 'fake-1')"
+        )
+        older.execute("INSERT INTO commits VALUES ('fake', 'c', 'fake-1', NULL, NULL, 12.5, NULL)")
+        older.execute("PRAGMA user_version = 1")
+    older.close()
+    for _ in range(2):
+        with closing(Ledger(tmp_path)) as ledger:
+            (machine,) = ledger.live("fake")
+            (commit,) = ledger.commits("fake")
+            assert (machine.machine_id, machine.principal) == ("fake-1", None)
+            assert (commit.id, commit.principal) == ("c", None)
+
+
+def test_the_limit_is_each_principals_own(ledger: Ledger) -> None:
+    assert ledger.ask("fake", limit=1)
+    assert ledger.ask("fake", limit=1, principal="ann")
+    assert ledger.ask("fake", limit=1, principal="ann") is None
+    assert ledger.ask("fake", limit=1, principal="bob")
 
 
 def test_a_ledger_that_fails_later_says_so(ledger: Ledger) -> None:

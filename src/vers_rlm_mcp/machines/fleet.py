@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import anyio
 
-from vers_rlm_mcp.errors import MachineError
+from vers_rlm_mcp.errors import MachineError, UnknownHandle
 
 from .base import INTENT
 from .handles import NAMED_HANDLES, unknown_handle
@@ -41,13 +41,25 @@ class Fleet:
     Args:
         backend: Where machines come from.
         ledger: Where they are written down.
-        max_machines: How many this server may have alive at once.
+        max_machines: How many this server may have alive at once, for each principal.
+        principal: The client on whose behalf all is done. It sees, and can use, only what was made
+            for it; that there is anything else, no answer and no error tells. None is whoever runs
+            the server, to whom all belongs.
     """
 
-    def __init__(self, backend: Backend, ledger: Ledger, *, max_machines: int) -> None:
+    def __init__(
+        self, backend: Backend, ledger: Ledger, *, max_machines: int, principal: str | None = None
+    ) -> None:
         self.backend = backend
         self.ledger = ledger
+        self.principal = principal
         self._max_machines = max_machines
+
+    def seen_by(self, principal: str) -> Fleet:
+        """The same machines, as a client of the server may see and use them."""
+        return Fleet(
+            self.backend, self.ledger, max_machines=self._max_machines, principal=principal
+        )
 
     async def create(
         self, spec: MachineSpec | None = None, *, run: str | None = None, keep: bool = False
@@ -83,8 +95,14 @@ class Fleet:
         async def make(labels: Mapping[str, str]) -> Sequence[Machine]:
             return [await self.backend.restore(commit_id, spec, labels=labels)]
 
-        (machine,) = await self._make(make, parent=commit_id, run=run, keep=keep)
-        return machine
+        if self.principal is None or commit_id in self._own_commits():
+            try:
+                (machine,) = await self._make(make, parent=commit_id, run=run, keep=keep)
+                return machine
+            except UnknownHandle:
+                if self.principal is None:
+                    raise
+        raise unknown_handle("commit", commit_id, [commit.id for commit in await self.commits()])
 
     async def branch(
         self, machine: Machine, count: int = 1, *, run: str | None = None, keep: bool = False
@@ -101,20 +119,36 @@ class Fleet:
     ) -> Commit:
         """Commit a machine, and note at which step of which run."""
         commit = await machine.snapshot()
-        self.ledger.committed(self.backend.name, commit, run=run, step=step)
+        self.ledger.committed(
+            self.backend.name, commit, run=run, step=step, principal=self.principal
+        )
         return commit
 
     async def attach(self, machine_id: str) -> Machine:
-        """A handle on any machine of the backend, whoever made it. Raises `UnknownHandle`."""
-        return await self.backend.attach(machine_id)
+        """A handle on any machine that may be seen, whoever made it. Raises `UnknownHandle`."""
+        if self._may_use(machine_id):
+            try:
+                return await self.backend.attach(machine_id)
+            except UnknownHandle:
+                if self.principal is None:
+                    raise  # it names all machines, which is right for whom all belong to
+        raise unknown_handle("machine", machine_id, [info.id for info in await self.list()])
 
     async def list(self) -> Sequence[MachineInfo]:
-        """Every machine of the backend, whoever made it, oldest first."""
-        return await self.backend.list()
+        """Every machine of the backend that may be seen, whoever made it, oldest first."""
+        machines = await self.backend.list()
+        if self.principal is None:
+            return machines
+        own = {record.machine_id for record in self._live()}
+        return [info for info in machines if info.id in own]
 
     async def commits(self) -> Sequence[Commit]:
-        """Every commit of the backend, oldest first."""
-        return await self.backend.commits()
+        """Every commit of the backend that may be seen, oldest first."""
+        commits = await self.backend.commits()
+        if self.principal is None:
+            return commits
+        own = self._own_commits()
+        return [commit for commit in commits if commit.id in own]
 
     async def keep(self, machine_id: str) -> None:
         """Let a machine outlive its run and this server. Raises `UnknownHandle`."""
@@ -129,6 +163,8 @@ class Fleet:
 
     async def delete_commit(self, commit_id: str) -> None:
         """Delete a commit; machines made from it live on. One that is gone is no error."""
+        if self.principal is not None and commit_id not in self._own_commits():
+            return
         await self.backend.delete_commit(commit_id)
         self.ledger.commit_deleted(self.backend.name, commit_id)
 
@@ -194,6 +230,7 @@ class Fleet:
             run=run,
             parent=parent,
             keep=keep,
+            principal=self.principal,
         )
         if intent is None:
             raise self._limit_reached(count)
@@ -220,14 +257,29 @@ class Fleet:
         )
 
     async def _require_known(self, machine_id: str) -> None:
-        if not self.ledger.knows(self.backend.name, machine_id):
-            known = [info.id for info in await self.backend.list()]
+        name = self.backend.name
+        if not self.ledger.knows(name, machine_id, principal=self.principal):
+            known = [info.id for info in await self.list()]
             if machine_id not in known:
                 raise unknown_handle("machine", machine_id, known)
 
-    def _own(self) -> Sequence[MachineRecord]:
+    def _may_use(self, machine_id: str) -> bool:
+        return self.principal is None or self.ledger.knows(
+            self.backend.name, machine_id, principal=self.principal
+        )
+
+    def _live(self) -> Sequence[MachineRecord]:
+        """The machines of all servers that may be seen."""
         live = self.ledger.live(self.backend.name)
-        return [record for record in live if record.owner == self.ledger.owner]
+        return [record for record in live if self.principal in (None, record.principal)]
+
+    def _own(self) -> Sequence[MachineRecord]:
+        """Of these, what this server made."""
+        return [record for record in self._live() if record.owner == self.ledger.owner]
+
+    def _own_commits(self) -> set[str]:
+        commits = self.ledger.commits(self.backend.name)
+        return {commit.id for commit in commits if commit.principal == self.principal}
 
     async def _remove(self, records: Sequence[MachineRecord]) -> _Removal:
         """Delete the machines of these records, several at a time, even when cancelled."""

@@ -28,12 +28,11 @@ if TYPE_CHECKING:
 
     from .base import Commit
 
-SCHEMA_VERSION: Final = 1
-
 BUSY_SECONDS: Final = 5.0
 """How long to wait for another server's transaction, which takes milliseconds."""
 
-SCHEMA: Final = """
+SCHEMA: Final = (
+    """
 CREATE TABLE machines (
     number INTEGER PRIMARY KEY,
     intent TEXT NOT NULL,           -- the label of the machines asked for together
@@ -60,7 +59,13 @@ CREATE TABLE commits (
     deleted_at REAL,
     PRIMARY KEY (backend, id)
 );
-"""
+""",
+    """
+ALTER TABLE machines ADD COLUMN principal TEXT;
+ALTER TABLE commits ADD COLUMN principal TEXT;
+""",
+)
+"""What makes each version of the file of the one before it, and the first of an empty one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,8 @@ class MachineRecord:
     machine_id: str | None
     abandoned_at: float | None
     deleted_at: float | None
+    principal: str | None
+    """The client on whose behalf; None: whoever runs the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,7 @@ class CommitRecord:
     step: int | None
     created_at: float
     deleted_at: float | None
+    principal: str | None
 
 
 class Ledger:
@@ -127,26 +135,29 @@ class Ledger:
         run: str | None = None,
         parent: str | None = None,
         keep: bool = False,
+        principal: str | None = None,
     ) -> str | None:
-        """Write down that `count` machines are about to be asked for.
+        """Write down that `count` machines are about to be asked for, on behalf of `principal`.
 
         Returns:
             The intent, which the machines must bear as a label; None, and nothing is written, if
-            this server would then have more than `limit` machines alive.
+            this server would then have more than `limit` machines alive for that principal, who is
+            not to notice others.
         """
         intent = uuid.uuid4().hex
-        row = (intent, backend, self.owner, run, parent, keep, time.time())
+        row = (intent, backend, self.owner, run, parent, keep, time.time(), principal)
         with self._transaction() as database:
             (alive,) = database.execute(
                 "SELECT count(*) FROM machines WHERE backend = ? AND owner = ?"
-                " AND deleted_at IS NULL AND abandoned_at IS NULL",
-                (backend, self.owner),
+                " AND principal IS ? AND deleted_at IS NULL AND abandoned_at IS NULL",
+                (backend, self.owner, principal),
             ).fetchone()
             if alive + count > limit:
                 return None
             database.executemany(
-                "INSERT INTO machines (intent, backend, owner, run, parent, kept, asked_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO machines"
+                " (intent, backend, owner, run, parent, kept, asked_at, principal)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [row] * count,
             )
         return intent
@@ -188,17 +199,26 @@ class Ledger:
         self._write("UPDATE machines SET deleted_at = ? WHERE number = ?", now, record.number)
 
     def committed(
-        self, backend: str, commit: Commit, *, run: str | None = None, step: int | None = None
+        self,
+        backend: str,
+        commit: Commit,
+        *,
+        run: str | None = None,
+        step: int | None = None,
+        principal: str | None = None,
     ) -> None:
-        """Write down a commit and where in a run it was made."""
+        """Write down a commit, where in a run it was made, and on whose behalf."""
         self._write(
-            "INSERT OR REPLACE INTO commits VALUES (?, ?, ?, ?, ?, ?, NULL)",
+            "INSERT OR REPLACE INTO commits"
+            " (backend, id, machine_id, run, step, created_at, principal)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
             backend,
             commit.id,
             commit.machine_id,
             run,
             step,
             commit.created_at,
+            principal,
         )
 
     def commit_deleted(self, backend: str, commit_id: str) -> None:
@@ -218,9 +238,13 @@ class Ledger:
         """Machines that were asked for and not deleted, of all servers, oldest first."""
         return self._machines("backend = ? AND deleted_at IS NULL", backend)
 
-    def knows(self, backend: str, machine_id: str) -> bool:
-        """Whether a machine was made through this ledger, deleted since or not."""
-        return bool(self._machines("backend = ? AND machine_id = ?", backend, machine_id))
+    def knows(self, backend: str, machine_id: str, *, principal: str | None = None) -> bool:
+        """Whether a machine was made through this ledger, for `principal` if one is named.
+
+        It may have been deleted since.
+        """
+        records = self._machines("backend = ? AND machine_id = ?", backend, machine_id)
+        return any(principal in (None, record.principal) for record in records)
 
     def machines(self, backend: str) -> Sequence[MachineRecord]:
         """Every machine that was asked for, the deleted ones too, oldest first."""
@@ -321,9 +345,9 @@ def _migrate(database: sqlite3.Connection) -> None:
     with database:
         database.execute("BEGIN IMMEDIATE")
         (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
+        if version > len(SCHEMA):
             raise sqlite3.DatabaseError(f"a newer version of this program made it: {version}")
-        if version == 0:
-            for statement in SCHEMA.split(";\n"):
+        for change in SCHEMA[version:]:
+            for statement in change.split(";\n"):
                 database.execute(statement)
-            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        database.execute(f"PRAGMA user_version = {len(SCHEMA)}")
