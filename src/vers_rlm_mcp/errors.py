@@ -6,6 +6,7 @@
     │   ├── InputError          inputs or files do not fit the signature or the rules
     │   ├── UnknownHandle       no such machine, commit or run (the valid ones are named)
     │   ├── PathRefused         a path that may not, or cannot, be read or written
+    │   ├── MergeConflict       files to be brought over were changed there, too (they are named)
     │   └── SettingsError       flags or environment make no sense together
     ├── MachineError            a machine could not do what was asked
     │   ├── BackendUnavailable  no machine can be made here; the text says what to install or set
@@ -49,6 +50,10 @@ class UnknownHandle(UsageError):
 
 class PathRefused(UsageError):
     """A path that may not, or cannot, be read or written."""
+
+
+class MergeConflict(UsageError):
+    """Files to be brought into a machine were changed there meanwhile; the message names them."""
 
 
 class SettingsError(UsageError):

@@ -1,0 +1,323 @@
+"""Finds what differs between two machines, as three programs of which each reads the last one's.
+
+    list     in the first machine: everything there is, in order
+    compare  in the second: what is not the same here, with proof where times alone say so
+    explain  in the first again: what differs indeed, and how
+
+So neither machine's list is held anywhere, and what is compared costs time only in machines.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+import time
+from collections import Counter
+
+from .tree import END, ROOT, decoded, digest, encoded, hear_all, key, opened, tell, walk
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any
+
+RECENT_SECONDS = 24 * 3600
+"""Two copies may have written one file in the same tick of the clock, and as many bytes. So what
+was changed lately is compared by its content even where all times agree, up to this age…"""
+
+RECENT_BYTES = 1024 * 1024
+"""…and this size: more is not written in a tick."""
+
+FEW = 20
+"""Entries of a directory that only one machine has that are told one by one; more are summed up."""
+
+TEXT_BYTES = 64 * 1024
+"""Of a file whose lines are compared."""
+
+TEXT_LINES = 2000
+"""Of such a file: to compare more takes long where they repeat."""
+
+TEXTS_BYTES = 8 * 1024 * 1024
+"""Of all such files together."""
+
+MAX_COMMAND = 200
+"""Characters of a process's command line."""
+
+DISTRIBUTION = re.compile(rb"(.+?)-(\d[^-]*)(?:-py[\d.]+)?\.(?:dist|egg)-info")
+"""The directory that says which version of which Python package lies beside it."""
+
+
+def main(command: str, options: dict[str, Any]) -> None:
+    """Be one of the three."""
+    if command == "list":
+        for record in listing(options):
+            tell(record)
+    elif command == "compare":
+        compare(pairs(hear_all(), listing(options)))
+    else:
+        Explanation(options).explain()
+    tell(END)
+
+
+def listing(options: dict[str, Any]) -> Iterator[Any]:
+    """Records of files, then facts, ``[name, value]``; all in the order of `key`."""
+    facts = {"debian/" + name: version for name, version in debian_packages()}
+    commands = Counter(commands_running(options["own_programs"]))
+    facts.update(("process/" + command, str(count)) for command, count in commands.items())
+    for record in walk(options["roots"], options["skip"], options["skip_names"]):
+        path = encoded(record[0])
+        found = DISTRIBUTION.fullmatch(os.path.basename(path))
+        if found:
+            place = decoded(os.path.dirname(path))
+            facts[f"python/{decoded(found[1])} in {place}"] = decoded(found[2])
+        yield record
+    for name in sorted(facts, key=key):
+        yield [name, facts[name]]
+
+
+def debian_packages() -> Iterator[tuple[str, str]]:
+    """Names and versions of what dpkg has installed."""
+    fields: dict[bytes, bytes] = {}
+    try:
+        with open(ROOT + b"/var/lib/dpkg/status", "rb") as file:
+            for line in file:
+                if line[:1] not in (b" ", b"\n"):
+                    name, _, value = line.partition(b":")
+                    fields[name] = value.strip()
+                elif line == b"\n":
+                    yield from installed(fields)
+                    fields = {}
+    except OSError:
+        return
+    yield from installed(fields)
+
+
+def installed(fields: dict[bytes, bytes]) -> Iterator[tuple[str, str]]:
+    """The package that a paragraph of dpkg's file tells of, if it is there."""
+    if fields.get(b"Status", b"").endswith(b" installed"):
+        yield decoded(fields.get(b"Package", b"")), decoded(fields.get(b"Version", b""))
+
+
+def commands_running(own: list[str]) -> Iterator[str]:
+    """The command lines of processes, without the machine's first one, and without ours.
+
+    Those are what this is a part of, and what has an argument that begins like one of `own`.
+    """
+    ours = arguments(b"self")[:5]
+    for pid in os.listdir(ROOT + b"/proc") if os.path.isdir(ROOT + b"/proc") else ():
+        words = arguments(pid) if pid.isdigit() and pid != b"1" else []
+        if (
+            words
+            and words[:5] != ours
+            and not any(decoded(w).startswith(tuple(own)) for w in words)
+        ):
+            yield decoded(b" ".join(words))[:MAX_COMMAND]
+
+
+def arguments(pid: bytes) -> list[bytes]:
+    """A process's arguments; none when it has ended, or is the kernel's."""
+    try:
+        with open(b"/proc/" + pid + b"/cmdline", "rb") as file:
+            return file.read().rstrip(b"\0").split(b"\0")
+    except OSError:
+        return []
+
+
+def pairs(theirs: Iterator[Any], ours: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+    """The records of both sides by name, None for what only the other one has."""
+    old, new = next(theirs, None), next(ours, None)
+    while old or new:
+        if old and (not new or key(old[0]) < key(new[0])):
+            yield old, None
+            old = next(theirs, None)
+        elif new and (not old or key(new[0]) < key(old[0])):
+            yield None, new
+            new = next(ours, None)
+        else:
+            yield old, new
+            old, new = next(theirs, None), next(ours, None)
+
+
+def compare(found: Iterable[tuple[Any, Any]]) -> None:
+    """Tell what is not the same, as lines whose first word is `fact`, `file` or `unread`."""
+    proofs = Proofs()
+    whole: Whole | None = None
+    for old, new in found:
+        if whole and whole.takes(old, new):
+            continue
+        if whole:
+            whole.tell()
+        whole = None
+        name, *facts = old or new
+        if len(facts) == 1:
+            if old != new:
+                tell(["fact", name, old and old[1], new and new[1]])
+        elif is_directory(old) != is_directory(new):
+            whole = Whole(old, new)
+        else:
+            compare_files(old, new, proofs)
+    if whole:
+        whole.tell()
+
+
+def compare_files(old: Any, new: Any, proofs: Proofs) -> None:
+    """Tell of one path that is no directory, or a directory on both sides."""
+    if not (old or new)[6] or not (new or old)[6]:
+        tell(["unread", (old or new)[0]])
+        if not ((old or new)[1] and (new or old)[1]):
+            return
+    proof = proofs.of(old, new) if old and new and is_file(old) and is_file(new) else None
+    if old is None or new is None or proof or looks(old) != looks(new):
+        tell(["file", old, new, 0, proof])
+
+
+def looks(record: Any) -> Any:
+    """What must be the same of a path besides a file's content: mode, size, owner and target."""
+    return [record[1], record[2], record[4], record[5]]
+
+
+def is_directory(record: Any) -> bool:
+    """Whether it is one, and there."""
+    return record is not None and len(record) > 2 and stat.S_ISDIR(record[1])
+
+
+def is_file(record: Any) -> bool:
+    """Whether it is a regular one."""
+    return stat.S_ISREG(record[1])
+
+
+class Whole:
+    """A directory that only one machine has, with all that is below it."""
+
+    def __init__(self, old: Any, new: Any) -> None:
+        self._first = (old, new)
+        self._below = key((old or new)[0]) + b"\0"
+        self._items: list[tuple[Any, Any]] = []
+        self._count = self._size = 0
+
+    def takes(self, old: Any, new: Any) -> bool:
+        """Count what lies below; anything else is refused."""
+        record = old or new
+        if not key(record[0]).startswith(self._below):
+            return False
+        if not record[6]:
+            tell(["unread", record[0]])
+        self._count += 1
+        self._size += record[2] if is_file(record) else 0
+        if self._count <= FEW:
+            self._items.append((old, new))
+        return True
+
+    def tell(self) -> None:
+        """Tell of each, or of the directory alone with the sum of all sizes as its own."""
+        old, new = self._first
+        if self._count > FEW:
+            (old if is_directory(old) else new)[2] = self._size
+            tell(["file", old, new, self._count, None])
+            return
+        for pair in (self._first, *self._items):
+            tell(["file", *pair, 0, None])
+
+
+class Proofs:
+    """What lets the other machine tell whether a file's content is the same."""
+
+    def __init__(self) -> None:
+        self._recent = (time.time() - RECENT_SECONDS) * 1e9
+        self._texts = 0
+
+    def of(self, old: Any, new: Any) -> Any:
+        """A text, a digest, or that it cannot be read; None where there is nothing to prove."""
+        lately = new[3] > self._recent and new[2] <= RECENT_BYTES
+        if old[2:4] == new[2:4] and not lately:
+            return None
+        try:
+            text = None
+            if old[2:4] != new[2:4] and self._texts < TEXTS_BYTES:
+                text = text_of(new[0])
+            if text is not None:
+                self._texts += len(text)
+                return ["text", text]
+            return ["digest", digest(ROOT + encoded(new[0]))] if old[2] == new[2] else None
+        except OSError:
+            return ["unread", ""]
+
+
+def text_of(path: str) -> str | None:
+    """The content of a file that is text, and not too long for its lines to be compared."""
+    file = opened(ROOT + encoded(path))
+    try:
+        size = os.fstat(file).st_size
+        data = os.pread(file, TEXT_BYTES, 0) if size <= TEXT_BYTES else b"\0"
+    finally:
+        os.close(file)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text or text.count("\n") > TEXT_LINES else text
+
+
+class Explanation:
+    """Says of each finding how it differs, as long as there is room."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._limit: int = options["limit"]
+        self._diff_chars: int = options["diff_chars"]
+        self._file_chars: int = options["file_diff_chars"]
+        self._counted: list[str] = options["counted"]
+        self._lines: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+
+    def explain(self) -> None:
+        """Read findings and tell what remains of them; at the end, how many of each kind."""
+        for form, *finding in hear_all():
+            if form == "file":
+                self._explain_file(*finding)
+            elif form == "unread":
+                self._tell(form, [form, *finding])
+            else:
+                self._tell(finding[0].partition("/")[0], [form, *finding])
+        tell(["counts", *(self._counts[kind] for kind in self._counted)])
+
+    def _explain_file(self, old: Any, new: Any, below: int, proof: Any) -> None:
+        """Tell of a path, unless it is only younger on one side."""
+        changed, diff = self._examine(old[0], *proof) if proof else (False, "")
+        if old and new and not changed and looks(old) == looks(new):
+            return
+        kind = "changed" if old and new else "removed" if old else "added"
+        self._tell(kind, ["file", old, new, below, changed, diff], 1 + below)
+
+    def _examine(self, path: str, form: str, theirs: str) -> tuple[bool, str]:
+        """Whether a file's content differs, and how, from what is known of the other's."""
+        try:
+            if form == "digest":
+                return digest(ROOT + encoded(path)) != theirs, ""
+            if form == "text":
+                ours = text_of(path)
+                return ours != theirs, self._diff(ours, theirs) if ours is not None else ""
+        except OSError:
+            pass
+        self._tell("unread", ["unread", path])
+        return False, ""
+
+    def _diff(self, ours: str, theirs: str) -> str:
+        """The lines that differ, in the usual form, as far as there is room for them."""
+        lines = list(difflib.unified_diff(ours.split("\n"), theirs.split("\n"), lineterm=""))[2:]
+        room = min(self._file_chars, self._diff_chars)
+        text, count = "", 0
+        while count < len(lines) and len(text) + len(lines[count]) < room:
+            text, count = text + lines[count] + "\n", count + 1
+        if 0 < count < len(lines):
+            text += f"… {len(lines) - count} more lines\n"
+        self._diff_chars -= len(text)
+        return text
+
+    def _tell(self, kind: str, line: Any, count: int = 1) -> None:
+        """Tell of one more of a kind, or only count it."""
+        if self._lines[kind] < self._limit:
+            tell(line)
+        self._lines[kind] += 1
+        self._counts[kind] += count

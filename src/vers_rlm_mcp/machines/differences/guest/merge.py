@@ -1,0 +1,257 @@
+"""Brings files of one machine into another.
+
+    digest  tells what is at and below the paths that it is told
+    pack    tells the content of the files that it is told
+    unpack  is told what to do and the contents, and does it when it is told a second time
+
+An item is ``[path, kind, mode, detail]``. Its kind is file, directory, symlink or other; the detail
+a digest of a file's content, or a symlink's target.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import sys
+from contextlib import contextmanager, suppress
+
+from .tree import (
+    BLOCK,
+    END,
+    ROOT,
+    Broken,
+    blocks,
+    decoded,
+    digest,
+    encoded,
+    hear,
+    hear_all,
+    opened,
+    tell,
+    walk,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from typing import Any
+
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+TEMPORARY = ".vers-rlm-{}-{}"
+"""The name of a file before it gets its own: the token of the transfer, and a number."""
+
+
+def main(command: str, options: dict[str, Any]) -> None:
+    """Be one of the three; an error of the system is told with its number."""
+    try:
+        if command == "digest":
+            tell_items()
+        elif command == "pack":
+            pack()
+        else:
+            unpack(options["token"])
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = "" if error.filename is None else f": {error.filename!r}"
+        tell(["error", error.errno or 0, f"{error.strerror}{where}"])
+
+
+def tell_items() -> None:
+    """The item of everything that there is."""
+    for record in walk(list(hear_all()), (), ()):
+        if not record[6]:
+            os.listdir(ROOT + encoded(record[0]))  # which raises why not
+            raise Broken(f"{record[0]} changes all the time")
+        tell(item(record))
+    tell(END)
+
+
+def item(record: Any) -> Any:
+    """What must be the same of a path for it to count as unchanged."""
+    path, mode, _, _, _, target, _ = record
+    bits = stat.S_IMODE(mode)
+    if stat.S_ISREG(mode):
+        return [path, "file", bits, digest(ROOT + encoded(path))]
+    if stat.S_ISDIR(mode):
+        return [path, "directory", bits, ""]
+    if stat.S_ISLNK(mode):
+        return [path, "symlink", 0, target]
+    return [path, "other", 0, str(mode)]
+
+
+def pack() -> None:
+    """Tell of each file its size, then its blocks, each with its place and its bytes."""
+    for path in list(hear_all()):
+        file = opened(ROOT + encoded(path))
+        size = os.fstat(file).st_size
+        tell(["file", size])
+        for offset, data in blocks(file, size):
+            tell(["block", offset, len(data)])
+            sys.stdout.buffer.write(data)
+        tell(END)
+        os.close(file)
+    tell(["whole"])
+
+
+def unpack(token: str) -> None:
+    """Get all contents ready under other names; once told to go on, give them their own."""
+    transfer = Transfer(token, list(hear_all()))
+    try:
+        transfer.stage()
+        tell(["staged"])
+        sys.stdout.flush()
+        if hear() != ["commit", token]:
+            raise Broken("this was not to be")
+        transfer.commit()
+    finally:
+        transfer.forget()
+    tell(["done"])
+
+
+class Transfer:
+    """What is to be done, as lines of three kinds.
+
+    ``["top", path, above]``: the paths after it are at or below `path`, and no symlink below
+    `above`, a directory, is followed. ``["drop", path]``. ``["put", path, kind, mode, detail]``.
+    """
+
+    def __init__(self, token: str, plan: list[Any]) -> None:
+        self._token = token
+        self._drops: list[Place] = []
+        self._puts: list[tuple[Place, Any]] = []
+        self._staged: list[tuple[Place, Place]] = []
+        above = b"/"
+        for form, path, *facts in plan:
+            if form == "top":
+                above = existing(os.path.dirname(encoded(path)))
+            elif form == "drop":
+                self._drops.append(Place(above, encoded(path)))
+            else:
+                self._puts.append((Place(above, encoded(path)), facts))
+
+    def stage(self) -> None:
+        """Make files and links beside where they belong, so that a rename brings them there."""
+        for place, (kind, mode, detail) in self._puts:
+            if kind == "directory":
+                continue
+            name = encoded(TEMPORARY.format(self._token, len(self._staged)))
+            temporary = place.beside(name)
+            self._staged.append((temporary, place))
+            with temporary.directory() as directory:
+                if kind == "symlink":
+                    os.symlink(encoded(detail), name, dir_fd=directory)
+                else:
+                    receive(name, directory, mode, detail)
+        if hear() != ["whole"]:
+            raise Broken("more was sent than was asked for")
+
+    def commit(self) -> None:
+        """Remove, make directories, rename, and give directories their modes at last."""
+        for place in self._drops[::-1]:
+            with suppress(FileNotFoundError), place.directory() as directory:
+                remove(place.name, directory)
+        directories = [(place, facts[1]) for place, facts in self._puts if facts[0] == "directory"]
+        for place, _ in directories:
+            with suppress(FileExistsError), place.directory(make=True) as directory:
+                os.mkdir(place.name, 0o700, dir_fd=directory)
+        while self._staged:
+            temporary, place = self._staged[-1]
+            with temporary.directory() as old, place.directory(make=True) as new:
+                os.rename(temporary.name, place.name, src_dir_fd=old, dst_dir_fd=new)
+            self._staged.pop()
+        for place, mode in directories[::-1]:
+            with Place(place.above, place.path + b"/.").directory() as directory:
+                os.fchmod(directory, mode)
+
+    def forget(self) -> None:
+        """Remove what has not got its place."""
+        for temporary, _ in self._staged:
+            with suppress(OSError), temporary.directory() as directory:
+                os.unlink(temporary.name, dir_fd=directory)
+
+
+class Place:
+    """A path in this machine, reached without following a link below a certain directory."""
+
+    def __init__(self, above: bytes, path: bytes) -> None:
+        self.above = above
+        self.path = path
+        self._parts = path[len(above) :].strip(b"/").split(b"/")
+
+    @property
+    def name(self) -> bytes:
+        """The last part of the path."""
+        return self._parts[-1]
+
+    def beside(self, name: bytes) -> Place:
+        """This name in the directory of this path, or the next above that there is."""
+        path = self.above
+        for part in self._parts[:-1]:
+            following = os.path.join(path, part)
+            if os.path.islink(ROOT + following) or not os.path.isdir(ROOT + following):
+                break
+            path = following
+        return Place(self.above, os.path.join(path, name))
+
+    @contextmanager
+    def directory(self, *, make: bool = False) -> Generator[int, None, None]:
+        """A descriptor of the directory that the path is in."""
+        descriptor = self._open(make)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _open(self, make: bool) -> int:
+        descriptor = os.open(ROOT + self.above, DIRECTORY)
+        for part in self._parts[:-1]:
+            try:
+                if make:
+                    with suppress(FileExistsError):
+                        os.mkdir(part, 0o755, dir_fd=descriptor)
+                following = os.open(part, DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, decoded(self.path)) from None
+            finally:
+                os.close(descriptor)
+            descriptor = following
+        return descriptor
+
+
+def existing(path: bytes) -> bytes:
+    """The path, or the next directory above it that there is."""
+    while not os.path.isdir(ROOT + path):
+        path = os.path.dirname(path)
+    return path
+
+
+def remove(name: bytes, directory: int) -> None:
+    """Remove a file, or an empty directory."""
+    if stat.S_ISDIR(os.lstat(name, dir_fd=directory).st_mode):
+        os.rmdir(name, dir_fd=directory)
+    else:
+        os.unlink(name, dir_fd=directory)
+
+
+def receive(name: bytes, directory: int, mode: int, wanted: str) -> None:
+    """Make a file of what is sent; it must be what was looked at before."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(name, flags, 0o600, dir_fd=directory), "wb", buffering=0) as file:
+        form, size = hear()
+        found = hashlib.blake2b(b"%d" % size, digest_size=32)
+        os.ftruncate(file.fileno(), size)
+        for _, offset, length in hear_all():
+            data = sys.stdin.buffer.read(length) if 0 <= length <= BLOCK else b""
+            if form != "file" or len(data) != length:
+                raise Broken("a file was cut off")
+            found.update(b"@%d:" % offset)
+            found.update(data)
+            if os.pwrite(file.fileno(), data, offset) != length:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fchmod(file.fileno(), mode)
+    if found.hexdigest() != wanted:
+        raise Broken("a file was changed while it was carried; try again when nothing writes it")

@@ -1,0 +1,149 @@
+"""File trees of this machine, the contents of files, and the lines that tell of them.
+
+Lines are JSON. A path, and whatever else is bytes, is text in them: UTF-8, where bytes that are
+none are carried as surrogates, whatever the machine's locale says.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any
+
+ROOT = os.environb.get(b"MACHINE_ROOT", b"")
+"""Set in machines that are no more than a directory: where their paths lie."""
+
+BLOCK = 256 * 1024
+"""Bytes that are read at a time; also the grain in which zeros are left out."""
+
+MAX_LINE = 1024 * 1024
+"""Bytes of a line. It holds a path or two of 4 KiB and a short text, escaped."""
+
+END = ["end"]
+"""The last line of those that may be many: without it something was cut off."""
+
+
+class Broken(Exception):
+    """The other side does not keep to what was agreed on."""
+
+
+def encoded(text: str) -> bytes:
+    """The bytes that a text in a line stands for."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def decoded(data: bytes) -> str:
+    """The text that stands for bytes in a line."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def key(path: str) -> bytes:
+    """What paths are ordered by: a directory, then all that is in it, then its next sibling."""
+    return encoded(path).replace(b"/", b"\0")
+
+
+def tell(value: Any) -> None:
+    """Write a line."""
+    sys.stdout.buffer.write(json.dumps(value, separators=(",", ":")).encode() + b"\n")
+
+
+def hear() -> Any:
+    """Read a line."""
+    line = sys.stdin.buffer.readline(MAX_LINE)
+    if line[-1:] != b"\n":
+        raise Broken("what was sent here was cut off")
+    return json.loads(line)
+
+
+def hear_all() -> Iterator[Any]:
+    """Read lines up to the end that was agreed on."""
+    line = hear()
+    while line != END:
+        yield line
+        line = hear()
+
+
+def walk(roots: Iterable[str], skip: Iterable[str], skip_names: Iterable[str]) -> Iterator[Any]:
+    """Records of all that is at and below some paths, in the order of `key`.
+
+    A record is ``[path, mode, size, mtime, owner, target, seen]``: `size` is that of a file's
+    content, or a device's number; `target` a symlink's; `seen` is false for a directory that cannot
+    be listed, and where nothing is known but the path: then all is 0.
+    """
+    skipped, skipped_names = set(map(encoded, skip)), set(map(encoded, skip_names))
+    pending = sorted(map(encoded, roots), key=lambda path: path.replace(b"/", b"\0"), reverse=True)
+    while pending:
+        path = pending.pop()
+        record = look(path)
+        if record is None:
+            continue
+        if stat.S_ISDIR(record[1]):
+            try:
+                names = sorted(os.listdir(ROOT + path), reverse=True)
+            except OSError:
+                names, record[6] = [], False
+            paths = (os.path.join(path, name) for name in names if name not in skipped_names)
+            pending += [found for found in paths if found not in skipped]
+        yield record
+
+
+def look(path: bytes) -> Any:
+    """The record of a path; None where there is nothing, as it may have gone this moment."""
+    try:
+        info = os.lstat(ROOT + path)
+        target = os.readlink(ROOT + path) if stat.S_ISLNK(info.st_mode) else b""
+    except FileNotFoundError:
+        return None
+    except OSError:  # such as a name that is too long
+        return [decoded(path), 0, 0, 0, [0, 0], "", False]
+    size = info.st_size if stat.S_ISREG(info.st_mode) else info.st_rdev
+    owner = [info.st_uid, info.st_gid]
+    return [decoded(path), info.st_mode, size, info.st_mtime_ns, owner, decoded(target), True]
+
+
+def opened(path: bytes, directory: int | None = None) -> int:
+    """Open a regular file to be read: never through a link, and never waiting for a FIFO."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
+    descriptor = os.open(path, flags, dir_fd=directory)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return descriptor
+
+
+def blocks(file: int, size: int) -> Iterator[tuple[int, bytes]]:
+    """The blocks among the first `size` bytes that are not all zeros; holes take no time."""
+    offset = 0
+    while offset < size:
+        try:
+            offset = os.lseek(file, offset, os.SEEK_DATA) // BLOCK * BLOCK
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole is left
+                return
+            raise
+        data = os.pread(file, min(BLOCK, size - offset), offset)
+        if data != bytes(len(data)):
+            yield offset, data
+        offset += BLOCK
+
+
+def digest(path: bytes) -> str:
+    """The same for files of the same content, be it with holes or without."""
+    file = opened(path)
+    try:
+        size = os.fstat(file).st_size  # what is appended meanwhile does not count
+        found = hashlib.blake2b(b"%d" % size, digest_size=32)
+        for offset, data in blocks(file, size):
+            found.update(b"@%d:" % offset)
+            found.update(data)
+    finally:
+        os.close(file)
+    return found.hexdigest()

@@ -1,0 +1,189 @@
+"""Runs our guest programs in machines and hears what they tell, of which nothing is vouched for."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import anyio
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from vers_rlm_mcp.errors import MachineError, PathRefused, VersRlmError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from anyio.abc import TaskGroup
+
+    from ..base import Machine, Process
+
+MAX_LINE: Final = 1024 * 1024
+"""Bytes of a line, as the guest's `tree` has it."""
+
+MAX_TOLD: Final = 32 * 1024 * 1024
+"""Bytes of all lines that one program tells the host: 100,000 paths of the usual length."""
+
+MAX_COMPLAINT: Final = 4096
+"""Bytes that are kept of what a program wrote to standard error."""
+
+MAX_STDERR: Final = 1024 * 1024
+"""Bytes of standard error that are read at all: who writes more has to wait until time is up."""
+
+END_SECONDS: Final = 5.0
+"""From the last line that a program tells until it has ended."""
+
+_GUEST: Final = Path(__file__).with_name("guest")
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One of the guest's programs, for one machine."""
+
+    machine: Machine
+    module: str
+    command: str
+    options: Mapping[str, object]
+
+    @property
+    def what(self) -> str:
+        """How errors call it."""
+        return f"{self.module!r} ({self.command}) in machine {self.machine.id}"
+
+    async def start(self) -> Process:
+        """Start it. Raises `MachineError` where there is no Python."""
+        options = json.dumps(self.options)
+        sources = [part for name in ("tree", self.module) for part in (name, _source(name))]
+        argv = ["python3", "-I", "-S", "-c", _source("loader")]
+        try:
+            # Not in the machine's own directory, which a snapshot would find in use.
+            return await self.machine.spawn([*argv, "2", *sources, self.command, options], cwd="/")
+        except PathRefused as error:
+            raise MachineError(
+                f"Files of machine {self.machine.id} cannot be looked at, since python3 cannot be "
+                f"run there: {error}"
+            ) from error
+
+
+class Guest:
+    """A program at work. Nothing it tells is trusted, and all of it is bounded."""
+
+    def __init__(self, process: Process, what: str) -> None:
+        self._process = process
+        self._what = what
+        self._lines = BufferedByteReceiveStream(process.stdout)
+        self._told = 0
+        self._complaint = b""
+
+    async def hear(self) -> Any:
+        """The next line: a JSON value of a bounded size. Raises `MachineError`."""
+        try:
+            line = await self._lines.receive_until(b"\n", MAX_LINE)
+            self._told += len(line)
+            if self._told <= MAX_TOLD:
+                return json.loads(line)
+        except (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError):
+            raise await self.failure() from None
+        except (anyio.DelimiterNotFound, ValueError, RecursionError):
+            pass
+        raise self.nonsense()
+
+    async def tell(self, *lines: object) -> None:
+        """Send lines. Whoever does not take them has ended, which shows when its answer is due."""
+        data = b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
+        with suppress(anyio.BrokenResourceError):
+            await self._process.stdin.send(data)
+
+    async def feed(self, other: Guest) -> None:
+        """Let all that this one tells flow to another, and nothing after it."""
+        await self.pour(other)
+        await other.close()
+
+    async def pour(self, other: Guest) -> None:
+        """Let all that this one tells flow to another, whatever it is: only time bounds it."""
+        with suppress(anyio.BrokenResourceError):
+            async for chunk in self._process.stdout:
+                await other._process.stdin.send(chunk)
+
+    async def close(self) -> None:
+        """Tell that nothing more comes."""
+        await self._process.stdin.aclose()
+
+    async def ended_well(self) -> bool:
+        """Whether it has done all it should, once it has told everything."""
+        with anyio.move_on_after(END_SECONDS):
+            return (await self._process.wait()).ok
+        return False
+
+    async def failure(self) -> MachineError:
+        """Why it ended before it should have."""
+        with anyio.move_on_after(END_SECONDS):
+            status = await self._process.wait()
+            said = self._complaint.decode(errors="replace").strip().rpartition("\n")[2]
+            how = "" if status.signal is None else f" (killed by signal {status.signal})"
+            if said or how:
+                return MachineError(f"{self._what} failed: {said or 'it said nothing'}{how}.")
+        return self.nonsense()
+
+    def nonsense(self) -> MachineError:
+        """The error for what our program would not do."""
+        return MachineError(
+            f"{self._what} failed: what it tells makes no sense. Something else may have taken the "
+            "place of python3 there; look what `python3 --version` says."
+        )
+
+    async def keep_complaint(self) -> None:
+        """Read standard error, and keep the end of it."""
+        total = 0
+        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+            async for chunk in self._process.stderr:
+                total += len(chunk)
+                self._complaint = (self._complaint + chunk)[-MAX_COMPLAINT:]
+                if total > MAX_STDERR:
+                    return
+
+
+async def work_with(
+    programs: Sequence[Program],
+    act: Callable[[Sequence[Guest], TaskGroup], Awaitable[Result]],
+    *,
+    seconds: float,
+) -> Result:
+    """Start programs, act with them, and see that none is left. Raises what `act` raises.
+
+    Raises `MachineError` when it takes longer than `seconds`.
+    """
+    outcome: list[Result] = []
+    failure: VersRlmError | None = None
+    with anyio.move_on_after(seconds) as limit:
+        async with AsyncExitStack() as stack:
+            guests = [
+                Guest(await stack.enter_async_context(await program.start()), program.what)
+                for program in programs
+            ]
+            async with anyio.create_task_group() as tasks:
+                for guest in guests:
+                    tasks.start_soon(guest.keep_complaint)
+                try:
+                    outcome.append(await act(guests, tasks))
+                except VersRlmError as error:  # Raised outside, or the group would wrap it.
+                    failure = error
+                tasks.cancel_scope.cancel()
+    if limit.cancelled_caught:
+        raise MachineError(
+            f"{programs[-1].what} was stopped after {seconds:g} s. There may be more in the "
+            "machine than can be looked at in that time; name the paths that matter."
+        )
+    if failure:
+        raise failure
+    return outcome[0]
+
+
+@cache
+def _source(name: str) -> str:
+    return (_GUEST / f"{name}.py").read_text()
