@@ -4,6 +4,7 @@
 frames (`wire`): nothing of it is imported here, and nothing it says is believed unchecked.
 """
 
+from .attachment import has_kernel
 from .base import (
     Carried,
     CellResult,
@@ -32,4 +33,5 @@ __all__ = [
     "Json",
     "Kernel",
     "Variable",
+    "has_kernel",
 ]

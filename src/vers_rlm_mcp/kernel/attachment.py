@@ -34,6 +34,13 @@ MAX_COMPLAINT = 4096
 COMPLAINT_SECONDS = 1.0
 """What a process that has ended had to say is there already."""
 
+LOOK_SECONDS = 10.0
+"""A shell that looks for three files takes milliseconds."""
+
+SOCKET = "kernel.sock"
+"""Of the kernel, in one of the directories; see `guest.attach`."""
+
+_ANY_EXISTS = 'for path; do if [ -e "$path" ]; then exit 0; fi; done; exit 1'
 _SIGNAL_EXIT = 128
 _UNKNOWN_END = 120
 _LET_GO = 121
@@ -161,6 +168,19 @@ async def upload(machine: GuestMachine) -> str:
         return directory
     await machine.write(f"{DIRECTORIES[-1]}/{name}", data)
     return DIRECTORIES[-1]
+
+
+async def has_kernel(machine: GuestMachine) -> bool:
+    """Whether a machine has a kernel, or saved variables for its first one."""
+    places = [f"{directory}/{SOCKET}" for directory in DIRECTORIES]
+    argv = ["sh", "-c", _ANY_EXISTS, "sh", VARIABLES, *places]
+    process = await machine.spawn(argv, cwd="/")
+    try:
+        with anyio.move_on_after(LOOK_SECONDS):
+            return (await process.wait()).code == 0
+        return False
+    finally:
+        await process.aclose()
 
 
 async def start_program(machine: GuestMachine, directory: str, mode: Mode) -> GuestProcess:

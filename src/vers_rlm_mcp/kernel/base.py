@@ -108,3 +108,5 @@ class Variable:
     length: int | None
     """What `len` says, where it says anything."""
     preview: str
+    digest: str | None = None
+    """The same for equal values; None for what is large, or not plain data."""

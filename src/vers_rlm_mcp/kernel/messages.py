@@ -126,11 +126,13 @@ def _variable(item: dict[str, Json]) -> Variable:
     length = item.get("length")
     if length is not None and not _is_count(length):
         raise _violation("a length that is none")
+    digest = item.get("digest")
     return Variable(
         _text(item.get("name"), MAX_NAME),
         _text(item.get("type"), MAX_NAME),
         length,
         _text(item.get("preview"), MAX_TEXT),
+        None if digest is None else _text(digest, MAX_NAME),
     )
 
 

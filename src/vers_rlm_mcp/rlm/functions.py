@@ -79,6 +79,13 @@ FUNCTIONS = (
         "vmRestore(commit)",
         "make a new machine from a commit and switch to it; returns its id",
     ),
+    ReplFunction(
+        "vmDiff",
+        "vm_diff",
+        "vmDiff(a, b=None)",
+        "what is different in machine or commit b (default: the current machine) than in a: "
+        "files, packages, processes, variables; returns text",
+    ),
     ReplFunction("currentVmId", "current_vm_id", "currentVmId()", "the id of the current machine"),
     ReplFunction("budget", "budget", "budget()", "what is used and left, as a dict"),
     ReplFunction(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .backends import Choice, choose_backend, examine_backend
 from .calls import lost_variables, not_carried, run_cell
+from .differences import compare
 from .driver import check_request, run
 from .files import opened_files
 from .fleets import Item, inventory, open_fleet
@@ -23,6 +24,7 @@ __all__ = [
     "Workbench",
     "check_request",
     "choose_backend",
+    "compare",
     "examine_backend",
     "inventory",
     "lost_variables",

@@ -17,6 +17,7 @@ from vers_rlm_mcp.errors import UsageError
 from vers_rlm_mcp.kernel import Carried, CellResult, HostCall
 from vers_rlm_mcp.machines import WORKSPACE
 
+from .differences import compare
 from .workbench import Workbench
 
 OUTPUT_BYTES = 1024 * 1024
@@ -83,6 +84,7 @@ class MachineCalls:
             "vmBranch": self.vm_branch,
             "vmSwitch": self.vm_switch,
             "vmRestore": self.vm_restore,
+            "vmDiff": self.vm_diff,
             "currentVmId": self.current_vm_id,
         }
 
@@ -132,6 +134,10 @@ class MachineCalls:
     async def vm_restore(self, commit: str) -> JsonValue:
         """Make a machine from a commit and switch to it; its id."""
         return (await self._bench.restore(commit)).id
+
+    async def vm_diff(self, a: str, b: str | None = None) -> JsonValue:
+        """How a machine or commit, or the current machine, differs from another, as text."""
+        return (await compare(self._bench, a, b)).text
 
     async def current_vm_id(self) -> JsonValue:
         """The id of the current machine."""

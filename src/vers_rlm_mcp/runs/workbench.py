@@ -16,7 +16,7 @@ import anyio
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import KernelBusy, MachineError
-from vers_rlm_mcp.kernel import Carried, Kernel
+from vers_rlm_mcp.kernel import Carried, Kernel, Variable, has_kernel
 from vers_rlm_mcp.machines import (
     CommandResult,
     Commit,
@@ -118,12 +118,19 @@ class Workbench:
         """A copy of the current machine that nobody else sees, for a moment."""
         machine = await self.machine()
         (made,) = await self._fleet.branch(machine, run=self._run)
-        try:
+        async with self._for_a_moment(made):
             yield made
-        finally:
-            with anyio.move_on_after(LET_GO_SECONDS, shield=True), suppress(MachineError):
-                await made.aclose()
-                await self._fleet.delete(made.id)  # else the end of the run does
+
+    @asynccontextmanager
+    async def found(self, id: str | None = None) -> AsyncGenerator[Machine]:  # noqa: A002 - of either
+        """A machine, or a commit restored for a moment; the current machine when no id is given."""
+        known = id is None or id in self._machines
+        if known or id not in {commit.id for commit in await self._fleet.commits()}:
+            yield await self.machine(id)
+            return
+        made = await self._fleet.restore(id, run=self._run)
+        async with self._for_a_moment(made):
+            yield made
 
     async def create(self, spec: MachineSpec | None = None, *, keep: bool = False) -> MachineInfo:
         """Make a machine; it becomes the current one."""
@@ -256,6 +263,13 @@ class Workbench:
         finally:
             self._in_use.discard(machine_id)
 
+    async def variables(self, machine: Machine) -> Sequence[Variable]:
+        """The variables of a machine's kernel, if it has one. Raises `KernelBusy` and others."""
+        if not await has_kernel(machine):
+            return ()
+        with self.using_kernel(machine.id):
+            return await (await self.kernel(machine.id)).variables()
+
     async def save_variables(self, machine: Machine) -> Carried | None:
         """Save the variables of a machine's kernel in its files, where its copies need that."""
         kernel = self._kernels.get(machine.id)
@@ -272,6 +286,16 @@ class Workbench:
         """Let go of every kernel and machine. The machines live on; the fleet ends them."""
         for machine_id in list(self._machines):
             await self._let_go(machine_id)
+
+    @asynccontextmanager
+    async def _for_a_moment(self, machine: Machine) -> AsyncGenerator[None]:
+        self._machines[machine.id] = machine
+        try:
+            yield
+        finally:
+            with anyio.move_on_after(LET_GO_SECONDS, shield=True), suppress(MachineError):
+                await self._let_go(machine.id)
+                await self._fleet.delete(machine.id)  # else the end of the run does
 
     async def _arrive(
         self,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .workplace import Workplace
 
 ALIASES = {
+    "a": ("old", "first", "before", "commit", "id", "base"),
+    "b": ("new", "second", "after", "other"),
     "command": ("cmd", "script", "code"),
     "commit": ("commit_id", "commitId", "commit_hash", "snapshot", "id"),
     "content": ("contents", "text", "data", "body"),
@@ -142,6 +144,11 @@ class Functions:
         """Make a machine from a commit and switch to it; return its id."""
         _require(commit, str, "vmRestore", "commit", "a str")
         return self._calls.call("vmRestore", {"commit": commit})
+
+    def vmDiff(self, a: str, b: str | None = None) -> Any:
+        """What differs in machine or commit `b` from `a`, as text."""
+        _require(a, str, "vmDiff", "a", "a str")
+        return self._calls.call("vmDiff", {"a": a, "b": b})
 
     def currentVmId(self) -> Any:
         """The id of the current machine."""
@@ -270,6 +277,7 @@ _TWINS = {
     "vmBranch": "vm_branch",
     "vmSwitch": "vm_switch",
     "vmRestore": "vm_restore",
+    "vmDiff": "vm_diff",
     "currentVmId": "current_vm_id",
     "llmQuery": "llm_query",
     "llmQueryBatched": "llm_query_batched",

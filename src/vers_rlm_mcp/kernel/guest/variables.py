@@ -50,13 +50,16 @@ class Variables:
             self._inputs[name] = _Input(value, path, form)
 
     def listing(self) -> list[dict[str, Any]]:
-        """Name, type, length and preview of every variable."""
+        """Name, type, length, preview and digest of every variable."""
+        from .digests import digest
+
         return [
             {
                 "name": name[:MAX_NAME],
                 "type": type(self._namespace[name]).__name__[:MAX_NAME],
                 "length": _length(self._namespace[name]),
                 "preview": _preview(self._namespace[name]),
+                "digest": digest(self._namespace[name]),
             }
             for name in self.names()[:MAX_LISTED]
         ]
