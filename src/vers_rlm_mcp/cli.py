@@ -6,6 +6,7 @@ import argparse
 import logging
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, cast
 
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 
 from vers_rlm_mcp import __version__
 from vers_rlm_mcp.errors import SettingsError, UsageError, VersRlmError
-from vers_rlm_mcp.settings import Settings, flag, variable
+from vers_rlm_mcp.settings import SEPARATORS, Settings, flag, variable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.set_defaults(command=_serve_stdio)
-    _add_settings(parser, allow_dir="allow_dir_before")
+    _add_settings(parser, repeated="{}_before")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def command(
@@ -84,57 +85,41 @@ def _parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(command=act)
-        _add_settings(sub, allow_dir="allow_dir")
+        _add_settings(sub, repeated="{}")
         return sub
 
     _add_serve(command("serve", _serve, "Serve MCP over HTTP (or stdio)."))
     _add_run(command("run", _run, "Run one task here in the terminal, with live progress."))
     command("demo", _demo, "Show the main job on real files in a real machine.")
     command("doctor", _doctor, "Try for real what is needed, and say what to do.")
-    machines = command("machines", _machines, "List, delete or sweep machines.")
-    machines.add_argument("action", choices=["list", "delete", "sweep"])
-    machines.add_argument("ids", nargs="*", metavar="ID", help="machines and commits to delete")
+    machines = command("machines", _machines, "List, delete, compare or sweep machines.")
+    machines.add_argument("action", choices=["list", "delete", "diff", "sweep"])
+    machines.add_argument("ids", nargs="*", metavar="ID", help="machines and commits to delete, or two to compare")
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser, *, allow_dir: str) -> None:
+def _add_settings(parser: argparse.ArgumentParser, *, repeated: str) -> None:
     """Add a flag for each setting; without defaults, so that flags count before and after COMMAND.
 
-    The one that may be repeated needs a name of its own in either place, `allow_dir`.
+    Those that may be repeated need names of their own in either place, made by `repeated`.
     """
     group = parser.add_argument_group("settings", "each also as VERS_RLM_… in the environment")
     for name, field in Settings.model_fields.items():
-        if name == "allow_dir":
-            group.add_argument(
-                flag(name),
-                dest=allow_dir,
-                action="append",
-                type=Path,
-                default=argparse.SUPPRESS,
-                metavar="DIR",
-                help=f"{field.description} May be given several times.",
-            )
+        text = (field.description or "").replace("%", "%%")
+        add = partial(group.add_argument, flag(name), default=argparse.SUPPRESS)
+        if name in SEPARATORS:
+            several = f"{text} May be given several times."
+            add(dest=repeated.format(name), action="append", metavar="VALUE", help=several)
+        elif field.annotation is bool:
+            add(action=argparse.BooleanOptionalAction, help=text)
         else:
-            group.add_argument(
-                flag(name),
-                default=argparse.SUPPRESS,
-                metavar="VALUE",
-                help=(field.description or "").replace("%", "%%"),
-            )
+            add(metavar="VALUE", help=text)
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--transport", choices=["http", "sse", "stdio"], default="http")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=_port, default=DEFAULT_PORT)
-    for name, what in (("--allowed-hosts", "Host"), ("--allowed-origins", "Origin")):
-        parser.add_argument(
-            name,
-            action="append",
-            default=[],
-            metavar="VALUE",
-            help=f"a further {what} header to accept; may be given several times",
-        )
 
 
 def _port(text: str) -> int:
@@ -175,8 +160,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _settings(options: argparse.Namespace) -> Settings:
     given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
-    if before := getattr(options, "allow_dir_before", None):
-        given["allow_dir"] = [*before, *given.get("allow_dir", ())]
+    for name, separator in SEPARATORS.items():
+        values = [*getattr(options, f"{name}_before", ()), *given.get(name, ())]
+        if values:
+            # A flag names one directory, which may have any character in its name.
+            one = name == "allow_dir"
+            given[name] = tuple(values) if one else separator.join(values)
     try:
         return Settings(**given)
     except ValidationError as error:
@@ -208,8 +197,6 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
             transport=options.transport,
             host=options.host,
             port=options.port,
-            allowed_hosts=options.allowed_hosts,
-            allowed_origins=options.allowed_origins,
         )
 
     anyio.run(serve)

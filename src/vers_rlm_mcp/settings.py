@@ -12,9 +12,9 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 if TYPE_CHECKING:
@@ -33,6 +33,15 @@ PROVIDER_VARIABLES = {
     "OPENAI_BASE_URL": "The address of another OpenAI-compatible server; it may need no key.",
 }
 """What is read under the names that the providers gave it."""
+
+SEPARATORS = {
+    "allow_dir": os.pathsep,
+    "token": ",",
+    "allowed_hosts": ",",
+    "allowed_origins": ",",
+    "toolsets": ",",
+}
+"""The settings that have several values, and what stands between them in the environment."""
 
 MARKS = ("<!-- settings -->\n", "<!-- /settings -->\n")
 """The lines of the README between which the tables stand."""
@@ -109,30 +118,58 @@ class Settings(BaseSettings):
     mem_size_mib: int = Field(2048, ge=128, description="Memory of a machine, in MiB.")
     fs_size_mib: int = Field(8192, ge=64, description="What a machine may write, in MiB.")
     max_processes: int = Field(512, ge=16, description="Processes and threads in a machine.")
-    max_machines: int = Field(16, ge=1, description="Machines alive at once, per server.")
+    max_machines: int = Field(16, ge=1, description="Machines alive at once, for each client.")
     exec_timeout: float = Field(120, gt=0, description="Seconds a command may take.")
     cell_timeout: float = Field(300, gt=0, description="Seconds a cell may take.")
     max_seconds: float = Field(1800, gt=0, description="Seconds a run may take.")
     max_tokens: int | None = Field(None, gt=0, description="Tokens a run may use.")
     max_usd: float | None = Field(None, gt=0, description="Money a run may spend, in USD.")
-    token: str | None = Field(
-        None, repr=False, description="Bearer token that HTTP clients must present."
+    token: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        repr=False,
+        description="Bearer tokens of HTTP clients; each has machines and runs of its own. In the "
+        "environment, separated by `,`.",
     )
+    token_file: Path | None = Field(
+        None, description="A file of further bearer tokens, one on each line."
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="`Host` headers to accept over HTTP besides this computer's own, as `NAME` or "
+        "`NAME:PORT`. In the environment, separated by `,`.",
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="`Origin` headers to accept over HTTP besides this computer's own, as "
+        "`https://NAME`. In the environment, separated by `,`.",
+    )
+    toolsets: Annotated[tuple[Literal["vm", "rlm"], ...], NoDecode] = Field(
+        ("vm", "rlm"),
+        description="Which tools are offered: those for machines, those for runs, or both. "
+        "Separated by `,`.",
+    )
+    read_only: bool = Field(
+        False, description="Offer only tools that make, change and delete nothing."
+    )
+    max_calls: int = Field(32, ge=1, description="Calls at work at once, per client.")
+    max_requests: float = Field(50, gt=0, description="HTTP requests per second, per client.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much is written to standard error."
     )
 
-    @field_validator("allow_dir", mode="before")
+    @field_validator(*SEPARATORS, mode="before")
     @classmethod
-    def _split_paths(cls, value: object) -> object:
+    def _split(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, str):
-            return tuple(Path(part) for part in value.split(os.pathsep) if part)
+            parts = value.split(SEPARATORS[str(info.field_name)])
+            return tuple(part.strip() for part in parts if part.strip())
         return value
 
     def environment(self) -> dict[str, str]:
         """The settings that were made, by flag or environment, as variables for a child process."""
         values = {name: getattr(self, name) for name in self.model_fields_set}
-        values["allow_dir"] = os.pathsep.join(map(str, self.allow_dir))
+        for name in values.keys() & SEPARATORS.keys():
+            values[name] = SEPARATORS[name].join(map(str, values[name]))
         return {variable(name): str(value) for name, value in values.items() if value is not None}
 
 
@@ -170,7 +207,10 @@ def markdown() -> str:
 def _default(field: FieldInfo) -> str:
     if field.default_factory:
         return "`~/.local/state/vers-rlm-mcp`"
-    return f"`{field.default}`" if field.default not in (None, ()) else ""
+    default: object = field.default
+    if isinstance(default, tuple):
+        default = ",".join(map(str, cast("tuple[object, ...]", default))) or None
+    return f"`{default}`" if default is not None else ""
 
 
 def write_tables(path: Path) -> None:

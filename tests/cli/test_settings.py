@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vers_rlm_mcp.cli import _parser, _settings  # pyright: ignore[reportPrivateUsage]
 from vers_rlm_mcp.settings import MARKS, PROVIDER_VARIABLES, Settings, markdown, write_tables
 
 README = Path(__file__).parents[2] / "README.md"
@@ -49,11 +50,44 @@ def test_a_file_without_the_marks_is_left_alone(tmp_path: Path):
 
 def test_a_child_process_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("VERS_RLM_NETWORK", "host")
-    given = Settings.model_validate({"allow_dir": ["/a b", "/c"], "max_usd": 2.5, "model": None})
+    given = Settings.model_validate(
+        {
+            "allow_dir": ["/a b", "/c"],
+            "max_usd": 2.5,
+            "model": None,
+            "token": ["one", "two"],
+            "toolsets": "vm",
+            "read_only": True,
+        }
+    )
     monkeypatch.delenv("VERS_RLM_NETWORK")
     for name, value in given.environment().items():
         monkeypatch.setenv(name, value)
     assert Settings.model_validate({}) == given
+
+
+def test_a_setting_with_several_values_is_given_by_repeated_flags_before_and_after_the_command():
+    options = _parser().parse_args(
+        ["--allow-dir", "/a:b", "--toolsets", "rlm", "machines", "--allow-dir", "/c", "list"]
+    )
+    settings = _settings(options)
+    assert settings.allow_dir == (Path("/a:b"), Path("/c"))
+    assert settings.toolsets == ("rlm",)
+    assert not settings.read_only
+
+
+def test_in_the_environment_several_values_are_separated(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VERS_RLM_ALLOW_DIR", "/a b:/c")
+    monkeypatch.setenv("VERS_RLM_TOOLSETS", "rlm, vm")
+    monkeypatch.setenv("VERS_RLM_READ_ONLY", "true")
+    settings = Settings.model_validate({})
+    assert settings.allow_dir == (Path("/a b"), Path("/c"))
+    assert settings.toolsets == ("rlm", "vm")
+    assert settings.read_only
+
+
+def test_a_token_is_not_shown():
+    assert "secret" not in repr(Settings.model_validate({"token": "secret"}))
 
 
 def test_the_state_directory_follows_xdg(monkeypatch: pytest.MonkeyPatch):

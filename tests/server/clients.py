@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import httpx2
+from mcp import Client
+from mcp.client.sse import sse_client
+from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, TextContent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mcp import Client
+    from collections.abc import AsyncGenerator, Callable
 
 COMMAND = str(Path(sys.executable).with_name("vers-rlm-mcp"))
 
@@ -69,3 +72,19 @@ def script(path: Path, *replies: str) -> str:
 
 def cell(code: str, reasoning: str = "Let me see.") -> str:
     return f"--- reply\n{reasoning}\n```python\n{code}\n```"
+
+
+@asynccontextmanager
+async def connected(
+    url: str, mode: Any = "legacy", token: str | None = None
+) -> AsyncGenerator[Client]:
+    """A client over HTTP, or over SSE where that is what is served."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    if url.endswith("/sse"):
+        async with Client(sse_client(url, headers=headers), mode=mode) as client:
+            yield client
+        return
+    async with httpx2.AsyncClient(headers=headers, timeout=30) as http:
+        transport = streamable_http_client(url, http_client=http)
+        async with Client(transport, mode=mode) as client:
+            yield client

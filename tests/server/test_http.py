@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import httpx2
 import pytest
-from clients import call, error, vm_ids
+from clients import call, connected, error, vm_ids
 from mcp import Client, MCPError
-from mcp.client.sse import sse_client
-from mcp.client.streamable_http import streamable_http_client
 
 from vers_rlm_mcp.errors import SettingsError
 from vers_rlm_mcp.server import serve_http
 from vers_rlm_mcp.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from conftest import HttpServer, ServeHttp
 
-TOKEN = "a token of thirty-two characters"
+TOKEN = "a-token-of-thirty-two-characters"
 
 INITIALIZE = {
     "jsonrpc": "2.0",
@@ -37,21 +33,6 @@ INITIALIZE = {
 }
 
 
-@asynccontextmanager
-async def connected(
-    server: HttpServer, mode: Any = "legacy", token: str | None = None
-) -> AsyncGenerator[Client]:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    if server.url.endswith("/sse"):
-        async with Client(sse_client(server.url, headers=headers), mode=mode) as client:
-            yield client
-        return
-    async with httpx2.AsyncClient(headers=headers, timeout=30) as http:
-        transport = streamable_http_client(server.url, http_client=http)
-        async with Client(transport, mode=mode) as client:
-            yield client
-
-
 async def post(server: HttpServer, **headers: str) -> httpx2.Response:
     accept = {"Accept": "application/json, text/event-stream"}
     async with httpx2.AsyncClient() as http:
@@ -63,15 +44,15 @@ async def test_a_machine_is_named_by_its_id_from_whichever_connection(
     serve_http_process: ServeHttp, transport: str
 ):
     async with serve_http_process("--transport", transport) as server:
-        async with connected(server) as client:
+        async with connected(server.url) as client:
             text = await error(client, "exec", command="true")
             assert "vmCreate" in text
             vm_id = (await call(client, "vmCreate"))["vm_id"]
             assert vm_id in await error(client, "exec", command="true")
-            assert "stdio" in await error(client, "currentVmId")
-            assert "stdio" in await error(client, "vmSwitch", vmId=vm_id)
+            assert "Over HTTP" in await error(client, "currentVmId")
+            assert "Over HTTP" in await error(client, "vmSwitch", vmId=vm_id)
             await call(client, "python", code="x = 6", vmId=vm_id)
-        async with connected(server, "2026-07-28") as client:
+        async with connected(server.url, "2026-07-28") as client:
             assert (await call(client, "python", code="x * 7", vmId=vm_id))["output"] == "42\n"
             (copy,) = (await call(client, "vmBranch", vmId=vm_id))["vm_ids"]
             assert (await call(client, "python", code="x * 7", vmId=copy))["output"] == "42\n"
@@ -86,11 +67,11 @@ async def test_a_cancelled_call_stops_in_the_machine_and_a_signal_ends_the_serve
 ):
     async with (
         serve_http_process("--transport", transport) as server,
-        connected(server, mode) as client,
+        connected(server.url, mode) as client,
         anyio.create_task_group() as tasks,
     ):
         vm_id = (await call(client, "vmCreate"))["vm_id"]
-        async with connected(server) as another:
+        async with connected(server.url) as another:
             await cancel_a_command(another, vm_id)
         await cancel_a_command(client, vm_id)
         sleep = {"command": "sleep 612", "vmId": vm_id}
@@ -136,19 +117,21 @@ async def test_with_a_token_nothing_but_health_is_shown_without_it(
             reply = await http.get(server.url, headers=wrong)
             assert reply.status_code == 401
             assert "resource_metadata" in reply.headers["WWW-Authenticate"]
-        async with connected(server, token=TOKEN) as client:
+        async with connected(server.url, token=TOKEN) as client:
             assert await vm_ids(client) == []
 
 
 async def test_pages_of_other_origins_and_rebound_names_are_turned_away(
     serve_http_process: ServeHttp,
 ):
-    async with serve_http_process("--allowed-hosts", "box.test:80") as server:
+    env = {"VERS_RLM_ALLOWED_ORIGINS": "https://a.test,https://b.test"}
+    async with serve_http_process("--allowed-hosts", "box.test:80", env=env) as server:
         assert (await post(server)).status_code == 200
         assert (await post(server, Host="evil.test")).status_code == 421
         assert (await post(server, Host="box.test:80")).status_code == 200
         assert (await post(server, Origin="http://evil.test")).status_code == 403
         assert (await post(server, Origin="http://localhost:1234")).status_code == 200
+        assert (await post(server, Origin="https://b.test")).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.test"])

@@ -3,16 +3,20 @@
 import json
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from clients import call, error
 from inline_snapshot import external_file
 from mcp import Client
 from mcp_types import Tool
 
+from vers_rlm_mcp.errors import SettingsError
 from vers_rlm_mcp.rlm import MAX_ITERATIONS, MAX_SUB_CALLS
 from vers_rlm_mcp.server import Application, create_server
+from vers_rlm_mcp.settings import Settings
 
 LIST_CHARS = 12_000
 """Of JSON: some 3,000 tokens, all that a tool list should cost a model's context."""
@@ -38,10 +42,8 @@ async def test_the_tools_are_as_recorded(tools: list[Tool]):
 async def test_the_list_is_the_same_for_one_client_and_for_many(
     tools: list[Tool], application: Application
 ):
-    many = create_server(Application(application.settings, one_client=False))
-    assert [tool.parameters for tool in many._tool_manager.list_tools()] == [  # pyright: ignore[reportPrivateUsage]
-        tool.input_schema for tool in tools
-    ]
+    async with Client(create_server(Application(application.settings, one_client=False))) as many:
+        assert (await many.list_tools()).tools == tools
 
 
 async def test_a_client_may_keep_the_list_and_share_it(application: Application):
@@ -92,3 +94,51 @@ async def test_defaults_and_limits_are_repeated_in_words_for_clients_that_drop_t
                     assert str(field[key]).lower() in [w.lower().rstrip(".") for w in words], (
                         f"{tool.name}.{name}: {key}"
                     )
+
+
+async def listed(tmp_path: Path, **settings: Any) -> tuple[set[str], set[str], str]:
+    """The names of the tools and prompts that these settings offer, and the instructions."""
+    chosen = Settings.model_validate({"state_dir": tmp_path, **settings})
+    async with Client(create_server(Application(chosen, one_client=True))) as client:
+        tools = {tool.name for tool in (await client.list_tools()).tools}
+        prompts = {prompt.name for prompt in (await client.list_prompts()).prompts}
+        return tools, prompts, client.instructions or ""
+
+
+async def test_of_two_toolsets_either_can_be_left_out_with_all_that_needs_it(tmp_path: Path):
+    both, _, _ = await listed(tmp_path)
+    machines, of_machines, about_machines = await listed(tmp_path, toolsets="vm")
+    runs, of_runs, about_runs = await listed(tmp_path, toolsets="rlm")
+    assert machines | runs == both
+    assert not machines & runs
+    assert "exec" in machines
+    assert "vers_rlm" in runs
+    assert of_machines == {"investigate", "try_fixes"}
+    assert of_runs == {"analyse_file"}
+    assert "vers_rlm" not in about_machines
+    assert "exec" not in about_runs
+
+
+async def test_read_only_leaves_what_makes_and_changes_nothing(tmp_path: Path):
+    tools, prompts, instructions = await listed(tmp_path, read_only=True)
+    assert {"readFile", "vmList"} <= tools
+    assert not tools & {"exec", "python", "writeFile", "vmCreate", "vmDelete", "vers_rlm"}
+    assert prompts == set()
+    assert "exec" not in instructions
+
+
+async def test_read_only_no_machine_is_made_to_read_in(tmp_path: Path):
+    settings = Settings.model_validate({"state_dir": tmp_path, "read_only": True})
+    async with (
+        Application(settings, one_client=True) as app,
+        Client(create_server(app)) as client,
+    ):
+        text = await error(client, "readFile", path="/etc/passwd")
+        assert "vmId" in text
+        assert "exec" in await error(client, "exec", command="true")
+        assert await call(client, "vmList") == {"vms": [], "commits": []}
+
+
+async def test_settings_that_leave_no_tool_are_refused(tmp_path: Path):
+    with pytest.raises(SettingsError, match="--toolsets"):
+        await listed(tmp_path, toolsets="")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, PrivateAttr
 
 from .tool import Answer
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp.kernel import CellResult
     from vers_rlm_mcp.machines import Capabilities, CommandResult, Commit, MachineInfo
+    from vers_rlm_mcp.machines.differences import Difference
 
 TEXT_LIMIT = 40_000
 """Characters of a cell's output or an error in an answer: some 10,000 tokens."""
@@ -299,3 +300,68 @@ class DeletedAnswer(Answer):
     def text(self) -> str:
         """One line."""
         return f"Deleted VM {self.vm_id}; its commits and branches live on."
+
+
+class FileDifference(BaseModel):
+    """A path that is not the same."""
+
+    path: str
+    change: Literal["added", "removed", "changed"]
+    summary: str
+    """What is different, or what was added or removed."""
+    diff: str | None = None
+
+
+class OtherDifference(BaseModel):
+    """A package, a process or a variable that is not the same."""
+
+    kind: Literal["debian", "python", "process", "variable"]
+    name: str
+    old: str | None = None
+    new: str | None = None
+
+
+class DiffAnswer(Answer):
+    """What is not the same in two machines; `counts` also counts what is left out."""
+
+    counts: dict[str, int]
+    files: list[FileDifference]
+    others: list[OtherDifference]
+    unread: list[str] = []
+    notes: tuple[str, ...] = ()
+    _text: str = PrivateAttr()
+
+    @classmethod
+    def of(cls, difference: Difference) -> DiffAnswer:
+        """Of what was found."""
+        from vers_rlm_mcp.machines.differences import shown
+
+        answer = cls(
+            counts={name: count for name, count in difference.counts.items() if count},
+            files=[
+                FileDifference(
+                    path=shown(change.path),
+                    change=change.change,
+                    summary=change.text,
+                    diff=change.diff or None,
+                )
+                for change in difference.files
+            ],
+            others=[
+                OtherDifference(
+                    kind=fact.kind,
+                    name=shown(fact.name),
+                    old=fact.old and shown(fact.old),
+                    new=fact.new and shown(fact.new),
+                )
+                for fact in difference.facts
+            ],
+            unread=[shown(path) for path in difference.unread],
+            notes=(*difference.notes, difference.left_out),
+        )
+        answer._text = cut(difference.text, TEXT_LIMIT)
+        return answer
+
+    def text(self) -> str:
+        """As `machines diff` prints it."""
+        return self._text

@@ -16,6 +16,8 @@ import anyio
 
 from vers_rlm_mcp.errors import VersRlmError
 
+from .principals import caller
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -40,37 +42,59 @@ class Application:
     Args:
         settings: Of the server.
         one_client: Whether all calls come from one client, so that there can be a current machine.
+        with_principals: Whether every call comes from a principal, which then sees only its own.
     """
 
-    def __init__(self, settings: Settings, *, one_client: bool) -> None:
+    def __init__(
+        self, settings: Settings, *, one_client: bool, with_principals: bool = False
+    ) -> None:
         self.settings = settings
-        self.one_client = one_client
+        self.has_current = one_client and not settings.read_only
+        """Whether a call may leave out which machine it means; one is made where there is none."""
+        self._with_principals = with_principals
         self._fleet: Fleet | None = None
-        self._workbench: Workbench | None = None
+        self._fleets: dict[str, Fleet] = {}
+        self._workbenches: dict[Fleet, Workbench] = {}
         self._opening = anyio.Lock()
         self._resources = AsyncExitStack()
 
     async def fleet(self) -> Fleet:
-        """Where machines are made. The backend is opened by the first call.
+        """Where machines are made and found, as whoever calls may see them.
+
+        The backend is opened by the first call.
 
         Raises:
             BackendUnavailable: It cannot be opened; the next call tries again.
         """
+        fleet = await self._open()
+        if not self._with_principals:
+            return fleet
+        principal = caller()
+        if principal is None:
+            raise RuntimeError("A call without a principal came through.")
+        if principal not in self._fleets:
+            self._fleets[principal] = fleet.seen_by(principal)
+        return self._fleets[principal]
+
+    async def workbench(self) -> Workbench:
+        """What the low-level tools act through: one for all calls of a principal.
+
+        It has one kernel per machine.
+        """
+        from vers_rlm_mcp.runs import Workbench
+
+        fleet = await self.fleet()
+        if fleet not in self._workbenches:
+            self._workbenches[fleet] = Workbench(fleet, self.settings)
+        return self._workbenches[fleet]
+
+    async def _open(self) -> Fleet:
         from vers_rlm_mcp.runs import open_fleet
 
         async with self._opening:
             if self._fleet is None:
                 self._fleet = await self._resources.enter_async_context(open_fleet(self.settings))
             return self._fleet
-
-    async def workbench(self) -> Workbench:
-        """What the low-level tools act through: one for all calls, with one kernel per machine."""
-        from vers_rlm_mcp.runs import Workbench
-
-        fleet = await self.fleet()
-        if self._workbench is None:
-            self._workbench = Workbench(fleet, self.settings)
-        return self._workbench
 
     async def __aenter__(self) -> Self:
         self._background = await anyio.create_task_group().__aenter__()
@@ -92,14 +116,14 @@ class Application:
                 await self._resources.aclose()
 
     async def _let_go(self) -> None:
-        if self._workbench:
-            with anyio.move_on_after(LET_GO_SECONDS, shield=True):
-                await self._workbench.aclose()
+        with anyio.move_on_after(LET_GO_SECONDS, shield=True):
+            for workbench in self._workbenches.values():
+                await workbench.aclose()
 
     async def _sweep(self) -> None:
         await anyio.sleep(SWEEP_DELAY_SECONDS)
         try:
-            swept = await (await self.fleet()).sweep()
+            swept = await (await self._open()).sweep()
         except VersRlmError as error:
             logger.warning("No machines can be made yet: %s", error)
         except Exception:

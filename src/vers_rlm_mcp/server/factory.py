@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.caching import CacheableMethod, CacheHint
 from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.tools import Tool
 from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS, GetPromptResult, Icon, InputRequiredResult
 
 from vers_rlm_mcp import __version__
+from vers_rlm_mcp.errors import SettingsError
 
 from .completions import Completions
+from .limits import CallLimit
 from .prompts import prompts
 from .rlm_tools import RlmTools
 from .vm_tools import VmTools
@@ -23,15 +26,23 @@ if TYPE_CHECKING:
     from mcp.server.auth.provider import TokenVerifier
     from mcp.server.auth.settings import AuthSettings
 
+    from vers_rlm_mcp.settings import Settings
+
     from .app import Application
+    from .tool import StrictTool
 
 Lifespan = Callable[[MCPServer[Any]], AbstractAsyncContextManager[Any]]
 
 INSTRUCTIONS = """\
 A sandboxed Linux machine to think with, which can be snapshotted, branched and restored, and \
-Recursive Language Models that work in it. Give vers_rlm a task that is too big for one context \
-(large files, codebases, logs, many steps); use exec, python, readFile and writeFile to work in \
-a machine yourself. Snapshot before anything risky; branch to try several ways in parallel."""
+Recursive Language Models that work in it."""
+
+RLM_INSTRUCTIONS = """\
+ Give vers_rlm a task that is too big for one context (large files, codebases, logs, many steps)."""
+
+VM_INSTRUCTIONS = """\
+ Use exec, python, readFile and writeFile to work in a machine yourself. Snapshot before anything \
+risky; branch to try several ways in parallel."""
 
 BRANCH = b"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" fill="none" \
 stroke="#7c3aed" stroke-width="2"><path d="M6 8v8M8 6h4q4 0 4 4v2"/><circle cx="6" cy="6" r="2"/>\
@@ -83,22 +94,45 @@ def create_server(
             connections over Streamable HTTP.
         auth: For HTTP with a token, together with `token_verifier`.
         token_verifier: Checks bearer tokens.
+
+    Raises:
+        SettingsError: The settings leave no tool to offer.
     """
-    vms = VmTools(app)
+    settings, vms = app.settings, VmTools(app)
+    tools = _tools(settings, RlmTools(app), vms)
+    names = {tool.name for tool in tools}
     server = _Server(
         "vers-rlm",
         title="Vers RLM",
         description="A whole machine to think with, and Recursive Language Models that use it",
-        instructions=INSTRUCTIONS,
+        instructions=_instructions(names),
         version=__version__,
-        tools=[*RlmTools(app).tools(), *vms.tools()],
+        tools=list[Tool](tools),
         auth=auth,
         token_verifier=token_verifier,
         lifespan=lifespan,
         cache_hints=CACHE_HINTS,
         icons=[ICON],
     )
-    for prompt in prompts():
+    server.middleware.append(CallLimit(settings.max_calls))
+    for prompt in prompts(names):
         server.add_prompt(prompt)
     server.completion()(Completions({"vmId": vms.ids}))
     return server
+
+
+def _tools(settings: Settings, rlm: RlmTools, vms: VmTools) -> list[StrictTool]:
+    sets = {"rlm": rlm.tools(), "vm": vms.tools()}
+    chosen = [tool for name in sets if name in settings.toolsets for tool in sets[name]]
+    if settings.read_only:
+        chosen = [tool for tool in chosen if tool.annotations and tool.annotations.read_only_hint]
+    if not chosen:
+        raise SettingsError(
+            "No tool is left to offer: choose other --toolsets, or leave out --read-only."
+        )
+    return chosen
+
+
+def _instructions(tools: Container[str]) -> str:
+    parts = {"vers_rlm": RLM_INSTRUCTIONS, "exec": VM_INSTRUCTIONS}
+    return INSTRUCTIONS + "".join(parts[name] for name in parts if name in tools)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import logging
 import socket
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import uvicorn
-from mcp.server.auth.provider import AccessToken, TokenVerifier
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.transport_security import TransportSecuritySettings
 from pydantic import AnyHttpUrl
@@ -21,6 +19,8 @@ from vers_rlm_mcp.errors import SettingsError
 
 from .app import Application
 from .factory import create_server
+from .limits import RateLimit
+from .principals import open_principals
 from .signals import call_on_signal
 
 if TYPE_CHECKING:
@@ -43,6 +43,15 @@ PATHS: dict[Transport, str] = {"http": "/mcp", "sse": "/sse"}
 BACKLOG = 128
 """Connections that may wait to be accepted: the kernel's usual limit."""
 
+MAX_BODY_BYTES = 16 << 20
+"""Of a request: inputs and files in the text of a call. What is larger comes as a file."""
+
+MAX_CONNECTIONS = 512
+"""At once; further ones are answered with 503. Each call and each open stream is one."""
+
+MAX_SESSIONS = 1024
+"""Of clients with a handshake; one that is idle for half an hour ends."""
+
 CLEAN_UP_SECONDS = 20
 """What cancelled requests may take to clean up, deleting machines included."""
 
@@ -55,63 +64,50 @@ async def serve_http(
     transport: Transport = "http",
     host: str = "127.0.0.1",
     port: int = 0,
-    allowed_hosts: Sequence[str] = (),
-    allowed_origins: Sequence[str] = (),
     make_server: Callable[..., MCPServer[Any]] = create_server,
     task_status: TaskStatus[str] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve clients over HTTP until a signal to stop comes.
 
     Args:
-        settings: Of the server; with a token, every request must present it.
+        settings: Of the server; where they name tokens, every request must present one.
         transport: Streamable HTTP, or HTTP with SSE.
         host: The address to listen on. Other than loopback, it needs a token.
         port: 0 takes a free one; the log says which.
-        allowed_hosts: Further values of the Host header, as ``name`` or ``name:port``.
-        allowed_origins: Further values of the Origin header, as ``https://name``.
         make_server: Makes the server of an application, as `create_server` does.
         task_status: Told the address of the endpoint when it can be connected to.
 
     Raises:
         SettingsError: The address is open to others without a token, or cannot be listened on.
     """
-    if not settings.token and not _is_loopback(host):
+    principals = open_principals(settings)
+    if not principals and not _is_loopback(host):
         raise SettingsError(
             f"{host} can be reached from other computers, and whoever reaches this server can run "
-            "code: set a token (--token or VERS_RLM_TOKEN), or listen on 127.0.0.1."
+            "code: set a token (VERS_RLM_TOKEN or --token-file), or listen on 127.0.0.1."
         )
     with _listening(host, port) as listener:
         base = f"http://{_in_url(host)}:{listener.getsockname()[1]}"
         security = TransportSecuritySettings(
-            allowed_hosts=[*_with_ports([*LOOPBACK_HOSTS, _in_url(host)]), *allowed_hosts],
+            allowed_hosts=[*_with_ports([*LOOPBACK_HOSTS, _in_url(host)]), *settings.allowed_hosts],
             allowed_origins=[
                 *_with_ports([f"http://{name}" for name in LOOPBACK_HOSTS]),
-                *allowed_origins,
+                *settings.allowed_origins,
             ],
         )
-        async with Application(settings, one_client=False) as app:
-            token = settings.token
-            server = make_server(
-                app,
-                auth=_auth(base, transport) if token else None,
-                token_verifier=StaticToken(token) if token else None,
-            )
+        app = Application(settings, one_client=False, with_principals=principals is not None)
+        server = make_server(
+            app, auth=_auth(base, transport) if principals else None, token_verifier=principals
+        )
+        asgi = RateLimit(
+            _asgi(server, transport, security),
+            settings.max_requests,
+            principals.of if principals else _nobody,
+        )
+        async with app:
             logger.info("Serving MCP at %s%s", base, PATHS[transport])
             task_status.started(base + PATHS[transport])
-            await _serve(_asgi(server, transport, security), listener)
-
-
-class StaticToken(TokenVerifier):
-    """Accepts the one token of the settings."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token.encode()
-
-    async def verify_token(self, token: str) -> AccessToken | None:
-        """The token's rights, or None if it is another one. Takes as long for any wrong one."""
-        if not hmac.compare_digest(token.encode(), self._token):
-            return None
-        return AccessToken(token=token, client_id="token", scopes=[])
+            await _serve(asgi, listener)
 
 
 class _Requests:
@@ -156,13 +152,20 @@ def _asgi(
 ) -> Starlette:
     server.custom_route("/healthz", methods=["GET"])(_healthz)
     if transport == "sse":
-        return server.sse_app(sse_path=PATHS["sse"], transport_security=security)
+        return server.sse_app(
+            sse_path=PATHS["sse"],
+            transport_security=security,
+            max_request_body_size=MAX_BODY_BYTES,
+        )
     return server.streamable_http_app(
-        streamable_http_path=PATHS["http"], transport_security=security
+        streamable_http_path=PATHS["http"],
+        transport_security=security,
+        max_request_body_size=MAX_BODY_BYTES,
+        max_sessions=MAX_SESSIONS,
     )
 
 
-async def _serve(asgi: Starlette, listener: socket.socket) -> None:
+async def _serve(asgi: ASGIApp, listener: socket.socket) -> None:
     requests = _Requests(asgi)
     server = _Server(
         uvicorn.Config(
@@ -170,6 +173,7 @@ async def _serve(asgi: Starlette, listener: socket.socket) -> None:
             log_config=None,
             log_level="warning",
             access_log=False,
+            limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=CLEAN_UP_SECONDS,
         )
     )
@@ -191,6 +195,10 @@ def _auth(base: str, transport: Transport) -> AuthSettings:
         resource_server_url=AnyHttpUrl(base + PATHS[transport]),
         validate_token_resource=False,
     )
+
+
+def _nobody(_: str) -> None:
+    """Whose a token is where none is known."""
 
 
 async def _healthz(_: Request) -> JSONResponse:

@@ -5,6 +5,7 @@ changes nothing by itself.
 """
 
 import json
+from collections.abc import Container
 from typing import Annotated
 
 from mcp.server.mcpserver.prompts import Prompt
@@ -13,12 +14,17 @@ from pydantic import Field
 VmId = Annotated[str, Field(description="A VM to start from; without it, a new one")]
 
 
-def prompts() -> list[Prompt]:
-    """All of them, in the order in which clients list them."""
+def prompts(tools: Container[str]) -> list[Prompt]:
+    """Those that can be followed with these tools, in the order in which clients list them."""
+    table = [
+        (investigate, "Investigate with a machine", "exec"),
+        (try_fixes, "Try several fixes", "vmBranch"),
+        (analyse_file, "Analyse a large file", "vers_rlm"),
+    ]
     return [
-        Prompt.from_function(investigate, title="Investigate with a machine"),
-        Prompt.from_function(try_fixes, title="Try several fixes"),
-        Prompt.from_function(analyse_file, title="Analyse a large file"),
+        Prompt.from_function(function, title=title)
+        for function, title, needed in table
+        if needed in tools
     ]
 
 

@@ -4,7 +4,7 @@
 
 Every tool takes an optional `vmId`. A stdio server has one client, and so one current machine, made
 when it is first needed. Over HTTP there may be many clients and no connection to tell them apart:
-each call names its machine.
+each call names its machine. So it does where nothing may be made.
 """
 
 import base64
@@ -22,6 +22,7 @@ from .answers import (
     CellAnswer,
     CurrentAnswer,
     DeletedAnswer,
+    DiffAnswer,
     ExecAnswer,
     FileAnswer,
     ListAnswer,
@@ -60,6 +61,8 @@ PROGRESS_CHARS = 500
 
 UTF8_MAX = 4
 """Bytes of the longest character in UTF-8."""
+
+NO_CURRENT = "Over HTTP, or with --read-only, there is no current VM"
 
 READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 ADDS = ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=False)
@@ -108,6 +111,7 @@ class VmTools:
             (self.vm_branch, "vmBranch", "Branch a VM", ADDS),
             (self.vm_switch, "vmSwitch", "Switch the current VM", SETS),
             (self.vm_restore, "vmRestore", "Restore a commit", ADDS),
+            (self.vm_diff, "vmDiff", "Compare VMs", READS),
             (self.current_vm_id, "currentVmId", "Current VM", READS),
         ]
         return [StrictTool.of(*row) for row in table]
@@ -205,7 +209,7 @@ class VmTools:
         """List VMs and commits with their ids and origins, newest first."""
         bench = await self._app.workbench()
         machines, commits = await bench.list()
-        current = bench.current if self._app.one_client else None
+        current = bench.current if self._app.has_current else None
         return ListAnswer.of(current, machines, commits, slice(offset, offset + PAGE))
 
     async def vm_delete(self, vmId: str) -> DeletedAnswer:
@@ -251,7 +255,7 @@ class VmTools:
 
     async def vm_switch(self, vmId: str) -> CurrentAnswer:
         """Make another VM the current one (stdio only; over HTTP pass vmId to each call)."""
-        self._need_one_client("vmSwitch")
+        self._need_current()
         bench = await self._app.workbench()
         previous = await bench.switch(vmId)
         return CurrentAnswer(vm_id=vmId, previous=previous)
@@ -263,9 +267,26 @@ class VmTools:
             info = await bench.restore(commitId)
         return await self._described(bench, info)
 
+    async def vm_diff(
+        self,
+        context: Context,
+        a: Annotated[str, Field(description="VM or commit")],
+        b: Annotated[
+            str | None, Field(description="VM or commit. Default: current VM. Required over HTTP")
+        ] = None,
+        paths: Annotated[list[str], Field(description="Directories. Default /")] = ["/"],  # noqa: B006 - never changed
+    ) -> DiffAnswer:
+        """Tell how b differs from a: files, packages, processes, REPL variables."""
+        from vers_rlm_mcp.runs import compare
+
+        bench = await self._app.workbench()
+        second = b or (await self._target(None))[1]
+        async with Progress(context.report_progress, "Comparing"):
+            return DiffAnswer.of(await compare(bench, a, second, paths=paths))
+
     async def current_vm_id(self) -> CurrentAnswer:
         """Tell which VM the tools act on when vmId is left out."""
-        self._need_one_client("currentVmId")
+        self._need_current()
         return CurrentAnswer(vm_id=(await self._app.workbench()).current)
 
     async def ids(self) -> list[str]:
@@ -276,14 +297,14 @@ class VmTools:
     async def _target(self, machine_id: str | None) -> "tuple[Workbench, str]":
         """A workbench for a call, and the id of the machine that it means, which then exists."""
         bench = await self._app.workbench()
-        if self._app.one_client:
+        if self._app.has_current:
             return bench, (await bench.machine(machine_id)).id
         if machine_id is None:
             machines, _ = await bench.list()
             yours = ", ".join(info.id for info in machines[-PAGE:])
             raise UsageError(
-                "Over HTTP there is no current VM: pass vmId. "
-                + (f"There are: {yours}." if yours else "There is none yet; call vmCreate first.")
+                f"{NO_CURRENT}: pass vmId. "
+                + (f"There are: {yours}." if yours else "There is none yet; vmCreate makes one.")
             )
         # A current machine of its own: cells of several clients must not move each other's.
         return bench.at(machine_id), (await bench.machine(machine_id)).id
@@ -294,12 +315,9 @@ class VmTools:
         machine = await bench.machine(info.id)
         return MachineAnswer.of(info, machine.capabilities, kept=kept)
 
-    def _need_one_client(self, tool: str) -> None:
-        if not self._app.one_client:
-            raise UsageError(
-                f"{tool} works only over stdio: over HTTP there is no current VM. "
-                "Pass vmId to each call; vmList shows the ids."
-            )
+    def _need_current(self) -> None:
+        if not self._app.has_current:
+            raise UsageError(f"{NO_CURRENT}. Pass vmId to each call; vmList shows the ids.")
 
 
 def page_of(path: str, data: bytes, offset: int, length: int) -> FileAnswer:

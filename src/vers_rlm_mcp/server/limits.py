@@ -1,0 +1,110 @@
+"""What one client may ask for at once, so that there is something left for the others."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from mcp_types import CallToolResult, TextContent
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+
+from .principals import caller
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+BURST_SECONDS: Final = 4.0
+"""How long a client may have been silent for and catch up on: clients connect with a burst."""
+
+MAX_CLIENTS: Final = 4096
+"""Clients remembered; one that is forgotten begins anew."""
+
+
+class CallLimit:
+    """Refuses a tool call while as many of the same principal are at work; goes around each call.
+
+    Args:
+        limit: Calls at once.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._at_work: Counter[str | None] = Counter()
+
+    async def __call__(
+        self, ctx: ServerRequestContext[Any, Any], call_next: CallNext
+    ) -> HandlerResult:
+        """Pass a request on, unless it is one call too many."""
+        if ctx.method != "tools/call":
+            return await call_next(ctx)
+        principal = caller()
+        if self._at_work[principal] >= self._limit:
+            text = f"{self._limit} calls of yours are at work; wait until one of them has ended."
+            return CallToolResult(content=[TextContent(text=text)], is_error=True)
+        self._at_work[principal] += 1
+        try:
+            return await call_next(ctx)
+        finally:
+            self._at_work[principal] -= 1
+
+
+class RateLimit:
+    """An ASGI application that answers 429 to a client whose requests come too fast.
+
+    Args:
+        asgi: Gets the requests that pass.
+        per_second: Requests per second, in the long run.
+        principal: Whose a bearer token is. Requests without a good one count for their address.
+    """
+
+    def __init__(
+        self, asgi: ASGIApp, per_second: float, principal: Callable[[str], str | None]
+    ) -> None:
+        self._asgi = asgi
+        self._per_second = per_second
+        self._principal = principal
+        self._allowances: OrderedDict[str, _Allowance] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with 429."""
+        if scope["type"] != "http" or self._allows(self._client(scope)):
+            await self._asgi(scope, receive, send)
+            return
+        refusal = PlainTextResponse(
+            "Too many requests: wait a moment.", status_code=429, headers={"Retry-After": "1"}
+        )
+        await refusal(scope, receive, send)
+
+    def _client(self, scope: Scope) -> str:
+        kind, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+        principal = self._principal(token) if kind.lower() == "bearer" else None
+        address: tuple[str, int] | None = scope.get("client")
+        return principal or (address[0] if address else "")
+
+    def _allows(self, client: str) -> bool:
+        now = time.monotonic()
+        most = max(1.0, self._per_second * BURST_SECONDS)
+        allowance = self._allowances.pop(client, None) or _Allowance(most, now)
+        self._allowances[client] = allowance
+        if len(self._allowances) > MAX_CLIENTS:
+            self._allowances.popitem(last=False)
+        earned = (now - allowance.since) * self._per_second
+        allowance.left, allowance.since = min(most, allowance.left + earned), now
+        if allowance.left < 1:
+            return False
+        allowance.left -= 1
+        return True
+
+
+@dataclass(slots=True)
+class _Allowance:
+    """Requests that a client may make at once, as of a moment of the monotonic clock."""
+
+    left: float
+    since: float

@@ -1,0 +1,109 @@
+"""Who calls: over HTTP each bearer token is a principal, with machines and runs of its own.
+
+Without tokens there is one caller, who runs the server, and to whom all belongs. In the ledger a
+principal is a salted hash, from which its token cannot be found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import tempfile
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from mcp.server.auth.middleware.auth_context import get_access_token
+from mcp.server.auth.provider import AccessToken, TokenVerifier
+
+from vers_rlm_mcp.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from vers_rlm_mcp.settings import Settings
+
+TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
+"""What can be sent as a bearer token (RFC 6750, section 2.1), and is too long to be guessed."""
+
+SALT_BYTES: Final = 16
+
+HASH: Final = {"n": 2**14, "r": 8, "p": 1, "dklen": 16}
+"""Of scrypt: some 50 ms for each guess, and once for each token when the server starts."""
+
+
+class Principals(TokenVerifier):
+    """The principals of a server, by their tokens."""
+
+    def __init__(self, tokens: Sequence[str], salt: bytes) -> None:
+        self._tokens = {_principal(token, salt): token.encode() for token in tokens}
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        """Whose token this is, as its `client_id`; None if nobody's."""
+        principal = self.of(token)
+        return AccessToken(token=token, client_id=principal, scopes=[]) if principal else None
+
+    def of(self, token: str) -> str | None:
+        """Whose token this is. Takes as long for any that is nobody's."""
+        given = token.encode()
+        found = [
+            principal
+            for principal, known in self._tokens.items()
+            if hmac.compare_digest(given, known)
+        ]
+        return found[0] if found else None
+
+
+def caller() -> str | None:
+    """The principal of the call under way; None where clients present no tokens."""
+    token = get_access_token()
+    return token.client_id if token else None
+
+
+def open_principals(settings: Settings) -> Principals | None:
+    """The principals that the settings name; None if clients need no token.
+
+    Raises:
+        SettingsError: A token could be guessed or not be sent, or a file cannot be used.
+    """
+    tokens = list(dict.fromkeys([*settings.token, *_tokens_in(settings.token_file)]))
+    if not all(TOKEN.fullmatch(token) for token in tokens):
+        raise SettingsError(
+            "A bearer token has at least 16 characters, of letters, digits and -._~+/ only. "
+            "`openssl rand -hex 32` makes a good one."
+        )
+    return Principals(tokens, _salt(settings.state_dir)) if tokens else None
+
+
+def _tokens_in(file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    try:
+        lines = [line.strip() for line in file.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The file of tokens, {file}, cannot be read: {error}.") from error
+    tokens = [line for line in lines if line and not line.startswith("#")]
+    if not tokens:
+        raise SettingsError(f"The file of tokens, {file}, has none: write one on each line.")
+    return tokens
+
+
+def _principal(token: str, salt: bytes) -> str:
+    return hashlib.scrypt(token.encode(), salt=salt, **HASH).hex()
+
+
+def _salt(state_dir: Path) -> bytes:
+    """The salt of a state directory, which is made by the first server that needs it."""
+    path = state_dir / "salt"
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=state_dir) as file:
+            file.write(secrets.token_bytes(SALT_BYTES))
+            file.flush()
+            with suppress(FileExistsError):
+                path.hardlink_to(file.name)  # whole, or not at all
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"The file {path} cannot be used: {error.strerror}.") from error
