@@ -144,8 +144,8 @@ def _slim(schema: Json, definitions: Json | None = None, *, output: bool = False
     """A model's schema without what costs tokens, or clients, and tells a model nothing.
 
     That is titles, the models' docstrings, null as a way to leave an argument out, defaults that
-    are empty, which fields of an output are always there, and references, which some clients do
-    not follow: each is replaced by its target.
+    are empty, which fields of an output are always there and what is inside them, which the output
+    itself tells, and references, which some clients do not follow: each is replaced by its target.
     """
     definitions = definitions or cast("Json", schema.get("$defs", {}))
     if "$ref" in schema:
@@ -172,8 +172,16 @@ def _slim_field(field: Json, definitions: Json, *, output: bool) -> Json:
     slim = _slim(field, definitions, output=output)
     slim.pop("anyOf", None)
     slim |= kept[0] if len(kept) == 1 else {"anyOf": kept} if kept else {}
+    if output:
+        return _closed(slim)
     if "description" in field:
         slim["description"] = field["description"]
     if not slim.get("default", True):
         del slim["default"]
     return slim
+
+
+def _closed(field: Json) -> Json:
+    """A field of an output without what is inside it."""
+    shown = {key: field[key] for key in ("type", "enum", "anyOf") if key in field}
+    return shown | ({"items": _closed(field["items"])} if "items" in field else {})
