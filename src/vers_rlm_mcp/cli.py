@@ -94,7 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     command("doctor", _doctor, "Try for real what is needed, and say what to do.")
     machines = command("machines", _machines, "List, delete, compare or sweep machines.")
     machines.add_argument("action", choices=["list", "delete", "diff", "sweep"])
-    machines.add_argument("ids", nargs="*", metavar="ID", help="machines and commits to delete, or two to compare")
+    what = "machines and commits to delete, or two to compare"
+    machines.add_argument("ids", nargs="*", metavar="ID", help=what)
     return parser
 
 

@@ -72,16 +72,20 @@ async def run_in_terminal(options: argparse.Namespace, settings: Settings) -> in
 
 
 async def machines(action: str, ids: Sequence[str], settings: Settings) -> int:
-    """List machines and commits, delete the given ones, or sweep those of dead servers."""
-    if (action == "delete") != bool(ids):
-        raise InputError(
-            "Name the machines and commits to delete; `machines list` shows them."
-            if action == "delete"
-            else f"`machines {action}` takes no ids."
-        )
+    """List machines and commits, delete or compare given ones, or sweep those of dead servers."""
+    if action == "delete" and not ids:
+        raise InputError("Name the machines and commits to delete; `machines list` shows them.")
+    if action == "diff" and len(ids) != 2:
+        raise InputError("Name two machines or commits to compare; `machines list` shows them.")
+    if action in ("list", "sweep") and ids:
+        raise InputError(f"`machines {action}` takes no ids.")
     async with runs.open_fleet(settings) as fleet:
         if action == "delete":
             await _delete(fleet, ids)
+        elif action == "diff":
+            bench = runs.Workbench(fleet, settings)
+            print((await runs.compare(bench, *ids)).text)  # noqa: T201 - the result
+            await bench.aclose()
         elif action == "sweep":
             swept = await fleet.sweep()
             print(f"deleted {', '.join(swept)}" if swept else "nothing to sweep")  # noqa: T201

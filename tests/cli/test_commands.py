@@ -44,6 +44,8 @@ def test_version(cli: Cli):
         (["machines", "delete"], "machines list"),
         (["machines", "list", "bw-1"], "takes no ids"),
         (["machines", "delete", "bw-1"], "bw-1"),
+        (["machines", "diff", "bw-1"], "two machines or commits"),
+        (["machines", "diff", "bw-1", "bw-2"], "bw-1"),
         (["run", "no arrow"], "->"),
         (["run", "a -> x"], "missing inputs: a"),
         (["run", "a -> x", "--input", "a"], "NAME=VALUE"),
@@ -157,6 +159,8 @@ def test_machines_and_commits_are_listed_and_deleted(cli: Cli):
     assert second.split()[0] == commit
     assert machine in second
     assert cli.ok("machines", "sweep") == "nothing to sweep\n"
+    difference = cli.ok("machines", "diff", commit, machine)
+    assert difference.startswith("Files: no difference\n")
     deleted = cli.ok("machines", "delete", machine, commit)
     assert deleted == f"deleted {machine}\ndeleted {commit}\n"
     assert cli.ok("machines", "list") == "no machines and no commits\n"

@@ -165,3 +165,24 @@ async def test_calls_on_one_machine_run_side_by_side(client: Client):
                 lambda: call(client, "exec", command="until [ -e go ]; do sleep 0.05; done")
             )
             await call(client, "exec", command="touch go")
+
+
+async def test_what_has_changed_since_a_commit_is_told_in_fields_and_in_text(client: Client):
+    await call(client, "writeFile", path="/workspace/plan", content="one\n")
+    commit = (await call(client, "vmSnapshot"))["commit_id"]
+    await call(client, "exec", command="echo two > plan; mkdir done")
+    result = await client.call_tool("vmDiff", {"a": commit})
+    assert result.structured_content
+    assert result.structured_content["counts"] == {"added": 1, "changed": 1}
+    assert result.structured_content["files"] == [
+        {"path": "/workspace/done", "change": "added", "summary": "+ /workspace/done/"},
+        {
+            "path": "/workspace/plan",
+            "change": "changed",
+            "summary": "~ /workspace/plan (content)",
+            "diff": "@@ -1,2 +1,2 @@\n-one\n+two\n \n",
+        },
+    ]
+    assert "~ /workspace/plan (content)\n" in text_of(result)
+    (machine,) = await vm_ids(client)
+    assert machine in await error(client, "vmDiff", a=machine, b="invented")

@@ -302,63 +302,26 @@ class DeletedAnswer(Answer):
         return f"Deleted VM {self.vm_id}; its commits and branches live on."
 
 
-class FileDifference(BaseModel):
-    """A path that is not the same."""
-
-    path: str
-    change: Literal["added", "removed", "changed"]
-    summary: str
-    """What is different, or what was added or removed."""
-    diff: str | None = None
-
-
-class OtherDifference(BaseModel):
-    """A package, a process or a variable that is not the same."""
-
-    kind: Literal["debian", "python", "process", "variable"]
-    name: str
-    old: str | None = None
-    new: str | None = None
-
-
 class DiffAnswer(Answer):
-    """What is not the same in two machines; `counts` also counts what is left out."""
+    """What is not the same in two machines.
 
-    counts: dict[str, int]
-    files: list[FileDifference]
-    others: list[OtherDifference]
-    unread: list[str] = []
-    notes: tuple[str, ...] = ()
+    The fields' types are not in the schema, which every model would have to read.
+    """
+
+    counts: Any
+    """How many there are of each kind, also of those that are left out below."""
+    files: Any
+    """Objects with ``path``, ``change`` (added, removed or changed), ``summary`` and ``diff``."""
+    facts: Any
+    """Packages, processes and variables: ``kind``, ``name``, ``old`` and ``new``."""
+    notes: Any
+    """Sentences on what was not compared, or cannot be read."""
     _text: str = PrivateAttr()
 
     @classmethod
     def of(cls, difference: Difference) -> DiffAnswer:
         """Of what was found."""
-        from vers_rlm_mcp.machines.differences import shown
-
-        answer = cls(
-            counts={name: count for name, count in difference.counts.items() if count},
-            files=[
-                FileDifference(
-                    path=shown(change.path),
-                    change=change.change,
-                    summary=change.text,
-                    diff=change.diff or None,
-                )
-                for change in difference.files
-            ],
-            others=[
-                OtherDifference(
-                    kind=fact.kind,
-                    name=shown(fact.name),
-                    old=fact.old and shown(fact.old),
-                    new=fact.new and shown(fact.new),
-                )
-                for fact in difference.facts
-            ],
-            unread=[shown(path) for path in difference.unread],
-            notes=(*difference.notes, difference.left_out),
-        )
+        answer = cls(**difference.as_json())
         answer._text = cut(difference.text, TEXT_LIMIT)
         return answer
 

@@ -270,19 +270,19 @@ class VmTools:
     async def vm_diff(
         self,
         context: Context,
-        a: Annotated[str, Field(description="VM or commit")],
-        b: Annotated[
-            str | None, Field(description="VM or commit. Default: current VM. Required over HTTP")
-        ] = None,
-        paths: Annotated[list[str], Field(description="Directories. Default /")] = ["/"],  # noqa: B006 - never changed
+        a: str,
+        b: str | None = None,
     ) -> DiffAnswer:
-        """Tell how b differs from a: files, packages, processes, REPL variables."""
+        """Tell how files, packages, processes and variables differ in b from a: VMs or commits.
+
+        Default b: current VM.
+        """
         from vers_rlm_mcp.runs import compare
 
         bench = await self._app.workbench()
         second = b or (await self._target(None))[1]
         async with Progress(context.report_progress, "Comparing"):
-            return DiffAnswer.of(await compare(bench, a, second, paths=paths))
+            return DiffAnswer.of(await compare(bench, a, second))
 
     async def current_vm_id(self) -> CurrentAnswer:
         """Tell which VM the tools act on when vmId is left out."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 FactKind = Literal["debian", "python", "process", "variable"]
 
@@ -78,6 +78,12 @@ class FileChange:
         facts["symlink"] = f" -> {shown(shape.target)}"
         return f"{sign} {name}{facts.get(shape.kind, f' ({shape.kind})')}"
 
+    def as_json(self) -> dict[str, str]:
+        """The same as values of JSON."""
+        change = "added" if self.old is None else "removed" if self.new is None else "changed"
+        fields = {"path": shown(self.path), "change": change, "summary": self.text}
+        return {**fields, "diff": self.diff} if self.diff else fields
+
     def _aspects(self, old: Entry, new: Entry) -> list[str]:
         if old.kind != new.kind:
             more = f" with {self.below:,} entries" if self.below else ""
@@ -119,6 +125,11 @@ class FactChange:
             return f"{sign} {name}{':' if self.kind == 'variable' else ''} {value}"
         return f"~ {name}: {shown(self.old)} → {shown(self.new)}"
 
+    def as_json(self) -> dict[str, str]:
+        """The same as values of JSON."""
+        fields = {"kind": self.kind, "name": self.name, "old": self.old, "new": self.new}
+        return {name: shown(value) for name, value in fields.items() if value is not None}
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -140,9 +151,18 @@ class Difference:
     @property
     def text(self) -> str:
         """All of it, grouped: paths, packages, processes, variables, then lines of files."""
-        blocks = [self._files(), *map(self._facts, _HEADINGS), self._remarks()]
+        blocks = [self._files(), *map(self._facts, _HEADINGS), "\n".join(self._remarks())]
         blocks += [f"--- {shown(c.path)}\n{c.diff.rstrip()}" for c in self.files if c.diff]
         return "\n\n".join(block for block in blocks if block)
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as values of JSON; what is None, empty or 0 is left out."""
+        return {
+            "counts": {name: count for name, count in self.counts.items() if count},
+            "files": [change.as_json() for change in self.files],
+            "facts": [fact.as_json() for fact in self.facts],
+            "notes": self._remarks(),
+        }
 
     def _files(self) -> str:
         counts = [self.counts.get(name, 0) for name in ("added", "removed", "changed")]
@@ -156,13 +176,14 @@ class Difference:
         lines = [fact.text for fact in self.facts if fact.kind == kind]
         return _block(_HEADINGS[kind], lines, self.counts.get(kind, 0) - len(lines))
 
-    def _remarks(self) -> str:
-        lines = [*self.notes, f"Not compared: {', '.join(self.skipped)}."]
+    def _remarks(self) -> list[str]:
+        """Whole sentences on what is not known."""
+        remarks = [*self.notes, f"Not compared: {', '.join(self.skipped)}."]
         if self.unread:
             more = self.counts.get("unread", 0) - len(self.unread)
             named = ", ".join(map(shown, self.unread))
-            lines.insert(0, f"Cannot be read: {named}" + (f", and {more} more." if more else "."))
-        return "\n".join(lines)
+            remarks.insert(0, f"Cannot be read: {named}" + (f", and {more} more." if more else "."))
+        return remarks
 
 
 def shown(text: str) -> str:
