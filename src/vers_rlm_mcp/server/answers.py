@@ -303,18 +303,15 @@ class DeletedAnswer(Answer):
 
 
 class DiffAnswer(Answer):
-    """What is not the same in two machines.
+    """What is not the same in two machines."""
 
-    The fields' types are not in the schema, which every model would have to read.
-    """
-
-    counts: Any
+    counts: dict[str, int]
     """How many there are of each kind, also of those that are left out below."""
-    files: Any
-    """Objects with ``path``, ``change`` (added, removed or changed), ``summary`` and ``diff``."""
-    facts: Any
+    files: list[dict[str, str]]
+    """Each with ``path``, ``change`` (added, removed or changed), ``summary`` and ``diff``."""
+    facts: list[dict[str, str]]
     """Packages, processes and variables: ``kind``, ``name``, ``old`` and ``new``."""
-    notes: Any
+    notes: list[str]
     """Sentences on what was not compared, or cannot be read."""
     _text: str = PrivateAttr()
 
