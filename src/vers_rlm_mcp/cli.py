@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import sys
 from functools import partial
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 
 from vers_rlm_mcp import __version__
 from vers_rlm_mcp.errors import SettingsError, UsageError, VersRlmError
+from vers_rlm_mcp.logs import start_logging
 from vers_rlm_mcp.settings import SEPARATORS, Settings, flag, variable
 
 if TYPE_CHECKING:
@@ -30,10 +30,6 @@ DEFAULT_PORT = 8765
 LAST_PORT = 65_535
 
 
-CHATTY_LIBRARIES = ("asyncssh", "httpx2")
-"""They log each request, and each command with all that is in it: only their warnings count."""
-
-
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its status."""
     options = _parser().parse_args(argv)
@@ -44,13 +40,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     cast("TextIOWrapper", sys.stdout).reconfigure(errors="backslashreplace")
     try:
         settings = _settings(options)
-        logging.basicConfig(
-            stream=sys.stderr,
-            level=settings.log_level.upper(),
-            format="vers-rlm-mcp: %(levelname)s: %(message)s",
-        )
-        for name in CHATTY_LIBRARIES:
-            logging.getLogger(name).setLevel(logging.WARNING)
+        start_logging(settings)
         sys.exit(options.command(options, settings))
     except VersRlmError as error:
         print(f"vers-rlm-mcp: {error}", file=sys.stderr)
@@ -181,16 +171,17 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def _serve_stdio(_: argparse.Namespace, settings: Settings) -> int:
-    from vers_rlm_mcp.server import serve_stdio
+    from vers_rlm_mcp.server import exporting, serve_stdio
 
-    anyio.run(serve_stdio, settings)
+    with exporting():
+        anyio.run(serve_stdio, settings)
     return 0
 
 
 def _serve(options: argparse.Namespace, settings: Settings) -> int:
     if options.transport == "stdio":
         return _serve_stdio(options, settings)
-    from vers_rlm_mcp.server import serve_http
+    from vers_rlm_mcp.server import exporting, serve_http
 
     async def serve() -> None:
         await serve_http(
@@ -200,7 +191,8 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
             port=options.port,
         )
 
-    anyio.run(serve)
+    with exporting():
+        anyio.run(serve)
     return 0
 
 

@@ -154,7 +154,13 @@ class Settings(BaseSettings):
     max_calls: int = Field(32, ge=1, description="Calls at work at once, per client.")
     max_requests: float = Field(50, gt=0, description="HTTP requests per second, per client.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="How much is written to standard error."
+        "info", description="How much is logged."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Whether the log is for people, or a line of JSON for each record."
+    )
+    log_file: Path | None = Field(
+        None, description="A file to add the log to, instead of standard error."
     )
 
     @field_validator(*SEPARATORS, mode="before")

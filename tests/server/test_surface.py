@@ -61,7 +61,7 @@ async def test_the_defaults_of_a_run_are_those_of_the_engine(tools: list[Tool]):
 
 async def test_nothing_that_a_handshake_does_not_need_is_loaded_with_the_server():
     rooms = [f"vers_rlm_mcp.{room}" for room in ("runs", "rlm", "kernel", "machines", "models")]
-    heavy = {*rooms, "anthropic", "openai", "asyncssh"}
+    heavy = {*rooms, "anthropic", "openai", "asyncssh", "opentelemetry.sdk"}
     code = f"import sys, vers_rlm_mcp.server, vers_rlm_mcp.cli; print({heavy} & set(sys.modules))"
     loaded = await anyio.run_process([sys.executable, "-c", code])
     assert loaded.stdout == b"set()\n"

@@ -13,5 +13,6 @@ from .app import Application
 from .factory import create_server
 from .http import serve_http
 from .stdio import serve_stdio
+from .telemetry import exporting
 
-__all__ = ["Application", "create_server", "serve_http", "serve_stdio"]
+__all__ = ["Application", "create_server", "exporting", "serve_http", "serve_stdio"]

@@ -222,6 +222,7 @@ class RlmTools:
         from vers_rlm_mcp.runs import RunRequest, check_request, opened_files, run
 
         from .sampling import choose_model
+        from .spans import RunSpans
 
         settings = self._app.settings
         limit = budget or Budget()
@@ -247,14 +248,20 @@ class RlmTools:
             stack.push_async_callback(root.aclose)
             sub = choose_model(subModel, settings.sub_model or root.name, context)
             stack.push_async_callback(sub.aclose)
+            spans = stack.enter_context(RunSpans())
             progress = await stack.enter_async_context(Progress(context.report_progress, "The run"))
+
+            def on_event(event: "Event") -> None:
+                spans(event)
+                _tell(progress, event)
+
             result = await run(
                 request,
                 fleet=await self._app.fleet(),
                 model=root,
                 sub_model=sub,
                 settings=settings,
-                on_event=lambda event: _tell(progress, event),
+                on_event=on_event,
             )
         return RunAnswer.of(result)
 
