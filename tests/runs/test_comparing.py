@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 async def variables(bench: Workbench, first: str, second: str | None = None) -> list[str]:
-    difference = await compare(bench, first, second, paths=["/workspace"])
+    difference = await compare(bench, first, second, path="/workspace")
     assert difference.notes == ()
     return [fact.text for fact in difference.facts if fact.kind == "variable"]
 
@@ -87,7 +87,7 @@ async def test_a_kernel_at_work_is_not_disturbed(lab: Lab):
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(work)
         await started.wait()
-        difference = await compare(bench, branch.id, paths=["/workspace"])
+        difference = await compare(bench, branch.id, path="/workspace")
         assert "Variables were not compared. The kernel of machine" in difference.text
         await bench.write_file("/workspace/go", b"")
     assert seen == ["ok"]
@@ -96,8 +96,9 @@ async def test_a_kernel_at_work_is_not_disturbed(lab: Lab):
 async def test_a_cell_can_ask_what_has_changed_since_a_commit(lab: Lab):
     bench = lab.bench()
     await bench.create()
-    code = "c = vmSnapshot()\nwriteFile('new', 'x')\nprint(vmDiff(c))"
-    assert "+ /workspace/new (1 bytes)" in await lab.cell(bench, code)
+    code = "c = vmSnapshot()\nwriteFile('new', 'x')\nprint(vmDiff(c, path={path!r}))"
+    assert "+ /workspace/new (1 bytes)" in await lab.cell(bench, code.format(path=None))
+    assert "no difference" in await lab.cell(bench, code.format(path="/root"))
 
 
 async def test_what_nobody_knows_is_said(lab: Lab):

@@ -82,9 +82,9 @@ FUNCTIONS = (
     ReplFunction(
         "vmDiff",
         "vm_diff",
-        "vmDiff(a, b=None)",
+        "vmDiff(a, b=None, path=None)",
         "what is different in machine or commit b (default: the current machine) than in a: "
-        "files, packages, processes, variables; returns text",
+        "files (below a directory), packages, processes, variables; returns text",
     ),
     ReplFunction("currentVmId", "current_vm_id", "currentVmId()", "the id of the current machine"),
     ReplFunction("budget", "budget", "budget()", "what is used and left, as a dict"),

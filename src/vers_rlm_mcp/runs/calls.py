@@ -135,9 +135,9 @@ class MachineCalls:
         """Make a machine from a commit and switch to it; its id."""
         return (await self._bench.restore(commit)).id
 
-    async def vm_diff(self, a: str, b: str | None = None) -> JsonValue:
+    async def vm_diff(self, a: str, b: str | None = None, path: str | None = None) -> JsonValue:
         """How a machine or commit, or the current machine, differs from another, as text."""
-        return (await compare(self._bench, a, b)).text
+        return (await compare(self._bench, a, b, path=path or "/")).text
 
     async def current_vm_id(self) -> JsonValue:
         """The id of the current machine."""

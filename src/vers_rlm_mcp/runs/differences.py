@@ -10,7 +10,7 @@ from vers_rlm_mcp.errors import KernelError, MachineError
 from vers_rlm_mcp.machines.differences import Difference, FactChange, diff
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from vers_rlm_mcp.kernel import Variable
     from vers_rlm_mcp.machines import Machine
@@ -22,7 +22,7 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 async def compare(
-    bench: Workbench, first: str, second: str | None = None, *, paths: Sequence[str] = ("/",)
+    bench: Workbench, first: str, second: str | None = None, *, path: str = "/"
 ) -> Difference:
     """How one machine or commit differs from another; commits are restored for that, and let go.
 
@@ -30,15 +30,15 @@ async def compare(
         bench: Where they are found.
         first: The id of what was.
         second: The id of what is; the current machine when None.
-        paths: The directories to look at.
+        path: The directory to look at.
 
     Raises:
         UnknownHandle: There is no such machine or commit.
-        PathRefused: One of `paths` is not absolute.
+        PathRefused: `path` is not absolute.
         MachineError: They cannot be looked at.
     """
     async with bench.found(first) as old, bench.found(second) as new:
-        difference = await diff(old, new, roots=paths)
+        difference = await diff(old, new, roots=[path])
         try:
             facts = _variables(await _by_name(bench, old), await _by_name(bench, new))
         except (KernelError, MachineError) as error:

@@ -272,6 +272,7 @@ class VmTools:
         context: Context,
         a: str,
         b: str | None = None,
+        path: Annotated[str | None, Field(description="Directory. Default: all")] = None,
     ) -> DiffAnswer:
         """Tell how files, packages, processes and variables differ in b from a: VMs or commits.
 
@@ -282,7 +283,7 @@ class VmTools:
         bench = await self._app.workbench()
         second = b or (await self._target(None))[1]
         async with Progress(context.report_progress, "Comparing"):
-            return DiffAnswer.of(await compare(bench, a, second))
+            return DiffAnswer.of(await compare(bench, a, second, path=path or "/"))
 
     async def current_vm_id(self) -> CurrentAnswer:
         """Tell which VM the tools act on when vmId is left out."""

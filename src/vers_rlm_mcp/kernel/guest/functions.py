@@ -145,10 +145,10 @@ class Functions:
         _require(commit, str, "vmRestore", "commit", "a str")
         return self._calls.call("vmRestore", {"commit": commit})
 
-    def vmDiff(self, a: str, b: str | None = None) -> Any:
+    def vmDiff(self, a: str, b: str | None = None, path: str | None = None) -> Any:
         """What differs in machine or commit `b` from `a`, as text."""
         _require(a, str, "vmDiff", "a", "a str")
-        return self._calls.call("vmDiff", {"a": a, "b": b})
+        return self._calls.call("vmDiff", {"a": a, "b": b, "path": path})
 
     def currentVmId(self) -> Any:
         """The id of the current machine."""

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 MAX_PATHS: Final = 100
 """Paths that may be named; a directory is one of them, whatever is in it."""
 
-MAX_ITEMS: Final = 50_000
-"""Files at and below the named paths: what the host holds of them is some 10 MB, twice."""
+MAX_ITEMS: Final = 20_000
+"""Files at and below the named paths: the host holds some 10 MB of them, for three looks each."""
 
 MAX_LISTED: Final = 20
 """Paths that an error names."""
@@ -43,6 +43,9 @@ UNDO_SECONDS: Final = 5.0
 
 REFUSED: Final = ("/dev", "/proc", "/sys")
 """What is the kernel's."""
+
+KINDS: Final = ("file", "directory", "symlink", "other")
+MAX_MODE: Final = 0o7777
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM})
 
@@ -233,7 +236,9 @@ async def _items(guest: Guest, tops: Sequence[str]) -> dict[str, Item]:
     items: dict[str, Item] = {}
     while (line := await guest.hear()) != ["end"]:
         match line:
-            case [str(path), str(kind), int(mode), str(detail)] if _is_plain(path, tops):
+            case [str(path), str(kind), int(mode), str(detail)] if (
+                _is_plain(path, tops) and kind in KINDS and 0 <= mode <= MAX_MODE
+            ):
                 items[path] = Item(kind, mode, detail)
             case ["error", int(), str(text)]:
                 raise PathRefused(f"What was named cannot be read: {shown(text)}.")

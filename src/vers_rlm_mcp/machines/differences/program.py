@@ -177,7 +177,7 @@ async def work_with(
     if limit.cancelled_caught:
         raise MachineError(
             f"{programs[-1].what} was stopped after {seconds:g} s. There may be more in the "
-            "machine than can be looked at in that time; name the paths that matter."
+            "machine than can be looked at in that time: name the directories that matter."
         )
     if failure:
         raise failure

@@ -229,7 +229,7 @@ class Proofs:
         self._texts = 0
 
     def of(self, old: Any, new: Any) -> Any:
-        """A text, a digest, or that it cannot be read; None where there is nothing to prove."""
+        """A form (text, digest, size, unread) with what belongs to it; None without a doubt."""
         lately = new[3] > self._recent and new[2] <= RECENT_BYTES
         if old[2:4] == new[2:4] and not lately:
             return None
@@ -240,7 +240,9 @@ class Proofs:
             if text is not None:
                 self._texts += len(text)
                 return ["text", text]
-            return ["digest", digest(ROOT + encoded(new[0]))] if old[2] == new[2] else None
+            if old[2] != new[2]:
+                return ["size", ""]
+            return ["digest", digest(ROOT + encoded(new[0]))]
         except OSError:
             return ["unread", ""]
 
@@ -293,6 +295,8 @@ class Explanation:
     def _examine(self, path: str, form: str, theirs: str) -> tuple[bool, str]:
         """Whether a file's content differs, and how, from what is known of the other's."""
         try:
+            if form == "size":
+                return True, ""
             if form == "digest":
                 return digest(ROOT + encoded(path)) != theirs, ""
             if form == "text":
@@ -305,14 +309,18 @@ class Explanation:
 
     def _diff(self, ours: str, theirs: str) -> str:
         """The lines that differ, in the usual form, as far as there is room for them."""
-        lines = list(difflib.unified_diff(ours.split("\n"), theirs.split("\n"), lineterm=""))[2:]
         room = min(self._file_chars, self._diff_chars)
+        if room <= 0 or self._lines["changed"] >= self._limit:
+            return ""
+        lines = list(difflib.unified_diff(ours.split("\n"), theirs.split("\n"), lineterm=""))[2:]
         text, count = "", 0
         while count < len(lines) and len(text) + len(lines[count]) < room:
             text, count = text + lines[count] + "\n", count + 1
-        if 0 < count < len(lines):
+        if count < len(lines):
             text += f"… {len(lines) - count} more lines\n"
-        self._diff_chars -= len(text)
+            self._diff_chars = self._diff_chars - len(text) if room < self._diff_chars else 0
+        else:
+            self._diff_chars -= len(text)
         return text
 
     def _tell(self, kind: str, line: Any, count: int = 1) -> None:
