@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: demo test conformance bench emulator check format readme clean
+.PHONY: demo test conformance mcpb bench emulator check format readme clean
 
 demo: $(STAMP)
 	$(BIN)/vers-rlm-mcp demo
@@ -21,14 +21,25 @@ check: $(STAMP)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# The protocol's own suite, on Node from PyPI.
-SUITE := tests/conformance
-conformance: $(SUITE)/node_modules
+# The protocol's own suite.
+conformance: node_modules
 	PYTHONPATH=tests $(BIN)/python -W ignore -m conformance
 
-$(SUITE)/node_modules: $(SUITE)/package-lock.json $(STAMP)
-	$(BIN)/python -m pip install --quiet --group conformance
-	$(BIN)/npm ci --prefix $(SUITE) --ignore-scripts --no-audit --no-fund
+# The bundle for Claude Desktop and others, with all that git knows of the package.
+BUNDLE := dist/mcpb
+mcpb: node_modules
+	rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)
+	git ls-files pyproject.toml README.md LICENSE src | tar -cT - | tar -xC $(BUNDLE)
+	cp packaging/manifest.json packaging/icon.png $(BUNDLE)
+	$(MCPB) validate $(BUNDLE)/manifest.json
+	$(MCPB) pack $(BUNDLE) dist/vers-rlm-mcp.mcpb
+
+MCPB := $(BIN)/node node_modules/@anthropic-ai/mcpb/dist/cli/cli.js
+
+# Tools of others, with Node from PyPI.
+node_modules: package-lock.json $(STAMP)
+	$(BIN)/python -m pip install --quiet --group node
+	$(BIN)/npm ci --ignore-scripts --no-audit --no-fund
 	touch $@
 
 bench: $(STAMP)

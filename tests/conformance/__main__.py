@@ -1,6 +1,6 @@
 """Runs the suite: `python -m conformance [SCENARIO …]`, all that each revision requires or some.
 
-Needs Node 24 in this environment and the suite in `node_modules` here: `make conformance` sees to
+Needs Node 24 in this environment and the suite in `node_modules`: `make conformance` sees to
 both. Ends with 0 when nothing fails but what is expected to, and all of that does.
 """
 
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 
+MODULES = HERE.parents[1] / "node_modules"
+
 SUITE = [
     str(Path(sysconfig.get_path("scripts"), "node")),
-    str(HERE / "node_modules/@modelcontextprotocol/conformance/dist/index.js"),
+    str(MODULES / "@modelcontextprotocol/conformance/dist/index.js"),
     "server",
 ]
 

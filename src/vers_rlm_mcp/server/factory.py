@@ -44,9 +44,9 @@ VM_INSTRUCTIONS = """\
  Use exec, python, readFile and writeFile to work in a machine yourself. Snapshot before anything \
 risky; branch to try several ways in parallel."""
 
-BRANCH = b"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" fill="none" \
-stroke="#7c3aed" stroke-width="2"><path d="M6 8v8M8 6h4q4 0 4 4v2"/><circle cx="6" cy="6" r="2"/>\
-<circle cx="6" cy="18" r="2"/><circle cx="16" cy="14" r="2"/></svg>"""
+BRANCH = b"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="-2 0 24 24" fill="none" \
+stroke="#7c3aed" stroke-width="2"><path d="M6 8v8M8 6h2q4 0 4 4v2"/><circle cx="6" cy="6" r="2"/>\
+<circle cx="6" cy="18" r="2"/><circle cx="14" cy="14" r="2"/></svg>"""
 """The icon. It is part of every answer in the revision 2026-07-28, and so is small."""
 
 ICON = Icon(
