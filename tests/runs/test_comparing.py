@@ -31,7 +31,7 @@ async def test_two_commits_are_compared_and_nothing_is_left_of_it(lab: Lab):
     await bench.write_file("/workspace/plan", b"two\n")
     await lab.cell(bench, "x = 'text'; y = [1]")
     second = (await bench.snapshot()).commit.id
-    difference = await compare(bench, first, second)
+    difference = await compare(bench, first, second, path="/workspace")
     assert [change.text for change in difference.files] == ["~ /workspace/plan (content)"]
     assert difference.files[0].diff == "@@ -1,2 +1,2 @@\n-one\n+two\n \n"
     assert [fact.text for fact in difference.facts if fact.kind == "variable"] == [
@@ -97,7 +97,7 @@ async def test_a_cell_can_ask_what_has_changed_since_a_commit(lab: Lab):
     bench = lab.bench()
     await bench.create()
     code = "c = vmSnapshot()\nwriteFile('new', 'x')\nprint(vmDiff(c, path={path!r}))"
-    assert "+ /workspace/new (1 bytes)" in await lab.cell(bench, code.format(path=None))
+    assert "+ /workspace/new (1 bytes)" in await lab.cell(bench, code.format(path="/workspace"))
     assert "no difference" in await lab.cell(bench, code.format(path="/root"))
 
 

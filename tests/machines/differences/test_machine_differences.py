@@ -73,9 +73,7 @@ async def test_files_written_in_the_same_tick_are_told_apart(pair: Pair) -> None
 async def test_a_directory_that_came_is_told_with_few_entries_and_summed_up_with_many(
     pair: Pair,
 ) -> None:
-    script = (
-        "mkdir -p few many/deep; touch few/a few/b; seq 30 | sed s:^:many/deep/: | xargs touch"
-    )
+    script = "mkdir -p few many/deep; touch few/a few/b; seq 30 | sed s:^:many/deep/: | xargs touch"
     difference = await found(pair, "echo > many", f"rm -f many; {script}")
     assert [change.text for change in difference.files] == [
         "+ /workspace/few/",

@@ -27,6 +27,9 @@ BLOCK = 256 * 1024
 MAX_LINE = 1024 * 1024
 """Bytes of a line. It holds a path or two of 4 KiB and a short text, escaped."""
 
+ENCODER = json.JSONEncoder(separators=(",", ":"))
+"""Made once: `json.dumps` would make it for each line."""
+
 END = ["end"]
 """The last line of those that may be many: without it something was cut off."""
 
@@ -52,7 +55,7 @@ def key(path: str) -> bytes:
 
 def tell(value: Any) -> None:
     """Write a line."""
-    sys.stdout.buffer.write(json.dumps(value, separators=(",", ":")).encode() + b"\n")
+    sys.stdout.buffer.write(ENCODER.encode(value).encode() + b"\n")
 
 
 def hear() -> Any:
