@@ -127,8 +127,9 @@ async def bring_back(child: Machine, parent: Machine, before: Digest) -> tuple[s
 
     All contents are first brought beside where they belong; then the parent is looked at once more,
     and then each file appears at once, by a rename, one after the other. So nothing is carried when
-    anything is wrong, but who looks at the parent in that moment may see some new files and some
-    old; what a program of the parent writes in that very moment is lost.
+    anything is wrong before, but who looks at the parent in that moment may see some new files and some
+    old, an error of the system half-way leaves it so, and what a program of the parent writes in
+    that very moment is lost.
 
     Args:
         child: The machine whose changes count.
@@ -160,14 +161,14 @@ async def bring_back(child: Machine, parent: Machine, before: Digest) -> tuple[s
             tasks.start_soon(lambda: packing.tell(*plan.files(), ["end"]))
             await unpacking.tell(*plan.lines(before.paths), ["end"])
             await packing.pour(unpacking)
-            await _expect(unpacking, "staged", "bring files into", parent)
+            await _expect(unpacking, "staged", parent, "Nothing was changed")
             if await _planned(before, after, parent) != plan:
                 raise MachineError(
                     f"Files of machine {parent.id} were changed while files were brought there, "
                     "and so none was. Try again when nothing writes them."
                 )
             await unpacking.tell(["commit", token])
-            await _expect(unpacking, "done", "bring files into", parent)
+            await _expect(unpacking, "done", parent, "Some of them may be there already")
         finally:
             with anyio.move_on_after(UNDO_SECONDS, shield=True):
                 await unpacking.close()
@@ -254,14 +255,14 @@ async def _items(guest: Guest, tops: Sequence[str]) -> dict[str, Item]:
     return items
 
 
-async def _expect(guest: Guest, word: str, what: str, machine: Machine) -> None:
+async def _expect(guest: Guest, word: str, machine: Machine, state: str) -> None:
     """Hear one word, or why it is not said."""
     match await guest.hear():
         case [said] if said == word:
             return
         case ["error", int(number), str(text)]:
             kind = MachineFull if number in NO_ROOM else MachineError
-            raise kind(f"Cannot {what} machine {machine.id}: {shown(text)}. Nothing was changed.")
+            raise kind(f"Cannot bring files into machine {machine.id}: {shown(text)}. {state}.")
         case _:
             raise guest.nonsense()
 

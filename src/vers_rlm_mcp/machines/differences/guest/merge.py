@@ -115,8 +115,8 @@ def unpack(token: str) -> None:
 class Transfer:
     """What is to be done, as lines of three kinds.
 
-    ``["top", path, above]``: the paths after it are at or below `path`, and no symlink below
-    `above`, a directory, is followed. ``["drop", path]``. ``["put", path, kind, mode, detail]``.
+    ``["top", path]``: the paths after it are at or below this one, and no symlink below the
+    directory that this one is in is followed. ``["drop", path]``. ``["put", *item]``.
     """
 
     def __init__(self, token: str, plan: list[Any]) -> None:
