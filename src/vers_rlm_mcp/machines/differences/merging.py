@@ -127,9 +127,9 @@ async def bring_back(child: Machine, parent: Machine, before: Digest) -> tuple[s
 
     All contents are first brought beside where they belong; then the parent is looked at once more,
     and then each file appears at once, by a rename, one after the other. So nothing is carried when
-    anything is wrong before, but who looks at the parent in that moment may see some new files and some
-    old, an error of the system half-way leaves it so, and what a program of the parent writes in
-    that very moment is lost.
+    anything is wrong before that. Who looks at the parent in that moment may see some new files and
+    some old, as an error of the system half-way would leave them, and what a program of the parent
+    writes in that very moment is lost.
 
     Args:
         child: The machine whose changes count.
