@@ -102,7 +102,10 @@ class RefuseLogin(Fault):
 
 
 class Cut(Fault):
-    """The SSH connection breaks during a session at `at`, ``exec``, ``shell`` or ``sftp``."""
+    """The SSH connection breaks during a session at `at`, ``exec``, ``shell`` or ``sftp``.
+
+    It strikes a session that starts, or the next one that is running and carries something.
+    """
 
     kind: Literal["cut"] = "cut"
     after_bytes: int | None = None

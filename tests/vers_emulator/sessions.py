@@ -129,6 +129,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._writable.set()
         self._group = ""
         self._closed = anyio.CancelScope()
+        self._armed = anyio.Event()
+        self._cut_at: float | None = None
         self._bytes_left = math.inf
 
     # What asyncssh tells
@@ -225,7 +227,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
             self._group = (await errors.receive_until(b"\n", GROUP_DIGITS)).decode()
         async with anyio.create_task_group() as inputs:
             inputs.start_soon(self._feed, process.stdin)
-            inputs.start_soon(self._cut_sometimes)
+            inputs.start_soon(self._cut_in_time)
             async with anyio.create_task_group() as outputs:
                 outputs.start_soon(self._pump, process.stdout, None)
                 outputs.start_soon(self._pump, errors, EXTENDED_DATA_STDERR)
@@ -269,19 +271,28 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     # Faults
 
-    async def _cut_sometimes(self) -> None:
+    def _look_for_a_cut(self) -> None:
+        """Arm a fault that is set by now: sessions may go on for long."""
+        if self._cut_at is not None:
+            return
         fault = self._service.faults.take(Cut, self._kind, self._vm.id)
         if fault is None:
             return
         if fault.after_bytes is not None:
             self._bytes_left = fault.after_bytes
-            self._count(0)
-        if fault.after_seconds is not None:
-            await anyio.sleep(fault.after_seconds)
-            self._cut()
+        seconds = math.inf if fault.after_seconds is None else fault.after_seconds
+        self._cut_at = anyio.current_time() + seconds
+        self._armed.set()
+
+    async def _cut_in_time(self) -> None:
+        self._count(0)
+        await self._armed.wait()
+        await anyio.sleep_until(self._cut_at or 0)
+        self._cut()
 
     def _count(self, size: int) -> None:
-        """Count what went through the streams, and break the connection when it is time."""
+        """Count what goes through the streams, and break the connection when it is time."""
+        self._look_for_a_cut()
         self._bytes_left -= size
         if self._bytes_left <= 0:
             self._cut()

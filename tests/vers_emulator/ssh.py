@@ -33,10 +33,18 @@ class SshService:
         self.tasks = tasks
         """Holds what outlives its connection: commands."""
 
-    def connection(self, vm: Vm, cut: Callable[[], None]) -> asyncssh.SSHServerConnectionOptions:
-        """What asyncssh needs to serve one connection to a machine; `cut` breaks it."""
+    def connection(
+        self, vm: Vm, cut: Callable[[], None], on_made: Callable[[], object]
+    ) -> asyncssh.SSHServerConnectionOptions:
+        """What asyncssh needs to serve one connection to a machine.
+
+        Args:
+            vm: The machine.
+            cut: Breaks the connection.
+            on_made: Told when the socket is asyncssh's.
+        """
         return asyncssh.SSHServerConnectionOptions(
-            server_factory=lambda: _Login(self, vm, cut),
+            server_factory=lambda: _Login(self, vm, cut, on_made),
             server_host_keys=[vm.image.keys.host],
             server_version=VERSION,
             encoding=None,
@@ -46,7 +54,14 @@ class SshService:
 class _Login(asyncssh.SSHServer):
     """One connection: who enters, and how many sessions it has."""
 
-    def __init__(self, service: SshService, vm: Vm, cut: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        service: SshService,
+        vm: Vm,
+        cut: Callable[[], None],
+        on_made: Callable[[], object],
+    ) -> None:
+        self._on_made = on_made
         self._service = service
         self._vm = vm
         self._cut = cut
@@ -54,6 +69,7 @@ class _Login(asyncssh.SSHServer):
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._connection = conn
+        self._on_made()
 
     def begin_auth(self, username: str) -> bool:
         return True

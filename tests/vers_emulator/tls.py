@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 import asyncssh
-from anyio.abc import SocketListener, UNIXSocketStream
+from anyio.abc import ByteStream, SocketListener
 from anyio.streams.tls import TLSStream
 
 from .faults import FailTls
 
 if TYPE_CHECKING:
-    from anyio.abc import ByteStream, SocketStream
+    from anyio.abc import SocketStream
 
     from .ssh import SshService
     from .vms import Cloud, Vm
@@ -96,16 +96,14 @@ class Door:
     async def _serve_ssh(self, stream: TLSStream, vm: Vm) -> None:
         """Let SSH talk to the client through TLS; its end is the end of the connection."""
         outer, inner = socket.socketpair()
-        with anyio.CancelScope() as scope:
+        with contextlib.ExitStack() as unused, anyio.CancelScope() as scope:
+            unused.callback(inner.close)
             vm.connections.add(scope)
             try:
-                async with (
-                    await UNIXSocketStream.from_socket(outer) as pipe,
-                    anyio.create_task_group() as pumps,
-                ):
+                async with _Pipe(outer) as pipe, anyio.create_task_group() as pumps:
                     pumps.start_soon(_pump, stream, pipe, scope)
                     pumps.start_soon(_pump, pipe, stream, scope)
-                    options = self._service.connection(vm, scope.cancel)
+                    options = self._service.connection(vm, scope.cancel, unused.pop_all)
                     with contextlib.suppress(asyncssh.Error, OSError):
                         connection = await asyncssh.run_server(inner, options=options)
                         await connection.wait_closed()
@@ -127,6 +125,45 @@ async def _answers(vm: Vm) -> bool:
     await anyio.sleep(max(0, wait))
     await vm.awake.wait()
     return True
+
+
+class _Pipe(ByteStream):
+    """A socket. The one of anyio fails when it is cancelled in the moment in which data comes."""
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        self._end = end
+
+    async def receive(self, max_bytes: int = CHUNK) -> bytes:
+        while True:
+            await anyio.wait_readable(self._end)
+            try:
+                data = self._end.recv(max_bytes)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise anyio.BrokenResourceError from error
+            if not data:
+                raise anyio.EndOfStream
+            return data
+
+    async def send(self, item: bytes) -> None:
+        view = memoryview(item)
+        while view:
+            await anyio.wait_writable(self._end)
+            try:
+                view = view[self._end.send(view) :]
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise anyio.BrokenResourceError from error
+
+    async def send_eof(self) -> None:
+        self._end.shutdown(socket.SHUT_WR)
+
+    async def aclose(self) -> None:
+        anyio.notify_closing(self._end)
+        self._end.close()
 
 
 async def _pump(source: ByteStream, target: ByteStream, scope: anyio.CancelScope) -> None:

@@ -5,7 +5,10 @@ emulator has just the machines that somebody was given.
 from __future__ import annotations
 
 import random
+import time
 from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -31,6 +34,9 @@ from vers_rlm_mcp.errors import VersRlmError
 from vers_rlm_mcp.machines import ExitStatus, run_command
 from vers_rlm_mcp.machines.vers import VersBackend, api, link, making, ssh
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 SCHEDULES = 200
 
 LIMIT = 20.0
@@ -40,7 +46,7 @@ ROUTES = [
     *("POST /vm/new_root", "POST /vm/from_commit", "POST /vm/*/branch", "POST /vm/*/commit"),
     *("GET /vms", "GET /vm/*", "GET /commits", "PUT /vm/*/labels", "DELETE *", "*"),
 ]
-ACTS = ["create", "branch", "restore", "exec", "files", "cancel", "delete"]
+ACTS = ["create", "branch", "restore", "exec", "exec", "files", "files", "cancel", "delete"]
 
 
 def a_fault(chance: random.Random) -> Fault:
@@ -63,19 +69,29 @@ def a_fault(chance: random.Random) -> Fault:
             NotReady(at="POST /vm/*", seconds=0.3, hang=True, times=1),
             FailTls(at="*", times=times),
             RefuseLogin(at="*", times=times),
-            Cut(at="exec", after_bytes=chance.choice([0, 1, 1000])),
+            Cut(at="exec", after_bytes=chance.choice([0, 1, 100, 1000])),
+            Cut(at="exec", after_bytes=chance.choice([0, 1, 100, 1000])),
             Cut(at="exec", after_seconds=chance.choice([0.0, 0.01, 0.05])),
         ]
     )
 
 
-async def act(backend: VersBackend, chance: random.Random, kept: set[str]) -> None:
+async def act(
+    backend: VersBackend,
+    chance: random.Random,
+    kept: set[str],
+    go_wrong: Callable[[], None],
+) -> None:
     """Something that a user does; what is made and given to them is noted in `kept`."""
     name = chance.choice(ACTS)
     if not kept or name == "create":
+        go_wrong()
         kept.add((await backend.create()).id)
         return
     machine = await backend.attach(chance.choice(sorted(kept)))
+    if chance.random() < 0.5:  # else the connection is made while things go wrong
+        await run_command(machine, ["true"], timeout=10)
+    go_wrong()
     if name == "branch":
         kept.update(copy.id for copy in await machine.branch(chance.randint(1, 2)))
     elif name == "restore":
@@ -102,16 +118,21 @@ async def act(backend: VersBackend, chance: random.Random, kept: set[str]) -> No
     await machine.aclose()
 
 
-def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let limits be reached within a test."""
-    for module, name, seconds in (
-        (api, "CALL_SECONDS", 0.4),
-        (api, "MAKE_SECONDS", 0.8),
-        (making, "FINISH_SECONDS", 1.0),
-        (ssh, "CONNECT_SECONDS", 0.6),
-        (link, "READY_SECONDS", 2.0),
+async def shorten(backend: VersBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let limits be reached within a test, but not by what is only as slow as this host now."""
+    started = time.monotonic()
+    machine = await backend.create()
+    await (await machine.branch())[0].delete()
+    await machine.delete()
+    unit = min(max(0.2, time.monotonic() - started), LIMIT / 20)
+    for module, name, units in (
+        (api, "CALL_SECONDS", 2),
+        (api, "MAKE_SECONDS", 4),
+        (making, "FINISH_SECONDS", 5),
+        (ssh, "CONNECT_SECONDS", 3),
+        (link, "READY_SECONDS", 10),
     ):
-        monkeypatch.setattr(module, name, seconds)
+        monkeypatch.setattr(module, name, units * unit)
 
 
 async def expect_only(backend: VersBackend, kept: set[str], seed: int) -> None:
@@ -128,16 +149,17 @@ async def test_under_any_faults_the_outcome_is_right_or_an_error_and_nothing_is_
     emulator: VersEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hurry(monkeypatch)
-    shorten(monkeypatch)
+    async with VersBackend(config_of(emulator)) as backend:
+        await shorten(backend, monkeypatch)
     done = failed = 0
     kept: set[str] = set()
     for seed in range(SCHEDULES):
         chance = random.Random(seed)
         async with VersBackend(config_of(emulator)) as backend:
-            emulator.faults.set(*(a_fault(chance) for _ in range(chance.randint(1, 3))))
+            faults = [a_fault(chance) for _ in range(chance.randint(1, 3))]
             try:
                 with anyio.fail_after(LIMIT):
-                    await act(backend, chance, kept)
+                    await act(backend, chance, kept, partial(emulator.faults.set, *faults))
                 done += 1
             except VersRlmError:
                 failed += 1
@@ -149,5 +171,6 @@ async def test_under_any_faults_the_outcome_is_right_or_an_error_and_nothing_is_
             await expect_only(backend, kept, seed)
             while len(kept) > 4:
                 await backend.delete(kept.pop())
-    assert min(done, failed) > SCHEDULES / 10
+    assert min(done, failed) > SCHEDULES / 20
+    assert sum(isinstance(fault, Cut) for fault in emulator.faults.taken) > SCHEDULES / 20
     assert emulator.counts.vms_alive == len(kept)

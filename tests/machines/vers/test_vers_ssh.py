@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 import anyio
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.machines import Machine
 
 MIB = 1024 * 1024
+
+AGENT_MEMORY = 24 * MIB
+"""More than a small Python takes, with a window or two."""
+
 LARGE = 300
 """MiB of a large file."""
 
@@ -49,27 +54,91 @@ async def test_commands_share_one_connection(emulator: VersEmulator, machine: Ma
     assert emulator.counts.ssh_logins == logins
 
 
-async def test_more_commands_than_a_connection_carries_go_over_another(
+async def test_any_number_of_commands_share_one_channel(
     emulator: VersEmulator, machine: Machine
 ) -> None:
-    logins = emulator.counts.ssh_logins
+    sessions = emulator.counts.sessions["exec"]
+    number = emulator.options.max_sessions + 20
     results: list[ExitStatus | None] = []
-
-    async def wait() -> None:
-        results.append((await run_command(machine, ["cat", "go"], timeout=60)).status)
-
-    await run_command(machine, ["mkfifo", "go"], timeout=10)
-    number = emulator.options.max_sessions + 3
-    with anyio.fail_after(60):
-        async with anyio.create_task_group() as tasks:
-            for _ in range(number):
-                tasks.start_soon(wait)
-            while emulator.counts.ssh_logins == logins:  # noqa: ASYNC110 - a count gives no event
-                await anyio.sleep(0.02)
-            while len(results) < number:
-                await run_command(machine, "timeout 1 sh -c 'echo > go'", timeout=10)
+    async with AsyncExitStack() as stack:
+        processes = [
+            await stack.enter_async_context(await machine.spawn(["cat"])) for _ in range(number)
+        ]
+        for process in processes:
+            await process.stdin.aclose()
+            results.append(await process.wait())
     assert results == [ExitStatus(0)] * number
-    assert emulator.counts.ssh_logins == logins + 1
+    assert emulator.counts.sessions["exec"] == sessions
+
+
+async def test_output_that_nobody_reads_holds_up_nothing_else(machine: Machine) -> None:
+    size = 16 * MIB
+    async with await machine.spawn(["head", "-c", str(size), "/dev/zero"]) as process:
+        for _ in range(3):
+            assert (await run_command(machine, ["true"], timeout=20)).status == ExitStatus(0)
+        assert await agent_memory(machine) < AGENT_MEMORY
+        seen = 0
+        with anyio.fail_after(30):
+            async for chunk in process.stdout:
+                seen += len(chunk)
+            assert await process.wait() == ExitStatus(0)
+    assert seen == size
+
+
+async def test_input_that_nobody_reads_holds_up_nothing_else(machine: Machine) -> None:
+    async with await machine.spawn(["sleep", "1000"]) as process:
+        with anyio.move_on_after(0.5) as scope:
+            await process.stdin.send(bytes(16 * MIB))
+        assert scope.cancelled_caught
+        assert (await run_command(machine, ["true"], timeout=20)).status == ExitStatus(0)
+        assert await agent_memory(machine) < AGENT_MEMORY
+
+
+async def agent_memory(machine: Machine) -> int:
+    """Bytes that the machine's agent has in memory."""
+    script = "grep VmRSS /proc/$(pgrep vers-rlm-agent)/status"
+    result = await run_command(machine, script, timeout=20)
+    return int(result.stdout.text.split()[1]) * 1024
+
+
+@pytest.mark.parametrize("number", [7, 10, 24, 31, 34, 64])
+async def test_a_signal_is_told_also_where_ssh_has_no_name_for_it(
+    machine: Machine, number: int
+) -> None:
+    script = f"import os, time; os.kill(os.getpid(), {number}); time.sleep(60)"
+    result = await run_command(machine, ["python3", "-c", script], timeout=20)
+    assert result.status == ExitStatus(None, number)
+
+
+async def test_an_agent_that_is_killed_takes_what_it_knew_along_and_is_replaced(
+    machine: Machine,
+) -> None:
+    async with await machine.spawn(["sleep", "1000"]) as process:
+        with anyio.fail_after(20), suppress(MachineError):
+            await run_command(machine, ["pkill", "-9", "vers-rlm-agent"], timeout=20)
+        with anyio.fail_after(20), pytest.raises(MachineError, match="not done again by itself"):
+            await process.wait()
+    assert (await run_command(machine, ["true"], timeout=20)).status == ExitStatus(0)
+
+
+async def test_who_kills_all_python_programs_does_not_kill_the_agent(machine: Machine) -> None:
+    async with await machine.spawn(["sleep", "1000"]) as process:
+        await run_command(machine, "pkill -9 python; pkill -9 python3; true", timeout=20)
+        await process.kill()
+        assert await process.wait() == ExitStatus(None, 9)
+
+
+async def test_a_machine_without_python_says_so(
+    emulator: VersEmulator, backend: VersBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vers_rlm_mcp.machines.vers.ssh.QUIET_SECONDS", 0.0)
+    machine = await backend.create()
+    await run_command(machine, "rm -f /usr/bin/python3*", timeout=20)
+    (vm,) = [vm for vm in emulator.vms if vm.id == machine.id]
+    vm.disconnect()
+    with anyio.fail_after(20), pytest.raises(BackendUnavailable, match="no python3"):
+        await run_command(machine, ["true"], timeout=20)
+    await machine.delete()
 
 
 @pytest.mark.parametrize(
@@ -122,21 +191,6 @@ async def test_a_file_of_300_megabytes_comes_back_as_it_was(machine: Machine) ->
     assert received.digest() == sent.digest()
 
 
-async def test_output_that_is_read_after_its_channel_closed_does_no_harm_to_the_connection(
-    emulator: VersEmulator, machine: Machine
-) -> None:
-    logins = emulator.counts.ssh_logins
-    async with await machine.spawn(["head", "-c", str(2 * MIB), "/dev/zero"]) as process:
-        assert await process.wait() == ExitStatus(0)
-        await run_command(machine, ["true"], timeout=10)
-        size = 0
-        async for chunk in process.stdout:
-            size += len(chunk)
-    assert size == 2 * MIB
-    await run_command(machine, ["true"], timeout=10)
-    assert emulator.counts.ssh_logins == logins
-
-
 async def test_a_command_whose_connection_breaks_is_not_run_again(
     emulator: VersEmulator, machine: Machine
 ) -> None:
@@ -168,9 +222,10 @@ async def test_a_transfer_that_breaks_half_way_is_an_error(
     assert await read_bytes(machine, "/workspace/file", length=MIB) == b"whole"
 
 
-async def test_a_connection_that_was_lost_is_opened_anew(
-    emulator: VersEmulator, machine: Machine
+async def test_a_connection_that_was_lost_while_nothing_ran_is_opened_anew(
+    emulator: VersEmulator, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("vers_rlm_mcp.machines.vers.ssh.QUIET_SECONDS", 0.0)
     (vm,) = [vm for vm in emulator.vms if vm.id == machine.id]
     for _ in range(3):
         vm.disconnect()
@@ -204,9 +259,21 @@ async def test_a_machine_that_stands_still_is_woken(
     await api.aclose()
 
 
-async def test_another_host_key_than_before_is_not_trusted(
-    emulator: VersEmulator, backend: VersBackend
+async def test_a_machine_that_stands_still_meanwhile_is_noticed_and_woken(
+    emulator: VersEmulator, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("vers_rlm_mcp.machines.vers.ssh.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("vers_rlm_mcp.machines.vers.ssh.PING_SECONDS", 0.3)
+    monkeypatch.setattr("vers_rlm_mcp.machines.vers.ssh.CONNECT_SECONDS", 2.0)
+    await emulator.cloud.set_state(machine.id, "Sleeping")
+    with anyio.fail_after(30):
+        assert (await run_command(machine, ["true"], timeout=20)).status == ExitStatus(0)
+
+
+async def test_another_host_key_than_before_is_not_trusted(
+    emulator: VersEmulator, backend: VersBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vers_rlm_mcp.machines.vers.ssh.QUIET_SECONDS", 0.0)
     machine = await backend.create()
     (vm,) = [vm for vm in emulator.vms if vm.id == machine.id]
     image = vm.image

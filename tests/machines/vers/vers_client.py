@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vers_rlm_mcp import retries
 from vers_rlm_mcp.machines.vers import Key, VersConfig, find_url, link
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pytest
 
     from vers_emulator import VersEmulator
@@ -18,13 +21,18 @@ UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 def config_of(emulator: VersEmulator) -> VersConfig:
     """How to reach it; its copies carry the disk only."""
-    host, port = emulator.ssh_address
+    return config_from(emulator.facts())
+
+
+def config_from(facts: Mapping[str, Any]) -> VersConfig:
+    """The same, from what an emulator tells of itself."""
+    host, port = facts["ssh_address"]
     return VersConfig(
-        Key(emulator.api_key, "the emulator"),
-        url=find_url({"VERS_BASE_URL": emulator.base_url}),
-        ssh_domain=emulator.options.domain,
+        Key(facts["api_key"], "the emulator"),
+        url=find_url({"VERS_BASE_URL": facts["base_url"]}),
+        ssh_domain=facts["ssh_domain"],
         ssh_address=f"{host}:{port}",
-        ca_file=emulator.ca_file,
+        ca_file=Path(facts["ca_file"]),
         fidelity="disk",
     )
 

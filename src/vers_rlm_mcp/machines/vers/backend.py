@@ -17,14 +17,14 @@ import anyio
 
 from vers_rlm_mcp.errors import MachineError, MachineGone
 
+from ..agent import AgentMachine
 from ..base import Backend, Capabilities, Commit, MachineInfo, MachineSpec
 from ..handles import unknown_handle
 from .api import VersApi
 from .calls import together
 from .faults import NotThere, Refused
 from .link import STOPPED, Link
-from .machine import BACKEND, VersMachine
-from .making import OWN_LABELS, PARENT, REQUEST, Maker, Making, Origin, copies_of
+from .making import OWN_LABELS, PARENT, REQUEST, Maker, Making, Origin, copies_of, unlabelled
 from .schema import UUID_PATTERN
 from .ssh import Connector
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from .config import VersConfig
     from .schema import CommitInfo, Vm, VmMetadata
+
+BACKEND: Final = "vers"
 
 DELETED: Final = "Deleted in vers-rlm-mcp; goes when the machines made from it are gone."
 """The description of a commit that the service keeps because machines descend from it."""
@@ -71,7 +73,7 @@ class VersBackend(Backend):
 
     async def create(
         self, spec: MachineSpec | None = None, *, labels: Mapping[str, str] | None = None
-    ) -> VersMachine:
+    ) -> AgentMachine[Link]:
         spec = spec or MachineSpec()
         request = uuid.uuid4().hex
         config = {
@@ -91,7 +93,7 @@ class VersBackend(Backend):
         (machine_id,) = await self._maker.make(making)
         return self._handle(machine_id)
 
-    async def attach(self, machine_id: str) -> VersMachine:
+    async def attach(self, machine_id: str) -> AgentMachine[Link]:
         try:
             vm = await self._api.status(_checked(machine_id))
         except NotThere:
@@ -107,7 +109,7 @@ class VersBackend(Backend):
         spec: MachineSpec | None = None,
         *,
         labels: Mapping[str, str] | None = None,
-    ) -> VersMachine:
+    ) -> AgentMachine[Link]:
         """`commit_id` may also be ``repository:tag``, or a tag of the older kind."""
         origin = _origin(commit_id)
 
@@ -151,6 +153,9 @@ class VersBackend(Backend):
         self._origins.pop(machine_id, None)
         self._copying.pop(machine_id, None)
         await self._delete_doomed()
+
+    async def unlabelled(self, parent: str, asked_at: float) -> Sequence[str]:
+        return await unlabelled(self._api, parent, asked_at)
 
     async def delete_commit(self, commit_id: str) -> None:
         if not _UUID.fullmatch(commit_id):
@@ -205,7 +210,7 @@ class VersBackend(Backend):
 
     async def branch(
         self, machine_id: str, count: int, labels: Mapping[str, str] | None
-    ) -> Sequence[VersMachine]:
+    ) -> Sequence[AgentMachine[Link]]:
         """Make copies of a machine, all from one instant. Raises `MachineGone`."""
 
         async def post() -> Sequence[str]:
@@ -234,7 +239,7 @@ class VersBackend(Backend):
         *,
         count: int = 1,
         fs_size_mib: int | None = None,
-    ) -> Sequence[VersMachine]:
+    ) -> Sequence[AgentMachine[Link]]:
         marks = {**(labels or {}), PARENT: origin.id, REQUEST: uuid.uuid4().hex}
 
         async def finish(machine_ids: Sequence[str]) -> None:
@@ -260,8 +265,8 @@ class VersBackend(Backend):
             self._links[machine_id] = Link(machine_id, self._connector)
         return self._links[machine_id]
 
-    def _handle(self, machine_id: str) -> VersMachine:
-        return VersMachine(self, self._link(machine_id), self.capabilities)
+    def _handle(self, machine_id: str) -> AgentMachine[Link]:
+        return AgentMachine(self, self._link(machine_id), self.capabilities)
 
     # Looking
 

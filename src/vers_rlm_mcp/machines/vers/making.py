@@ -9,15 +9,17 @@ something is lost, it may exist or not. What tells ours from everybody else's:
   labels right afterwards. Until then it is ours if it was not listed before the request, its
   metadata name the machine or commit that was asked for, and it bears no other request's label.
   Requests for copies of the same thing wait for each other, so that the copies of one are not
-  taken for another's, and nobody looks for unlabelled copies later on, when they might be anyone's.
-  What is left then is a copy of which the service told us nothing, in a minute in which it
-  answered nothing else either.
+  taken for another's, and nobody looks for unlabelled copies later on, when they might be anyone's:
+  only what a process that was killed has left is looked for by the next one, in `unlabelled`. What
+  is left then is a copy of which the service told us nothing, in a minute in which it answered
+  nothing else either.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -27,7 +29,7 @@ from vers_rlm_mcp.errors import MachineError
 from vers_rlm_mcp.retries import with_retries
 
 from .calls import let_finish
-from .faults import PassingVersFault
+from .faults import NotThere, PassingVersFault
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -50,6 +52,9 @@ surest way to learn what to delete."""
 
 LATE_SECONDS: Final = 600.0
 """How long a service may go on with a request that was given up: it is in trouble then."""
+
+CLOCK_SECONDS: Final = 60.0
+"""How far the service's clock may be from ours."""
 
 CLEAN_SECONDS: Final = 15.0
 """For deleting, at once, what was made for nothing; what is left then goes at the next look."""
@@ -215,3 +220,23 @@ async def copies_of(api: VersApi, origin: Origin) -> Callable[[], Awaitable[Sequ
         return [vm_id for vm_id in new if origin.made(await api.metadata(vm_id))]
 
     return find
+
+
+async def unlabelled(api: VersApi, parent: str, asked_at: float) -> Sequence[str]:
+    """Copies of a machine or commit that bear no request's label, made about when it was asked."""
+    vms = await api.vms()
+    inherited = {vm.labels.get(REQUEST) for vm in vms if vm.vm_id == parent} | {None}
+    candidates = [
+        vm.vm_id
+        for vm in vms
+        if -CLOCK_SECONDS < vm.created_at.timestamp() - asked_at < LATE_SECONDS
+        and vm.vm_id != parent
+        and vm.labels.get(REQUEST) in inherited
+    ]
+    found: list[str] = []
+    for vm_id in candidates:
+        with suppress(NotThere):
+            metadata = await api.metadata(vm_id)
+            if parent in (metadata.parent_commit_id, metadata.grandparent_vm_id):
+                found.append(vm_id)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,6 +12,7 @@ import asyncssh
 
 from vers_rlm_mcp.errors import BackendUnavailable, MachineError
 
+from ..agent import Agent, command
 from .api import tls_context
 from .faults import SSH_ERRORS, quote, translated
 
@@ -28,6 +30,13 @@ CONNECT_SECONDS: Final = 15.0
 KEEPALIVE_SECONDS: Final = 10.0
 KEEPALIVES: Final = 6
 """A connection that is silent for a minute, though asked every 10 s, is lost."""
+
+QUIET_SECONDS: Final = 2.0
+"""A connection that was silent for so long is asked whether it is there before a command is sent: a
+command whose connection turns out to be lost may have been done, or not."""
+
+PING_SECONDS: Final = 5.0
+"""Many round trips. Who waits longer connects anew sooner."""
 
 CIPHERS: Final = "^aes128-gcm@openssh.com"
 """First of all the cipher that processors have instructions for; TLS encrypts around it anyway."""
@@ -67,46 +76,57 @@ class Connector:
         self._ssh_keys: dict[str, asyncssh.SSHKey] = {}
 
     async def connect(self, machine_id: str) -> Connection:
-        """Connect and log in.
+        """Connect, log in, and start the agent.
 
         Raises `NotReady`, or `BackendUnavailable` where it makes no sense to try again.
         """
         key = await self._key(machine_id)
         client = Connection(machine_id, None if self.api.config.insecure else self.pins)
-        host, port, name = self.api.config.ssh_target(machine_id)
-        what = f"connect to machine {machine_id}"
         try:
             with anyio.fail_after(CONNECT_SECONDS):
-                client.ssh, _ = await asyncssh.create_connection(
-                    lambda: client,
-                    host,
-                    port,
-                    tunnel=_Tls(self._tls, name),
-                    username=USER,
-                    client_keys=[key],
-                    known_hosts=_NOBODY,
-                    server_host_key_algs="default",
-                    encryption_algs=CIPHERS,
-                    agent_path=None,
-                    config=None,
-                    preferred_auth="publickey",
-                    keepalive_interval=KEEPALIVE_SECONDS,
-                    keepalive_count_max=KEEPALIVES,
-                    connect_timeout=None,
-                    login_timeout=CONNECT_SECONDS,
-                )
-        except SSH_ERRORS as error:
-            if client.wrong_host_key:
-                raise BackendUnavailable(
-                    f"Machine {machine_id} shows another SSH host key than before: it, or what is "
-                    "in between, is not to be trusted. Make a new machine."
-                ) from None
-            fault = translated(self.api.config, what, error)
-            if isinstance(fault, BackendUnavailable):
-                raise fault from None
-            words = quote(self.api.config, f"{type(error).__name__}: {error}")
-            raise NotReady(words) from None
+                await self._open(client, machine_id, key)
+        except BaseException as error:
+            client.abort()
+            if isinstance(error, (*SSH_ERRORS, anyio.BrokenResourceError)):
+                raise self._refusal(client, machine_id, error) from None
+            raise
         return client
+
+    async def _open(self, client: Connection, machine_id: str, key: asyncssh.SSHKey) -> None:
+        host, port, name = self.api.config.ssh_target(machine_id)
+        client.ssh, _ = await asyncssh.create_connection(
+            lambda: client,
+            host,
+            port,
+            tunnel=_Tls(self._tls, name),
+            username=USER,
+            client_keys=[key],
+            known_hosts=_NOBODY,
+            server_host_key_algs="default",
+            encryption_algs=CIPHERS,
+            agent_path=None,
+            config=None,
+            preferred_auth="publickey",
+            keepalive_interval=KEEPALIVE_SECONDS,
+            keepalive_count_max=KEEPALIVES,
+            connect_timeout=None,
+            login_timeout=CONNECT_SECONDS,
+        )
+        await client.ssh.create_session(  # pyright: ignore[reportUnknownMemberType] - its type variable is lost
+            lambda: _Channel(client.agent), command(), encoding=None
+        )
+        await client.agent.begin()
+
+    def _refusal(self, client: Connection, machine_id: str, error: Exception) -> MachineError:
+        if client.wrong_host_key:
+            return BackendUnavailable(
+                f"Machine {machine_id} shows another SSH host key than before: it, or what is "
+                "in between, is not to be trusted. Make a new machine."
+            )
+        fault = translated(self.api.config, f"connect to machine {machine_id}", error)
+        if isinstance(fault, BackendUnavailable):
+            return fault
+        return NotReady(quote(self.api.config, f"{type(error).__name__}: {error}"))
 
     async def _key(self, machine_id: str) -> asyncssh.SSHKey:
         if machine_id not in self._ssh_keys:
@@ -126,24 +146,15 @@ class Connector:
 
 
 class Connection(asyncssh.SSHClient):
-    """An SSH connection, and what asyncssh says of it."""
+    """An SSH connection, and the agent at its other end."""
 
-    ssh: asyncssh.SSHClientConnection
+    ssh: asyncssh.SSHClientConnection | None = None
 
     def __init__(self, machine_id: str, pins: Pins | None) -> None:
-        self.lost = False
-        self.channels = 0
-        """How many are open over it."""
-        self.capacity: int | None = None
-        """How many the server lets us have; None as long as it has refused none."""
+        self.agent = Agent()
         self.wrong_host_key = False
         self._machine_id = machine_id
         self._pins = pins
-
-    @property
-    def has_room(self) -> bool:
-        """Whether another channel may be opened over it."""
-        return not self.lost and (self.capacity is None or self.channels < self.capacity)
 
     def validate_host_public_key(
         self, host: str, addr: str, port: int, key: asyncssh.SSHKey
@@ -153,15 +164,43 @@ class Connection(asyncssh.SSHClient):
         self.wrong_host_key = bool(self._pins) and not self._pins.accept(self._machine_id, key)
         return not self.wrong_host_key
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Note that nothing goes over it any more."""
-        del exc  # told to the channels, too
-        self.lost = True
+    async def answers(self) -> bool:
+        """Whether anything can be asked over it. It is tried when nothing was heard for a while."""
+        if time.monotonic() - self.agent.heard_at > QUIET_SECONDS:
+            with anyio.move_on_after(PING_SECONDS) as scope:
+                await self.agent.ping()
+            if scope.cancelled_caught:
+                self.abort()
+        return not self.agent.lost
 
     def abort(self) -> None:
         """Cut it, without waiting."""
-        self.lost = True
-        self.ssh.abort()
+        if self.ssh:
+            self.ssh.abort()
+        self.agent.lose()
+
+
+class _Channel(asyncssh.SSHClientSession[bytes]):
+    """The channel of the agent: with it, all of the connection is lost."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
+        self._agent.connected(chan)
+
+    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
+        if datatype is None:
+            self._agent.received(data)
+        else:
+            self._agent.complained(data)
+
+    def exit_status_received(self, status: int) -> None:
+        self._agent.ended(status)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc  # what the agent complained of says more
+        self._agent.lose()
 
 
 @dataclass

@@ -1,0 +1,92 @@
+"""What the agent in a machine says is not trusted."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import anyio
+import pytest
+
+from vers_rlm_mcp.machines import ExitStatus
+from vers_rlm_mcp.machines.agent import Agent
+from vers_rlm_mcp.machines.agent.guest import wire
+
+LARGEST = b"x" * wire.CHUNK
+
+
+def output(data: bytes, *, job: int = 1, stream: int = wire.STDOUT) -> bytes:
+    return wire.encode(wire.DATA, job, stream, data)
+
+
+def taken(size: int) -> bytes:
+    return wire.encode(wire.TAKEN, 1, wire.STDIN, wire.NUMBER.pack(size))
+
+
+EXITED = wire.encode(wire.EXIT, 1, payload=wire.STATUS.pack(7, 0))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"Welcome to Ubuntu 24.04 LTS\n" * 10,
+        output(LARGEST + b"x"),
+        output(b"of a job that never was", job=2),
+        output(LARGEST) * (wire.WINDOW // wire.CHUNK) + output(b"x"),
+        output(b"") + output(b"after the end"),
+        output(b"", stream=9),
+        output(b"input", stream=wire.STDIN),
+        taken(1),
+        wire.encode(wire.TAKEN, 1, wire.STDIN, b"1"),
+        EXITED + EXITED,
+        wire.encode(wire.EXIT, 1, payload=b"seven"),
+        wire.encode(wire.START, 1),
+        wire.encode(99, 1),
+    ],
+    ids=[
+        *("no frame", "too large", "unknown job", "over the window", "after the end"),
+        *("unknown stream", "input from there", "taken what was not sent", "no number"),
+        *("exits twice", "no status", "a start", "unknown kind"),
+    ],
+)
+async def test_an_agent_that_breaks_the_rules_is_not_heard_any_more(said: bytes) -> None:
+    agent = Agent()
+    job = agent.start({})
+    agent.received(said)
+    assert agent.lost
+    with anyio.fail_after(5):
+        status = await job.wait()
+        assert status in (None, ExitStatus(7))
+        with suppress(anyio.BrokenResourceError):
+            async for chunk in job.stdout:
+                assert len(chunk) <= wire.WINDOW
+
+
+async def test_frames_that_are_split_anywhere_are_put_together() -> None:
+    agent = Agent()
+    job = agent.start({})
+    said = output(b"out") + output(b"err", stream=wire.STDERR) + output(b"") + EXITED
+    for byte in said:
+        agent.received(bytes([byte]))
+    assert not agent.lost
+    assert await job.stdout.receive() == b"out"
+    assert await job.stderr.receive() == b"err"
+    with pytest.raises(anyio.EndOfStream):
+        await job.stdout.receive()
+    assert await job.wait() == ExitStatus(7)
+
+
+async def test_what_is_said_of_a_job_that_was_closed_is_passed_over() -> None:
+    agent = Agent()
+    agent.start({}).close()
+    agent.received(output(b"late") + EXITED)
+    assert not agent.lost
+
+
+async def test_a_flood_of_complaints_is_kept_in_part() -> None:
+    agent = Agent()
+    for _ in range(100):
+        agent.complained(LARGEST)
+    agent.lose()
+    with pytest.raises(anyio.BrokenResourceError) as caught:
+        await agent.begin()
+    assert len(str(caught.value)) <= 4096
