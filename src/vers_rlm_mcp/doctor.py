@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
+from anyio import to_thread
 from rich.console import Console
 from rich.text import Text
 
@@ -78,7 +79,7 @@ async def doctor(settings: Settings) -> int:
 
 
 async def _examine(report: Report, settings: Settings) -> None:
-    choice = runs.choose_backend(settings)
+    choice = await to_thread.run_sync(runs.choose_backend, settings)  # it may boot a machine
     report.remark(f"Machines come from {choice.name}, since {choice.reason}.")
     if choice.name == "vers":
         await _look_at_service(report, settings)

@@ -38,6 +38,7 @@ SEPARATORS = {
     "allow_dir": os.pathsep,
     "token": ",",
     "allowed_hosts": ",",
+    "network_domains": ",",
     "allowed_origins": ",",
     "toolsets": ",",
 }
@@ -63,7 +64,9 @@ class Settings(BaseSettings):
     backend: Literal["auto", "vers", "microsandbox", "bubblewrap"] = Field(
         "auto",
         description="Where machines come from: `vers` (VMs of a service, which cost money), "
-        "`bubblewrap` (on this computer). `auto` takes Vers when there is a key for it.",
+        "`microsandbox` (micro-VMs on this computer), `bubblewrap` (namespaces on it). `auto` "
+        "takes Vers where there is a key for it, microsandbox where it is installed and a machine "
+        "of it boots, and else bubblewrap.",
     )
     model: str | None = Field(
         None,
@@ -86,8 +89,19 @@ class Settings(BaseSettings):
     )
     network: Literal["off", "on", "host"] = Field(
         "off",
-        description="Network of bubblewrap machines: `off`; `on` (isolated, through pasta or "
-        "slirp4netns); `host` (the host's own network, its local services included).",
+        description="Network of machines on this computer: `off`; `on` (isolated: for bubblewrap "
+        "through pasta or slirp4netns, for microsandbox public addresses only); `host` (the host's "
+        "own network, its local services included).",
+    )
+    network_domains: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="With network `on`, the only domains that microsandbox machines may reach. In "
+        "the environment, separated by `,`.",
+    )
+    image: str = Field(
+        "python:3.12-slim",
+        description="What a microsandbox machine starts from: an OCI image that has `python3`, "
+        "fetched when it is first needed, or the path of a docker-archive.",
     )
     base: Path | None = Field(
         None,
@@ -118,6 +132,9 @@ class Settings(BaseSettings):
     mem_size_mib: int = Field(2048, ge=128, description="Memory of a machine, in MiB.")
     fs_size_mib: int = Field(8192, ge=64, description="What a machine may write, in MiB.")
     max_processes: int = Field(512, ge=16, description="Processes and threads in a machine.")
+    max_machine_seconds: float | None = Field(
+        None, gt=0, description="Seconds after which a microsandbox machine ends, whatever runs."
+    )
     max_machines: int = Field(16, ge=1, description="Machines alive at once, for each client.")
     exec_timeout: float = Field(120, gt=0, description="Seconds a command may take.")
     cell_timeout: float = Field(300, gt=0, description="Seconds a cell may take.")

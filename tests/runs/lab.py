@@ -82,15 +82,16 @@ class Lab:
         sub_model: Model | None = None,
         settings: dict[str, Any] | None = None,
         on_event: Callable[[rlm.Event], None] = lambda _: None,
+        seconds: float = 20,
         **request: Any,
     ) -> RunResult:
-        """One run; 20 seconds are far more than any of these tests needs."""
+        """One run; 20 seconds are far more than most of these tests need."""
 
         def watch(event: rlm.Event) -> None:
             self.events.append(event)
             on_event(event)
 
-        with anyio.fail_after(20):
+        with anyio.fail_after(seconds):
             return await run(
                 RunRequest(signature, **request),
                 fleet=self.fleet,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp.machines import Backend, Finding
     from vers_rlm_mcp.machines.bubblewrap import BubblewrapConfig
+    from vers_rlm_mcp.machines.microsandbox import MicrosandboxConfig
     from vers_rlm_mcp.machines.vers import VersConfig
     from vers_rlm_mcp.settings import Settings
 
@@ -26,33 +27,47 @@ KEY_PLACES = "VERS_API_KEY, ~/.vers/keys.json, ~/.vers/config.json or ~/.versrc"
 class Choice:
     """A backend, and why it is this one."""
 
-    name: Literal["vers", "bubblewrap"]
+    name: Literal["vers", "microsandbox", "bubblewrap"]
     reason: str
 
 
 def choose_backend(settings: Settings) -> Choice:
-    """The backend that the settings choose. Raises `BackendUnavailable`."""
-    if settings.backend == "microsandbox":
-        raise BackendUnavailable(
-            "There is no microsandbox backend in this version: choose vers or bubblewrap."
-        )
+    """The backend that the settings choose.
+
+    With `auto`, where microsandbox is installed, the first call after a boot of this computer
+    boots a machine: it takes a second or so, and is remembered.
+    """
     if settings.backend != "auto":
         return Choice(settings.backend, "it was asked for")
     from vers_rlm_mcp.machines.vers import find_key
 
     if key := find_key(os.environ, Path.home()):
         return Choice("vers", f"there is a key of Vers in {key.source}")
-    return Choice("bubblewrap", "there is no key of Vers")
+    from vers_rlm_mcp.machines.microsandbox import usable
+
+    found = usable(settings.state_dir)
+    reason = f"there is no key of Vers, and {found.reason}"
+    return Choice("microsandbox" if found.yes else "bubblewrap", reason)
 
 
 def open_backend(settings: Settings) -> Backend:
     """The chosen backend. Raises `BackendUnavailable`, or `SettingsError`."""
-    if choose_backend(settings).name == "vers":
+    name = choose_backend(settings).name
+    if name == "vers":
         from vers_rlm_mcp.machines.vers import VersBackend
 
         return VersBackend(_vers(settings))
+    _make_state_dir(settings)
+    if name == "microsandbox":
+        from vers_rlm_mcp.machines.microsandbox import MicrosandboxBackend
+
+        return MicrosandboxBackend(settings.state_dir, _microsandbox(settings))
     from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
 
+    return BubblewrapBackend(settings.state_dir, _bubblewrap(settings))
+
+
+def _make_state_dir(settings: Settings) -> None:
     try:
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -60,7 +75,6 @@ def open_backend(settings: Settings) -> Backend:
             f"The state directory {settings.state_dir} cannot be made: {error.strerror}. "
             "Set VERS_RLM_STATE_DIR to one that you may write to."
         ) from error
-    return BubblewrapBackend(settings.state_dir, _bubblewrap(settings))
 
 
 async def examine_backend(settings: Settings) -> Sequence[Finding]:
@@ -68,10 +82,15 @@ async def examine_backend(settings: Settings) -> Sequence[Finding]:
 
     On Vers nothing is made, which would cost money; elsewhere a machine is, and removed again.
     """
-    if choose_backend(settings).name == "vers":
+    name = choose_backend(settings).name
+    if name == "vers":
         from vers_rlm_mcp.machines import vers
 
         return await vers.probe(_vers(settings))
+    if name == "microsandbox":
+        from vers_rlm_mcp.machines import microsandbox
+
+        return await microsandbox.probe(_microsandbox(settings))
     from vers_rlm_mcp.machines import bubblewrap
 
     return await bubblewrap.probe(settings.state_dir, _bubblewrap(settings))
@@ -96,6 +115,20 @@ def _vers(settings: Settings) -> VersConfig:
         vcpu_count=settings.vcpu_count,
         mem_size_mib=settings.mem_size_mib,
         fs_size_mib=settings.fs_size_mib,
+    )
+
+
+def _microsandbox(settings: Settings) -> MicrosandboxConfig:
+    from vers_rlm_mcp.machines.microsandbox import MicrosandboxConfig
+
+    return MicrosandboxConfig(
+        image=settings.image,
+        network=settings.network,
+        network_domains=settings.network_domains,
+        vcpu_count=settings.vcpu_count,
+        mem_size_mib=settings.mem_size_mib,
+        fs_size_mib=settings.fs_size_mib,
+        max_seconds=settings.max_machine_seconds,
     )
 
 

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from anyio import to_thread
+
 from vers_rlm_mcp.machines import Fleet, Ledger
 
 from .backends import choose_backend, open_backend
@@ -26,7 +28,7 @@ async def open_fleet(settings: Settings) -> AsyncGenerator[Fleet]:
     Raises:
         BackendUnavailable: No machine can be made here; the message says what to do.
     """
-    choice = choose_backend(settings)
+    choice = await to_thread.run_sync(choose_backend, settings)  # it may boot a machine
     async with open_backend(settings) as backend:
         can = backend.capabilities
         logger.info(

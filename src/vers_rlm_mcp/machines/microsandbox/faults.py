@@ -1,0 +1,81 @@
+"""What the library's errors mean: the one seam for them."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from vers_rlm_mcp.errors import BackendUnavailable, MachineError, MachineFull
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+MAX_WORDS: Final = 500
+"""Characters of the library's own words in an error: it repeats a cause for every layer."""
+
+INSTALL: Final = "Install it: pip install 'vers-rlm-mcp[microvm]'"
+
+MEANS: Final[dict[str, tuple[type[MachineError], str]]] = {
+    "runtime-not-installed": (BackendUnavailable, f"{INSTALL}."),
+    "runtime-incomplete": (BackendUnavailable, f"{INSTALL} --force-reinstall."),
+    "image-not-found": (
+        BackendUnavailable,
+        "Name another with VERS_RLM_IMAGE, or the path of an archive made by `docker save`.",
+    ),
+    "image-pull-failed": (
+        BackendUnavailable,
+        "Without a network, save it where there is one (`docker save -o image.tar NAME`), and set "
+        "VERS_RLM_IMAGE to the path of the archive.",
+    ),
+    "unsupported": (MachineError, "Look for another version of the package microsandbox."),
+    "unsupported-operation": (MachineError, "Make a new machine: this one is of an older runtime."),
+    "sandbox-stop-timed-out": (MachineError, "Delete it again later."),
+    "snapshot-source-recovery": (MachineError, "Delete the machine, and make another."),
+}
+"""By the library's code for an error: what we raise, and what to do next."""
+
+NO_ROOM: Final = ("No space left on device", "Cannot allocate memory", "Disk quota exceeded")
+"""The words of the system for a full host, which the library passes on."""
+
+
+class NoSuchSandbox(MachineError):
+    """The library knows no machine of this name."""
+
+
+class NoSuchSnapshot(MachineError):
+    """The library knows no snapshot of this name."""
+
+
+@contextmanager
+def translated(what: str, root: type[Exception]) -> Generator[None]:
+    """Turn what the library raises into errors of this project.
+
+    Args:
+        what: What is tried, in words for an error: ``branch machine X``.
+        root: The class that the library's errors derive from.
+    """
+    try:
+        yield
+    except root as error:
+        raise meaning(what, error) from None
+    except (OSError, ValueError, TypeError) as error:  # of its bindings, which check arguments
+        raise MachineError(f"Cannot {what}: {_short(error)}.") from None
+
+
+def meaning(what: str, error: Exception) -> MachineError:
+    """What an error of the library means."""
+    code = str(getattr(error, "code", ""))
+    if code == "sandbox-not-found":
+        return NoSuchSandbox(f"Cannot {what}: there is no such machine any more.")
+    words = _short(error)
+    if "snapshot not found" in words:
+        return NoSuchSnapshot(f"Cannot {what}: there is no such commit any more.")
+    if any(sign in words for sign in NO_ROOM):
+        return MachineFull(f"Cannot {what}: {words}. Make room on this computer, and try again.")
+    kind, advice = MEANS.get(code, (MachineError, "`msb doctor` tells what this computer lacks."))
+    return kind(f"Cannot {what}: {words}. {advice}")
+
+
+def _short(error: Exception) -> str:
+    words = " ".join(str(error).split())
+    return words if len(words) <= MAX_WORDS else f"{words[:MAX_WORDS]}…"

@@ -1,0 +1,1 @@
+"""What runs in machines. Nothing of it is imported here: it is sent over as it is written."""

@@ -1,0 +1,258 @@
+"""The package `microsandbox`, as far as it is used here. No other module knows its names.
+
+Its version is pinned: names of its API have changed within 0.7 more than once.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from vers_rlm_mcp.errors import BackendUnavailable, MachineError
+
+from .faults import INSTALL, NoSuchSandbox, NoSuchSnapshot, translated
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from ..base import Fidelity, MachineSpec
+    from .config import MicrosandboxConfig
+
+LIVE: Final = frozenset({"created", "starting", "running"})
+"""States in which a machine works, or soon will."""
+
+PAUSED: Final = "paused"
+
+FORK_SECONDS: Final = 600.0
+"""For copying a machine: milliseconds to seconds, minutes where the processor is emulated."""
+
+GROUP: Final = "vers-rlm"
+"""Snapshots are kept in groups, by default one for each machine, which goes with it."""
+
+
+class Library:
+    """Calls into the package; its errors come out translated."""
+
+    @cached_property
+    def package(self) -> Any:
+        """The package. Raises `BackendUnavailable` when it is not there."""
+        try:
+            return import_module("microsandbox")
+        except ImportError as error:
+            raise BackendUnavailable(
+                f"The package microsandbox cannot be used: {error}. {INSTALL}."
+            ) from None
+
+    def doing(self, what: str) -> AbstractContextManager[None]:
+        """Translate errors of what is done within."""
+        return translated(what, self.package.MicrosandboxError)
+
+    # Machines
+
+    async def create(
+        self, name: str, image: str, spec: MachineSpec, config: MicrosandboxConfig
+    ) -> None:
+        """Boot a machine from an image that is there."""
+        package = self.package
+        with self.doing(f"make machine {name}"):
+            sandbox = await package.Sandbox.create(
+                name,
+                image=package.Image.oci(image, root_disk=spec.fs_size_mib),
+                cpus=spec.vcpu_count,
+                memory=spec.mem_size_mib,
+                hostname=name,
+                workdir="/",
+                pull_policy=package.PullPolicy.NEVER,
+                network=self._network(config),
+                max_duration=config.max_seconds,
+                detached=True,
+            )
+            await sandbox.detach()
+
+    async def boot(self, name: str, root: str) -> None:
+        """Boot a machine that has nothing but a kernel and an empty directory."""
+        package = self.package
+        with self.doing("boot a machine"):
+            await package.Sandbox.create(
+                name,
+                image=package.Image.bind(root),
+                cpus=1,
+                memory=128,
+                network=package.Network.none(),
+                detached=True,
+            )
+
+    async def fork(self, name: str, names: Sequence[str]) -> None:
+        """Copy a machine with its memory, all copies from one instant.
+
+        Through the package's command: its Python API refuses to copy machines that have a network
+        policy, for want of the switch that says that policies are to be inherited.
+        """
+        argv = (
+            *(self.package.resolve_runtime().msb_path, "fork", name, "--quiet"),
+            *("--dangerously-inherit-resources", "--names", *names),
+        )
+        with anyio.fail_after(FORK_SECONDS):
+            result = await anyio.run_process(argv, check=False, stderr=subprocess.STDOUT)
+        if result.returncode:
+            words = result.stdout.decode(errors="replace")
+            if "not found" in words:
+                raise NoSuchSandbox(words)
+            with self.doing(f"branch machine {name}"):
+                raise self.package.MicrosandboxError(words)
+
+    async def states(self) -> Mapping[str, str]:
+        """Every machine that the library knows, with its state."""
+        with self.doing("list machines"):
+            states: dict[str, str] = {}
+            page = await self.package.Sandbox.list()
+            while True:
+                states |= {sandbox.name: str(sandbox.status) for sandbox in page.sandboxes}
+                if page.next_cursor is None:
+                    return states
+                page = await self.package.Sandbox.list_with(cursor=page.next_cursor)
+
+    async def state(self, name: str) -> str | None:
+        """The state of a machine; None when there is no such machine."""
+        try:
+            with self.doing(f"look at machine {name}"):
+                return str((await self.package.Sandbox.get(name)).status)
+        except NoSuchSandbox:
+            return None
+
+    async def wake(self, name: str) -> None:
+        """Let a machine work: one that was stopped boots from its disk."""
+        with self.doing(f"start machine {name}"):
+            handle = await self.package.Sandbox.get(name)
+            if handle.status == PAUSED:
+                await handle.resume()
+            elif handle.status not in LIVE:
+                await (await handle.start(detached=True)).detach()
+
+    async def destroy(self, name: str) -> None:
+        """Remove a machine, whatever runs on it. One that is gone is no error."""
+        try:
+            with self.doing(f"delete machine {name}"):
+                handle = await self.package.Sandbox.get(name)
+                await handle.destroy(force=True)
+        except NoSuchSandbox:
+            return
+
+    async def stream(self, name: str, command: str) -> Any:
+        """Start a command of the machine's shell, with an input; see the package's `ExecHandle`."""
+        package = self.package
+        with self.doing(f"connect to machine {name}"):
+            sandbox = await (await package.Sandbox.get(name)).connect()
+            return await sandbox.exec_stream(
+                "sh", ["-c", command], cwd="/", stdin=package.Stdin.pipe()
+            )
+
+    # Snapshots
+
+    async def snapshot(self, name: str, commit: str) -> tuple[Fidelity, str]:
+        """Freeze a machine, with its memory if that can be done.
+
+        Returns:
+            What the snapshot carries, and why it is not the memory.
+        """
+        take = self.package.Snapshot.create
+        try:
+            with self.doing(f"snapshot machine {name}"):
+                await take(commit, from_sandbox=name, group=GROUP, full=True)
+        except MachineError as error:
+            if await self.state(name) not in LIVE:
+                raise
+            with self.doing(f"snapshot machine {name}"):
+                await take(commit, from_sandbox=name, group=GROUP, force=True)
+            return "disk", str(error)
+        return "memory", ""
+
+    async def restore(
+        self, commit: str, name: str, fidelity: Fidelity, spec: MachineSpec | None
+    ) -> None:
+        """Make a machine from a snapshot; its memory is shared until either side writes to it."""
+        with self.doing(f"restore commit {commit}"):
+            sandbox = await self.package.Sandbox.restore(
+                f"{GROUP}:{commit}",
+                name=name,
+                cpus=spec and spec.vcpu_count,
+                memory=spec and spec.mem_size_mib,
+                cow_memory=fidelity == "memory",
+                dangerously_inherit_resources=True,
+            )
+            await sandbox.detach()
+
+    async def snapshots(self) -> set[str]:
+        """The names of our snapshots."""
+        with self.doing("list commits"):
+            return {
+                snapshot.name
+                for snapshot in await self.package.Snapshot.list()
+                if snapshot.group == GROUP
+            }
+
+    async def remove_snapshot(self, commit: str) -> None:
+        """Remove a snapshot; machines made from it go on. One that is gone is no error."""
+        try:
+            with self.doing(f"delete commit {commit}"):
+                await self.package.Snapshot.remove(f"{GROUP}:{commit}", force=True)
+        except NoSuchSnapshot:
+            return
+
+    # Images
+
+    async def has_image(self, reference: str) -> bool:
+        """Whether an image is there."""
+        with self.doing("list images"):
+            return any(image.reference == reference for image in await self.package.Image.list())
+
+    async def load_image(self, path: str, tag: str) -> None:
+        """Take an image from a docker-archive, under a name."""
+        with self.doing(f"load the image in {path}"):
+            await self.package.Image.load(path, tag=tag)
+
+    async def pull_image(self, reference: str, name: str) -> AsyncIterator[str]:
+        """Fetch an image by booting a machine from it, which is removed; yields what happens."""
+        package = self.package
+        with self.doing(f"pull image {reference}"):
+            async with package.Sandbox.create_with_progress(
+                name, image=reference, network=package.Network.none(), ephemeral=True
+            ) as session:
+                async for event in session.progress:
+                    yield _told(event)
+                await session.result()
+
+    # Settings
+
+    def _network(self, config: MicrosandboxConfig) -> Any:
+        package = self.package
+        if config.network == "off":
+            return package.Network.none()
+        if config.network == "host":
+            return package.Network.allow_all()
+        if not config.network_domains:
+            return package.Network.from_profiles(package.NetworkProfile.PUBLIC)
+        rules = [
+            package.Rule.allow(destination=package.Destination.domain(domain))
+            for domain in config.network_domains
+        ]
+        return package.Network(
+            policy=package.NetworkPolicy(
+                default_ingress=package.Action.DENY, rules=(*package.Rule.allow_dns(), *rules)
+            )
+        )
+
+
+def _told(event: Any) -> str:
+    """A line on what a pull does."""
+    facts = {
+        name: getattr(event, name, None)
+        for name in ("layer_index", "downloaded_bytes", "total_bytes")
+    }
+    return json.dumps({"event": str(event.event_type), **{k: v for k, v in facts.items() if v}})

@@ -1,0 +1,91 @@
+"""What carries frames to the agent in a machine: the streams of a program that the library runs."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from ..agent import Agent, command
+
+if TYPE_CHECKING:
+    from .library import Library
+
+BEGIN_SECONDS: Final = 60.0
+"""Until the agent says that it runs: milliseconds, and seconds where a machine is emulated."""
+
+END_SECONDS: Final = 5.0
+"""For telling the agent that its input has ended."""
+
+
+class Pipe:
+    """An agent, and the two tasks that move what is said to and by it.
+
+    What waits to be sent is bounded by the windows of the agent's streams.
+    """
+
+    def __init__(self, program: Any, library: Library) -> None:
+        self.agent = Agent()
+        self._program = program
+        self._library = library
+        self._unsent = bytearray()
+        self._news = anyio.Event()
+        self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive())]
+        self.agent.connected(self)
+
+    def write(self, data: bytes) -> None:
+        """Send, as soon as there is room."""
+        self._unsent += data
+        self._news.set()
+
+    def abort(self) -> None:
+        """End the agent's input, and with it the agent, without waiting."""
+        for task in self._tasks:
+            task.cancel()
+        self.agent.lose()
+
+    async def _send(self) -> None:
+        sink = self._program.take_stdin()
+        try:
+            while True:
+                await self._news.wait()
+                self._news = anyio.Event()
+                data, self._unsent = bytes(self._unsent), bytearray()
+                with self._library.doing("send to a machine"):
+                    await sink.write(data)
+        except Exception:  # noqa: BLE001 - whatever it was, nothing can be sent any more
+            self.abort()
+        finally:
+            with anyio.move_on_after(END_SECONDS, shield=True), suppress(Exception):
+                await sink.close()
+
+    async def _receive(self) -> None:
+        try:
+            while (event := await self._program.recv()) is not None:
+                kind = str(event.event_type)
+                if kind == "stdout":
+                    self.agent.received(event.data)
+                elif kind == "stderr":
+                    self.agent.complained(event.data)
+                elif kind == "exited":
+                    self.agent.ended(event.code)
+        finally:
+            self.abort()
+
+
+async def open_pipe(library: Library, name: str) -> Pipe:
+    """Start an agent in a machine.
+
+    Raises `NoSuchSandbox` or another `MachineError`, or `anyio.BrokenResourceError` or
+    `TimeoutError` when it does not begin.
+    """
+    pipe = Pipe(await library.stream(name, command()), library)
+    try:
+        with anyio.fail_after(BEGIN_SECONDS):
+            await pipe.agent.begin()
+    except BaseException:
+        pipe.abort()
+        raise
+    return pipe

@@ -1,0 +1,95 @@
+"""Whether machines can be made here: found out by booting one, with what to do where it fails.
+
+As a program, ``python -m vers_rlm_mcp.machines.microsandbox.probe STATE_DIR``, it boots a machine
+that needs no image, and says on standard error why that fails.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from vers_rlm_mcp.errors import BackendUnavailable, VersRlmError
+
+from ..base import Finding
+from .images import image_at_hand
+from .library import Library
+from .records import new_name
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from .config import MicrosandboxConfig
+
+KVM: Final = "/dev/kvm"
+
+
+async def probe(config: MicrosandboxConfig) -> Sequence[Finding]:
+    """Try for real what machines need, each thing once; ends at the first that fails."""
+    library = Library()
+    findings: list[Finding] = []
+    for name, attempt in (
+        ("package", lambda: _package(library)),
+        ("KVM", _kvm),
+        ("machine", lambda: _boot(library)),
+        ("image", lambda: _image(library, config)),
+    ):
+        findings.append(await _finding(name, attempt))
+        if not findings[-1].ok:
+            break
+    return findings
+
+
+async def _finding(name: str, attempt: Callable[[], Awaitable[str]]) -> Finding:
+    try:
+        return Finding(name, True, await attempt())
+    except VersRlmError as error:
+        return Finding(name, False, str(error))
+
+
+async def _package(library: Library) -> str:
+    return f"microsandbox {library.package.version()} is installed"
+
+
+async def _kvm() -> str:
+    if sys.platform != "linux":
+        return "not needed here"
+    if not os.access(KVM, os.F_OK):
+        raise BackendUnavailable(f"{KVM} is missing: enable virtualization in the firmware.")
+    if not os.access(KVM, os.R_OK | os.W_OK):
+        raise BackendUnavailable(
+            f"This user may not open {KVM}: sudo usermod -aG kvm $USER, and log in again."
+        )
+    return f"{KVM} may be opened"
+
+
+async def _boot(library: Library) -> str:
+    name = new_name()
+    with tempfile.TemporaryDirectory() as root:
+        try:
+            await library.boot(name, root)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await library.destroy(name)
+    return "a machine boots"
+
+
+async def _image(library: Library, config: MicrosandboxConfig) -> str:
+    return f"{await image_at_hand(library, config.image)} is at hand"
+
+
+async def _main() -> None:
+    library = Library()
+    await _kvm()
+    await _boot(library)
+
+
+if __name__ == "__main__":
+    try:
+        anyio.run(_main)
+    except VersRlmError as error:
+        sys.exit(str(error))

@@ -1,0 +1,80 @@
+"""Whether machines can be booted here: tried for real, once for each boot of this computer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+PACKAGE: Final = "microsandbox"
+
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+PROBE_SECONDS: Final = 30.0
+"""A machine boots in a fraction of a second where it can, and the package takes one to load. Who
+has a slower computer sets the backend, which is not tried beforehand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usable:
+    """Whether machines of this backend can be had, and how one knows."""
+
+    yes: bool
+    reason: str
+
+
+def usable(state_dir: Path) -> Usable:
+    """Whether the package is installed and a machine really boots; the latter is remembered.
+
+    It is tried in a process of its own: where its library panics, it ends the process.
+    """
+    try:
+        installed = version(PACKAGE)
+    except PackageNotFoundError:
+        return Usable(False, f"the package {PACKAGE} is not installed")
+    path = state_dir / PACKAGE / "usable.json"
+    key = f"{installed} {_boot_id()}"
+    with suppress(OSError, ValueError, KeyError, TypeError):  # not tried yet, or not readable
+        remembered = json.loads(path.read_text())
+        if remembered.pop("key") == key:
+            return Usable(**remembered)
+    found = _try(state_dir)
+    with suppress(OSError):  # then it is tried again the next time
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{uuid.uuid4().hex}")
+        unfinished.write_text(json.dumps({"key": key, **asdict(found)}))
+        unfinished.replace(path)
+    return found
+
+
+def _try(state_dir: Path) -> Usable:
+    argv = [sys.executable, "-m", f"{__package__}.probe", str(state_dir)]
+    try:
+        result = subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return Usable(False, f"a microsandbox machine did not boot within {PROBE_SECONDS:g} s")
+    if result.returncode == 0:
+        return Usable(True, "a machine of it boots here")
+    words = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
+    return Usable(False, f"a microsandbox machine does not boot here ({words[-1]})")
+
+
+def _boot_id() -> str:
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:  # not Linux; what it changes with there is the package's version
+        return os.uname().version

@@ -1,0 +1,71 @@
+"""Each thing that a machine can do, once: what a change is tried with that has no time for all."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from vers_rlm_mcp.machines import run_command
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from vers_rlm_mcp.machines import Backend, Machine
+
+SECONDS = 60.0
+
+COUNT = """
+(n=0; while :; do n=$((n + 1)); echo $n > /dev/shm/new; mv /dev/shm/new /dev/shm/n; sleep 0.1; done
+) > /dev/null 2>&1 & while ! [ -e /dev/shm/n ]; do sleep 0.1; done
+"""
+
+IDENTITY = "hostname; cat /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1; date +%s"
+
+RISES = "seen=$(cat /dev/shm/n); while [ $(cat /dev/shm/n) = $seen ]; do sleep 0.1; done; echo yes"
+
+
+async def test_copies_go_on_with_an_identity_of_their_own(backend: Backend) -> None:
+    with measured("create"):
+        machine = await backend.create(labels={"purpose": "smoke"})
+    try:
+        with measured("exec"):
+            assert await sh(machine, "echo here") == "here"
+        await sh(machine, COUNT)
+        with measured("branch x1"):
+            copies = [*await machine.branch(1)]
+        with measured("snapshot"):
+            commit = await machine.snapshot()
+        assert commit.fidelity == "memory", commit.notes
+        with measured("restore"):
+            copies.append(await backend.restore(commit.id))
+        with measured("branch x4"):
+            copies += await machine.branch(4)
+        identities = [(await sh(copy, IDENTITY)).split("\n") for copy in (machine, *copies)]
+        for part in zip(*(identity[:3] for identity in identities), strict=True):
+            assert len(set(part)) == 1 + len(copies), part
+        assert all(abs(int(identity[3]) - time.time()) < SECONDS for identity in identities)
+        for copy in copies:
+            assert await sh(copy, RISES) == "yes"
+        await machine.delete()
+        assert await sh(copies[0], RISES) == "yes"
+        await backend.delete_commit(commit.id)
+    finally:
+        for info in await backend.list():
+            await backend.delete(info.id)
+        for left in await backend.commits():
+            await backend.delete_commit(left.id)
+
+
+async def sh(machine: Machine, script: str) -> str:
+    result = await run_command(machine, ["sh", "-c", script], timeout=SECONDS)
+    assert result.status, f"{script!r} took longer than {SECONDS} s"
+    assert result.status.ok, result.stderr.text
+    return result.stdout.text.strip()
+
+
+@contextmanager
+def measured(what: str) -> Generator[None]:
+    started = time.monotonic()
+    yield
+    print(f"{what}: {time.monotonic() - started:.2f} s")
