@@ -246,6 +246,18 @@ class Backend(ABC):
     async def delete(self, machine_id: str) -> None:
         """Delete a machine without attaching to it. One that is gone already is no error."""
 
+    async def unlabelled(self, parent: str, asked_at: float) -> Sequence[str]:
+        """Copies of a machine or commit that were made about a time and never got labels.
+
+        There are none where a copy bears its labels from the beginning.
+
+        Args:
+            parent: The id of the machine or commit.
+            asked_at: When copies were asked for, in seconds since the epoch.
+        """
+        del parent, asked_at
+        return ()
+
     @abstractmethod
     async def delete_commit(self, commit_id: str) -> None:
         """Delete a commit; machines made from it live on. One that is gone is no error."""

@@ -318,10 +318,43 @@ class _Removal:
             for intent, ids in _by_intent(await self._backend.list()).items():
                 if intent in intents:
                     self._ledger.bind(intent, ids)
+            for intent in intents:
+                await self._adopt_unlabelled(intent)
         except Exception as error:  # noqa: BLE001 - the machines whose ids are known must still go
             self.warnings.append(f"Machines whose making failed cannot be looked for: {error}")
         bound = [record for record in records if record.machine_id is not None]
         return [*bound, *(record for intent in intents for record in self._ledger.asked(intent))]
+
+    async def _adopt_unlabelled(self, intent: str) -> None:
+        """Bind copies that a server was killed before it could label, where it is sure of them."""
+        records = self._ledger.asked(intent)
+        parent = records[0].parent
+        missing = [record for record in records if record.machine_id is None]
+        if parent is None or not missing or self._is_being_copied(parent):
+            return
+        found = [
+            machine_id
+            for machine_id in await self._backend.unlabelled(parent, records[0].asked_at)
+            if not self._ledger.knows(self._backend.name, machine_id)
+        ]
+        certain = self._ledger.has_to_itself(self._backend.name, parent)
+        if certain and len(found) <= len(missing):
+            bound = [record.machine_id for record in records if record.machine_id is not None]
+            self._ledger.bind(intent, [*bound, *found])
+        elif found:
+            self.warnings.append(
+                f"A server that was killed may have made {', '.join(found)} from {parent}, without "
+                "a label to tell; so may somebody else. Delete what nobody needs."
+            )
+
+    def _is_being_copied(self, parent: str) -> bool:
+        """Whether a server that runs may have copies of this that are not labelled yet."""
+        return any(
+            record.parent == parent
+            and record.machine_id is None
+            and self._ledger.is_alive(record.owner)
+            for record in self._ledger.live(self._backend.name)
+        )
 
     async def _remove(self, record: MachineRecord) -> None:
         if record.machine_id is None:

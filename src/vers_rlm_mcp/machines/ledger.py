@@ -246,6 +246,14 @@ class Ledger:
         records = self._machines("backend = ? AND machine_id = ?", backend, machine_id)
         return any(principal in (None, record.principal) for record in records)
 
+    def has_to_itself(self, backend: str, parent: str) -> bool:
+        """Whether nobody else is likely to copy this: a run's own machine or commit, not kept."""
+        machines = self._machines("backend = ? AND machine_id = ?", backend, parent)
+        commits = [commit for commit in self.commits(backend) if commit.id == parent]
+        return any(not machine.kept for machine in machines) or any(
+            commit.run is not None for commit in commits
+        )
+
     def machines(self, backend: str) -> Sequence[MachineRecord]:
         """Every machine that was asked for, the deleted ones too, oldest first."""
         return self._machines("backend = ?", backend)
