@@ -23,7 +23,7 @@ from vers_emulator import (
     quota,
 )
 from vers_rlm_mcp.errors import BackendUnavailable, MachineError, UnknownHandle
-from vers_rlm_mcp.machines import ExitStatus, MachineSpec, run_command
+from vers_rlm_mcp.machines import ExitStatus, MachineSpec, read_bytes, run_command
 from vers_rlm_mcp.machines.vers import Key, VersBackend, VersConfig, api, making
 
 if TYPE_CHECKING:
@@ -270,3 +270,30 @@ async def test_an_older_service_is_spoken_to_in_its_own_words(state: Path, tmp_p
         ids = {machine.id, copy.id, *(one.id for one in several)}
         assert len(several) == 3
         assert {vm.id for vm in emulator.vms} == ids
+
+
+@pytest.mark.parametrize("tag", ["project:stable", "stable"])
+async def test_a_tag_is_as_good_as_the_id_of_its_commit(
+    emulator: VersEmulator, backend: VersBackend, machine: Machine, tag: str
+) -> None:
+    await machine.write("/workspace/kept", b"kept")
+    commit = await machine.snapshot()
+    with pytest.raises(UnknownHandle):
+        await backend.restore(tag)
+    emulator.cloud.tag(tag, commit.id)
+    restored = await backend.restore(tag, labels={"a": "b"})
+    assert await read_bytes(restored, "/workspace/kept", length=10) == b"kept"
+    info = await restored.info()
+    assert (info.parent, info.labels) == (commit.id, {"a": "b"})
+    assert {vm.id for vm in emulator.vms} == {machine.id, restored.id}
+
+
+async def test_a_tag_whose_machine_may_have_been_made_is_not_restored_again(
+    emulator: VersEmulator, backend: VersBackend, machine: Machine
+) -> None:
+    commit = await machine.snapshot()
+    emulator.cloud.tag("project:stable", commit.id)
+    emulator.faults.set(LoseReply(at="POST /vm/from_commit"))
+    with pytest.raises(MachineError, match="may have been made all the same"):
+        await backend.restore("project:stable")
+    assert len(emulator.vms) == 2

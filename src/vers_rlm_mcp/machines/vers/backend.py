@@ -240,7 +240,9 @@ class VersBackend(Backend):
         count: int = 1,
         fs_size_mib: int | None = None,
     ) -> Sequence[AgentMachine[Link]]:
-        marks = {**(labels or {}), PARENT: origin.id, REQUEST: uuid.uuid4().hex}
+        marks = {**(labels or {}), REQUEST: uuid.uuid4().hex}
+        if not origin.is_name:  # then the metadata know better
+            marks[PARENT] = origin.id
 
         async def finish(machine_ids: Sequence[str]) -> None:
             for machine_id in machine_ids:  # first of all: what has no label is hard to find again

@@ -195,6 +195,11 @@ class Origin:
     kind: Literal["machine", "commit_id", "ref", "tag_name"]
     id: str
 
+    @property
+    def is_name(self) -> bool:
+        """Whether it only names a commit."""
+        return self.kind in {"ref", "tag_name"}
+
     def made(self, metadata: VmMetadata) -> bool:
         """Whether these are the metadata of a copy."""
         if self.kind == "machine":
@@ -204,7 +209,7 @@ class Origin:
 
 async def copies_of(api: VersApi, origin: Origin) -> Callable[[], Awaitable[Sequence[str]]] | None:
     """A way to find unlabelled copies that are made from now on; None for what only has a name."""
-    if origin.kind in {"ref", "tag_name"}:
+    if origin.is_name:
         return None
     before = await api.vms()
     old = {vm.vm_id for vm in before}
