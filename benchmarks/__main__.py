@@ -30,6 +30,7 @@ SECTIONS_TYPE = TypeAdapter(dict[str, Section])
 SECTIONS = {
     "machine": "a bubblewrap machine",
     "server": "our MCP server against a bare one",
+    "vers": "commands on a Vers machine, against a new ssh for each",
     "engine": "our engine alone",
     "peers": "our engine and its peers, side by side",
 }
@@ -37,11 +38,12 @@ SECTIONS = {
 
 def main() -> None:
     options = _parser().parse_args()
-    wanted = options.sections or ["machine", "server", "peers"]
+    wanted = options.sections or ["machine", "server", "vers", "peers"]
     rounds = 1 if options.quick else None
     measures: Mapping[str, Callable[[], Section]] = {
         "machine": partial(_measure_machine, rounds),
         "server": partial(_measure_server, rounds),
+        "vers": partial(_measure_vers, rounds),
         "engine": partial(engines.measure, [engines.OURS], rounds=rounds, only=options.only),
         "peers": partial(
             engines.measure, [engines.OURS, *engines.PEERS], rounds=rounds, only=options.only
@@ -71,12 +73,18 @@ def _measure_server(rounds: int | None) -> Section:
     return anyio.run(partial(server.measure, rounds=rounds))
 
 
+def _measure_vers(rounds: int | None) -> Section:
+    from . import vers_exec  # noqa: PLC0415 - a pass without it need not wait for it
+
+    return anyio.run(partial(vers_exec.measure, rounds=rounds))
+
+
 def _parser() -> argparse.ArgumentParser:
     sections = "; ".join(f"{name}: {what}" for name, what in SECTIONS.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=f"Measure, and keep the results. Sections: {sections}. "
-        "Without any: machine, server and peers.",
+        "Without any: machine, server, vers and peers.",
     )
     # Not `choices`, which refuses an empty list.
     parser.add_argument("sections", nargs="*", metavar="SECTION", type=_section)

@@ -63,6 +63,8 @@ def markdown(sections: Mapping[str, Section]) -> str:
         parts.append(_machine(machine))
     if server := sections.get("server"):
         parts.append(_server(server))
+    if vers := sections.get("vers"):
+        parts.append(_vers(vers))
     return "\n\n".join(parts) + "\n"
 
 
@@ -109,6 +111,16 @@ def _server(section: Section) -> str:
         for row in section.rows[:2]
     )
     return f"The MCP server: {'; '.join(compared)}."
+
+
+def _vers(section: Section) -> str:
+    ours, seed = section.columns
+    compared = (
+        f"{row.what} {_figure(row, ours)}, {seed} {_ratio(row.cells[seed], row.cells[ours])} that"
+        for row in section.rows
+        if row.unit == "ms"
+    )
+    return f"On a machine of the Vers emulator: {'; '.join(compared)}."
 
 
 def _figure(row: Row, column: str) -> str:

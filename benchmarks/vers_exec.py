@@ -1,6 +1,4 @@
-"""200 commands on a Vers machine: through the client, and the way the project's seed ran them.
-
-    python -m benchmarks.vers_exec [NUMBER]
+"""Commands on a Vers machine: through the client, and the way the project's seed ran them.
 
 Both go to the same machine of the same emulator, in turn, in one run: first over loopback, where
 only what is computed counts, then through a relay that takes as long as a network would. The seed's
@@ -19,7 +17,6 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -29,10 +26,18 @@ from anyio.abc import SocketAttribute, SocketStream
 from vers_rlm_mcp.machines import run_command
 from vers_rlm_mcp.machines.vers import Key, VersBackend, VersConfig, find_url
 
+from .tables import Section, computer
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from vers_rlm_mcp.machines import Machine
+
 NUMBER = 200
+FAR_NUMBER = 50
+CLIENT, SEED = "the client", "a new ssh for each"
+FASTER = 10
+"""How many times, at least, the client is to be faster."""
 ONE_WAY = 0.02
 """Seconds: a round trip of 40 ms, as to another part of a continent."""
 TESTS = Path(__file__).parent.parent / "tests"
@@ -70,21 +75,24 @@ async def counts(facts: dict[str, Any]) -> dict[str, int]:
 
 
 async def timed(
-    facts: dict[str, Any], number: int, run: Callable[[], Awaitable[object]]
-) -> tuple[list[float], int, int]:
-    """Seconds of each command, and the handshakes and logins that all of them needed."""
+    facts: dict[str, Any],
+    section: Section,
+    place: str,
+    column: str,
+    number: int,
+    run: Callable[[], Awaitable[object]],
+) -> None:
+    """Note how long each command takes, and what handshakes and logins all of them need."""
     before = await counts(facts)
-    seconds: list[float] = []
     for _ in range(number):
         started = time.perf_counter()
         await run()
-        seconds.append(time.perf_counter() - started)
+        milliseconds = (time.perf_counter() - started) * 1000
+        section.cell(f"exec `true`, {place}", "ms", column).values.append(milliseconds)
     after = await counts(facts)
-    return (
-        seconds,
-        after["tls_handshakes"] - before["tls_handshakes"],
-        after["ssh_logins"] - before["ssh_logins"],
-    )
+    for what, name in (("TLS handshakes", "tls_handshakes"), ("SSH logins", "ssh_logins")):
+        cell = section.cell(f"{what}, {place}", "a command", column)
+        cell.values.append((after[name] - before[name]) / number)
 
 
 async def carry(source: SocketStream, target: SocketStream) -> None:
@@ -103,31 +111,48 @@ async def carry(source: SocketStream, target: SocketStream) -> None:
                 held.send_nowait((anyio.current_time() + ONE_WAY, data))
 
 
-async def measure(facts: dict[str, Any], number: int) -> None:
+async def measure(*, rounds: int | None = None) -> Section:
+    """Start an emulator, and run commands on a machine of it, near and far."""
+    notes = [
+        "A machine of the Vers emulator, in a process of its own; one command after another.",
+        f"Far is {ONE_WAY * 2000:.0f} ms of round trip. The goal is a {FASTER}th of a new ssh.",
+    ]
+    section = Section("Commands on Vers", [CLIENT, SEED], computer(), notes=notes)
+    process, facts = start_emulator()
+    try:
+        await _near_and_far(facts, section, rounds or NUMBER, rounds or FAR_NUMBER)
+    finally:
+        process.terminate()
+        process.wait()
+    for row in section.rows:
+        if row.unit == "ms":
+            row.goal = round(row.cells[SEED].median / FASTER, 1)
+    return section
+
+
+async def _near_and_far(facts: dict[str, Any], section: Section, near: int, far: int) -> None:
     host, port = facts["ssh_address"]
 
-    async def relay(near: SocketStream) -> None:
+    async def relay(client: SocketStream) -> None:
         async with (
-            near,
-            await anyio.connect_tcp(host, port) as far,
+            client,
+            await anyio.connect_tcp(host, port) as service,
             anyio.create_task_group() as both,
         ):
-            both.start_soon(carry, near, far)
-            await carry(far, near)
+            both.start_soon(carry, client, service)
+            await carry(service, client)
             both.cancel_scope.cancel()
 
-    print("Over loopback:")
-    await measure_at(facts, number)
+    await measure_at(facts, section, "near", near)
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     async with listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, relay)
         there = ["127.0.0.1", listener.extra(SocketAttribute.local_port)]
-        print(f"With {ONE_WAY * 2000:.0f} ms of round trip:")
-        await measure_at({**facts, "ssh_address": there}, max(1, number // 4))
+        await measure_at({**facts, "ssh_address": there}, section, "far", far)
         tasks.cancel_scope.cancel()
 
 
-async def measure_at(facts: dict[str, Any], number: int) -> None:
+async def measure_at(facts: dict[str, Any], section: Section, place: str, number: int) -> None:
     host, port = facts["ssh_address"]
     config = VersConfig(
         Key(facts["api_key"], "the emulator"),
@@ -140,12 +165,14 @@ async def measure_at(facts: dict[str, Any], number: int) -> None:
     async with VersBackend(config) as backend:
         machine = await backend.create()
         try:
-            await compare(facts, number, machine)
+            await compare(facts, section, place, number, machine)
         finally:
             await machine.delete()
 
 
-async def compare(facts: dict[str, Any], number: int, machine: Any) -> None:
+async def compare(
+    facts: dict[str, Any], section: Section, place: str, number: int, machine: Machine
+) -> None:
     with tempfile.TemporaryDirectory() as directory:
         key = Path(directory, "key")
         async with httpx2.AsyncClient(
@@ -165,30 +192,5 @@ async def compare(facts: dict[str, Any], number: int, machine: Any) -> None:
             await anyio.run_process(argv, env=dict(os.environ))
 
         await client_way()
-        ours = await timed(facts, number, client_way)
-        seeds = await timed(facts, number, seeds_way)
-        report("the client", *ours)
-        report("the seed's way", *seeds)
-        print(f"  ratio of the medians: {median(seeds[0]) / median(ours[0]):.1f}")
-
-
-def report(name: str, seconds: list[float], handshakes: int, logins: int) -> None:
-    print(
-        f"  {name}: {len(seconds)} x exec true in {sum(seconds):.1f} s, median "
-        f"{median(seconds) * 1000:.1f} ms; TLS handshakes: {handshakes}, "
-        f"SSH logins: {logins}"
-    )
-
-
-def main() -> None:
-    number = int(sys.argv[1]) if len(sys.argv) > 1 else NUMBER
-    process, facts = start_emulator()
-    try:
-        anyio.run(measure, facts, number)
-    finally:
-        process.terminate()
-        process.wait()
-
-
-if __name__ == "__main__":
-    main()
+        await timed(facts, section, place, CLIENT, number, client_way)
+        await timed(facts, section, place, SEED, number, seeds_way)
