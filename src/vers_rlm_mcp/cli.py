@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(command("run", _run, "Run one task here in the terminal, with live progress."))
     command("demo", _demo, "Show the main job on real files in a real machine.")
     command("doctor", _doctor, "Try for real what is needed, and say what to do.")
+    _add_runs(command("runs", _runs, "Look at runs on record, go on with one, replay one."))
     machines = command("machines", _machines, "List, delete, compare or sweep machines.")
     machines.add_argument("action", choices=["list", "delete", "diff", "sweep"])
     what = "machines and commits to delete, or two to compare"
@@ -149,6 +150,39 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def _add_runs(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
+
+    def action(name: str, text: str, *, run: bool = True) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        if run:
+            sub.add_argument("run", metavar="RUN", help="its id; `runs list` shows them")
+        _add_settings(sub, repeated="{}")
+        return sub
+
+    action("list", "Every run on record, the oldest first.", run=False)
+    action("tree", "Its machines and commits: who came from whom, what it cost, which branch won.")
+    diff = action("diff", "What changed in its machine between the ends of two steps.")
+    for name in ("a", "b"):
+        diff.add_argument(name, type=int, metavar=name.upper(), help="a step; 0 is the beginning")
+    resume = action("resume", "Go on with it, by default from its last checkpoint.")
+    resume.add_argument("--step", type=int, metavar="K", help="from the end of this step")
+    replay = action("replay", "Perform it again with the replies on record: no model is asked.")
+    replay.add_argument(
+        "--from",
+        type=int,
+        metavar="K",
+        dest="live_from",
+        help="ask the model (--model for another one) again after this step",
+    )
+    for sub in (resume, replay):
+        sub.add_argument("--instructions", metavar="TEXT", help="other ones than it had")
+        sub.add_argument("--max-iterations", type=int, help="another limit than it had")
+        sub.add_argument("--json", action="store_true", help="print the result as JSON")
+    prune = action("prune", "Delete old runs from the record, with their checkpoints.", run=False)
+    prune.add_argument("--keep", type=int, default=100, metavar="N", help="but for the latest N")
+
+
 def _settings(options: argparse.Namespace) -> Settings:
     given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     for name, separator in SEPARATORS.items():
@@ -212,6 +246,12 @@ def _doctor(_: argparse.Namespace, settings: Settings) -> int:
     from vers_rlm_mcp.doctor import doctor
 
     return anyio.run(doctor, settings)
+
+
+def _runs(options: argparse.Namespace, settings: Settings) -> int:
+    from vers_rlm_mcp import terminal_runs
+
+    return anyio.run(terminal_runs.act, options, settings)
 
 
 def _machines(options: argparse.Namespace, settings: Settings) -> int:

@@ -138,6 +138,15 @@ class Settings(BaseSettings):
     max_machines: int = Field(16, ge=1, description="Machines alive at once, for each client.")
     exec_timeout: float = Field(120, gt=0, description="Seconds a command may take.")
     cell_timeout: float = Field(300, gt=0, description="Seconds a cell may take.")
+    checkpoints: Literal["off", "change", "step", "destructive"] = Field(
+        "change",
+        description="When a run commits its machine, so that it can go on from there: after each "
+        "`step`; after a step that may have made a `change`, as long as that takes no more than a "
+        "tenth of the run's time; before code that looks `destructive`; `off`, never.",
+    )
+    max_recoveries: int = Field(
+        3, ge=0, description="How often a run may put a machine that it broke back to a checkpoint."
+    )
     max_seconds: float = Field(1800, gt=0, description="Seconds a run may take.")
     max_tokens: int | None = Field(None, gt=0, description="Tokens a run may use.")
     max_usd: float | None = Field(None, gt=0, description="Money a run may spend, in USD.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from vers_rlm_mcp.models import open_model
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from pydantic import JsonValue
 
@@ -41,23 +41,13 @@ CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "\N{REPL
 
 async def run_in_terminal(options: argparse.Namespace, settings: Settings) -> int:
     """Run one task, with live progress; 0 when all outputs are there."""
-    progress = Console(stderr=True)
     inputs, files = _inputs(options.input, rlm.Signature.parse(options.signature))
     async with AsyncExitStack() as stack:
-        model = await _opened(stack, settings.model)
-        sub_model = await _opened(stack, settings.sub_model or settings.model)
+        model = await opened_model(stack, settings.model)
+        sub_model = await opened_model(stack, settings.sub_model or settings.model)
         # Whoever types the command may read what they name.
         opened = stack.enter_context(runs.opened_files(_named(files, options.file), [Path("/")]))
-        fleet = await stack.enter_async_context(runs.open_fleet(settings))
-        await fleet.sweep()
-        status = stack.enter_context(progress.status("Creating a machine"))
-
-        def show(event: rlm.Event) -> None:
-            if doing := _doing(event):
-                status.update(_safe(doing))
-            if line := rlm.narrate(event):
-                _say(progress, line)
-
+        fleet, show = await stack.enter_async_context(live(settings))
         result = await runs.run(
             _request(options, inputs, opened),
             fleet=fleet,
@@ -66,8 +56,32 @@ async def run_in_terminal(options: argparse.Namespace, settings: Settings) -> in
             settings=settings,
             on_event=show,
         )
-    _print_remarks(progress, result)
-    print(_as_json(result) if options.json else _as_text(result))  # noqa: T201 - the result
+    return print_result(result, as_json=options.json)
+
+
+@asynccontextmanager
+async def live(
+    settings: Settings,
+) -> AsyncGenerator[tuple[Fleet, Callable[[rlm.Event], None]]]:
+    """Machines for a run that is watched here, and what shows its events as they happen."""
+    progress = Console(stderr=True)
+    async with runs.open_fleet(settings) as fleet:
+        await fleet.sweep()
+        with progress.status("Getting a machine ready") as status:
+
+            def show(event: rlm.Event) -> None:
+                if doing := _doing(event):
+                    status.update(_safe(doing))
+                if line := rlm.narrate(event):
+                    _say(progress, line)
+
+            yield fleet, show
+
+
+def print_result(result: runs.RunResult, *, as_json: bool) -> int:
+    """Print remarks and outputs, and return the exit code."""
+    _print_remarks(Console(stderr=True), result)
+    print(_as_json(result) if as_json else _as_text(result))  # noqa: T201 - the result
     return PARTIAL if result.status == "partial" else 0
 
 
@@ -101,7 +115,8 @@ async def _delete(fleet: Fleet, ids: Sequence[str]) -> None:
         print(f"deleted {item}")  # noqa: T201 - the result
 
 
-async def _opened(stack: AsyncExitStack, name: str | None) -> Model:
+async def opened_model(stack: AsyncExitStack, name: str | None) -> Model:
+    """The model of this name, for as long as the stack stands."""
     model = open_model(name)
     stack.push_async_callback(model.aclose)
     return model
@@ -233,10 +248,19 @@ def _as_text(result: runs.RunResult) -> str:
 def _as_table(items: Sequence[runs.Item]) -> str:
     if not items:
         return "no machines and no commits"
-    rows = [("ID", "AGE", "STATE", "FROM", "RUN")]
-    for item in items:
-        age = f"{(time.time() - item.created_at) / 60:.0f} min"
-        rows.append((item.id, age, item.state, item.parent or "-", item.run or "-"))
+    rows = [
+        (item.id, age(item.created_at), item.state, item.parent or "-", item.run or "-")
+        for item in items
+    ]
+    return table([("ID", "AGE", "STATE", "FROM", "RUN"), *rows])
+
+
+def age(since: float) -> str:
+    """How long ago a time was, in minutes."""
+    return f"{(time.time() - since) / 60:.0f} min"
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows with their columns below each other; the last one is as wide as it is."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    return "\n".join(lines)
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -12,7 +12,18 @@ import anyio
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.messages import Message, Usage
 from vers_rlm_mcp.models import FREE, Completion, Model, open_model
-from vers_rlm_mcp.runs import RunRequest, RunResult, Workbench, run, run_cell
+from vers_rlm_mcp.runs import (
+    Records,
+    Replay,
+    RunRequest,
+    RunResult,
+    Workbench,
+    replay,
+    resume,
+    run,
+    run_cell,
+    summaries,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,10 +93,10 @@ class Lab:
         sub_model: Model | None = None,
         settings: dict[str, Any] | None = None,
         on_event: Callable[[rlm.Event], None] = lambda _: None,
-        seconds: float = 20,
+        seconds: float = 40,
         **request: Any,
     ) -> RunResult:
-        """One run; 20 seconds are far more than most of these tests need."""
+        """One run; 40 seconds are far more than most of these tests need."""
 
         def watch(event: rlm.Event) -> None:
             self.events.append(event)
@@ -99,6 +110,32 @@ class Lab:
                 sub_model=sub_model or model,
                 settings=self.settings.model_copy(update=settings or {}),
                 on_event=watch,
+            )
+
+    async def resume(
+        self, run_id: str, model: Model, *, settings: dict[str, Any] | None = None, **how: Any
+    ) -> RunResult:
+        """Go on with a run."""
+        with anyio.fail_after(40):
+            return await resume(
+                run_id,
+                fleet=self.fleet,
+                model=model,
+                sub_model=how.pop("sub_model", model),
+                settings=self.settings.model_copy(update=settings or {}),
+                on_event=self.events.append,
+                **how,
+            )
+
+    async def replay(self, run_id: str, **how: Any) -> Replay:
+        """Perform a run again."""
+        with anyio.fail_after(40):
+            return await replay(
+                run_id,
+                fleet=self.fleet,
+                settings=self.settings,
+                on_event=self.events.append,
+                **how,
             )
 
     async def cell(
@@ -124,6 +161,9 @@ class Lab:
     def happened(self, kind: type[E]) -> list[E]:
         return [event for event in self.events if isinstance(event, kind)]
 
+    def journal_ids(self) -> list[str]:
+        return [each.id for each in summaries(Records(self.settings.state_dir))]
+
     def journal(self, result_or_id: RunResult | str) -> list[dict[str, Any]]:
         run_id = result_or_id if isinstance(result_or_id, str) else result_or_id.run_id
         text = (self.settings.state_dir / "runs" / run_id / "events.jsonl").read_text()
@@ -147,7 +187,7 @@ async def cancelled_within(seconds: float, work: Callable[[], Awaitable[object]]
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(do)
-        with anyio.fail_after(20):
+        with anyio.fail_after(40):
             await at.wait()
         started = anyio.current_time()
         tasks.cancel_scope.cancel()

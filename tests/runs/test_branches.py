@@ -3,42 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import pytest
-from lab import Lab, Speaker, Turns, cell
+from family import Family, branching
+from lab import Lab, Turns, cell
 
 from vers_rlm_mcp import rlm
-from vers_rlm_mcp.messages import Message, Usage
-from vers_rlm_mcp.models import Completion
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-
-class Family(Speaker):
-    """Speaks for a whole tree. A conversation whose opening, its plan or its task, says ``like X``
-    gets the replies of X in turn; the others get those of the run's own conversation."""
-
-    def __init__(self, *own: str, **others: Sequence[str]) -> None:
-        super().__init__(self._next, "family:test")
-        self._own = own
-        self._others = others
-
-    async def _next(self, messages: Sequence[Message]) -> Completion:
-        branched = [place for place, each in enumerate(messages) if "# Branch " in each.content]
-        place = branched[-1] if branched and branched[-1] > 0 else 1
-        opening = messages[place].content
-        said = sum(message.role == "assistant" for message in messages[place:])
-        replies = next((r for x, r in self._others.items() if f"like {x}." in opening), self._own)
-        text = replies[said] if said < len(replies) else "I have nothing to add."
-        return Completion(text, Usage(10, 1))
-
-
-def branching(arguments: str, *after: str, before: str = "") -> list[str]:
-    """The steps of a run that branches."""
-    return [cell(f"{before}\nresults = branches({arguments})"), *map(cell, after)]
-
 
 WRITE = "writeFile('own', {0!r})\n"
 

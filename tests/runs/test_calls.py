@@ -227,6 +227,6 @@ async def test_thousands_of_lost_variables_are_counted_and_not_all_named(lab: La
         cell("import os\nos._exit(1)"),
         cell("FINAL(1)"),
     )
-    await lab.run("-> x: int", model)
+    await lab.run("-> x: int", model, settings={"checkpoints": "off"})
     assert "n9, " in model.told
     assert "and 851 more. Files are still there." in model.told

@@ -48,7 +48,8 @@ async def test_an_event_is_on_disk_when_it_is_told(lab: Lab):
 async def test_the_journal_grows_linearly_in_turns(lab: Lab):
     async def size(turns: int) -> int:
         model = Turns(*[cell("print('y' * 1000)")] * turns, '{"x": 1}')
-        result = await lab.run("-> x: int", model, max_iterations=turns)
+        how = {"checkpoints": "step"}
+        result = await lab.run("-> x: int", model, max_iterations=turns, settings=how)
         directory = lab.settings.state_dir / "runs" / result.run_id
         return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 

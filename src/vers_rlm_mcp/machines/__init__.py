@@ -20,6 +20,7 @@ from .base import (
     Process,
 )
 from .fleet import Fleet
+from .handles import unknown_handle
 from .ledger import CommitRecord, Ledger, MachineRecord
 from .operations import Captured, CommandResult, read_bytes, run_command, shell, upload
 from .paths import WORKSPACE
@@ -47,5 +48,6 @@ __all__ = [
     "read_bytes",
     "run_command",
     "shell",
+    "unknown_handle",
     "upload",
 ]

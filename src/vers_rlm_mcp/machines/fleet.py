@@ -15,7 +15,7 @@ from .base import INTENT
 from .handles import NAMED_HANDLES, unknown_handle
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 
     from .base import Backend, Commit, Machine, MachineInfo, MachineSpec
     from .ledger import Ledger, MachineRecord
@@ -149,6 +149,11 @@ class Fleet:
             return commits
         own = self._own_commits()
         return [commit for commit in commits if commit.id in own]
+
+    def checkpoints(self) -> Set[str]:
+        """The commits that runs made to go on from: too many to be listed with the others."""
+        records = self.ledger.commits(self.backend.name)
+        return {record.id for record in records if record.step is not None}
 
     async def keep(self, machine_id: str) -> None:
         """Let a machine outlive its run and this server. Raises `UnknownHandle`."""

@@ -17,7 +17,7 @@ def unknown_handle(kind: str, handle: str, valid: Sequence[str]) -> UnknownHandl
     """The error for an id nobody knows, naming the newest valid ones.
 
     Args:
-        kind: What was looked for: ``machine`` or ``commit``.
+        kind: What was looked for: ``machine``, ``commit`` or ``run``.
         handle: The id that is not known.
         valid: The ids that are, oldest first.
     """

@@ -5,21 +5,27 @@ from __future__ import annotations
 from .budget import MAX_ITERATIONS, MAX_SUB_CALLS, Budget, Limits
 from .engine import run
 from .events import (
+    CellFinished,
     CellOutput,
     CellStarted,
+    CheckpointMade,
     ChildChosen,
     ChildFinished,
     ChildStarted,
     CommitMade,
+    Diverged,
     Event,
     Feedback,
     InChild,
     MachineDeleted,
     MachineMade,
+    MachineRecovered,
     MachineSwitched,
     ModelAsked,
     ModelReplied,
     RunFinished,
+    RunReplayed,
+    RunResumed,
     RunStarted,
     StepFinished,
     SubCallFinished,
@@ -50,7 +56,7 @@ from .protocol import (
 )
 from .signature import Checked, Field, Signature
 from .task import Branch, InputFile, InputVariable, MachineFacts, Task, describe, preview
-from .transcript import OUTPUT_CHARS, PREVIEW_CHARS, truncate
+from .transcript import OUTPUT_CHARS, PREVIEW_CHARS, fingerprint, truncate
 
 __all__ = [
     "FUNCTIONS",
@@ -62,14 +68,17 @@ __all__ = [
     "Branch",
     "Budget",
     "CallModel",
+    "CellFinished",
     "CellOutput",
     "CellReply",
     "CellStarted",
     "Checked",
+    "CheckpointMade",
     "ChildChosen",
     "ChildFinished",
     "ChildStarted",
     "CommitMade",
+    "Diverged",
     "Emit",
     "Event",
     "Feedback",
@@ -82,6 +91,7 @@ __all__ = [
     "MachineDeleted",
     "MachineFacts",
     "MachineMade",
+    "MachineRecovered",
     "MachineSwitched",
     "ModelAsked",
     "ModelFailure",
@@ -94,6 +104,8 @@ __all__ = [
     "Run",
     "RunCell",
     "RunFinished",
+    "RunReplayed",
+    "RunResumed",
     "RunStarted",
     "Signature",
     "Step",
@@ -107,6 +119,7 @@ __all__ = [
     "Verified",
     "Verify",
     "describe",
+    "fingerprint",
     "narrate",
     "plain_prompt",
     "preview",

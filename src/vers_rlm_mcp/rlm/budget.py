@@ -15,6 +15,8 @@ from vers_rlm_mcp.errors import BudgetExceeded
 from vers_rlm_mcp.messages import Usage
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pydantic import JsonValue
 
 MAX_ITERATIONS = 20
@@ -53,6 +55,8 @@ _NOUNS = {
     "machine_seconds": "machine-seconds",
     "branch_steps": "steps of branches and recursive queries",
 }
+_COUNTED = ("iterations", "sub_calls", "branch_steps")
+_TIMED = ("seconds", "machine_seconds")
 _ADVICE = {
     "iterations": "Hand in what there is.",
     "sub_calls": "Put more text into each call, count and filter in code, or call FINAL with what "
@@ -69,15 +73,29 @@ class Budget:
     Not for use from several threads.
     """
 
-    def __init__(self, limits: Limits, *, now: float, parent: Budget | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        now: float,
+        parent: Budget | None = None,
+        usage: Usage | None = None,
+        used: Mapping[str, float] | None = None,
+    ) -> None:
+        """A budget that nothing is used of, or `usage` and what `used` told."""
+        used = used or {}
         self.limits = limits
-        self.usage = Usage()
+        self.usage = usage or Usage()
         """What calls to models have consumed; `usd` is None once a price was unknown."""
-        self._started = now
+        self._started = now - used.get("seconds", 0.0)
         self._parent = parent
-        self._counts = {"iterations": 0, "sub_calls": 0, "machines": 0, "branch_steps": 0}
-        self._machine_seconds = 0.0
+        self._counts = {kind: int(used.get(kind, 0)) for kind in _COUNTED} | {"machines": 0}
+        self._machine_seconds = used.get("machine_seconds", 0.0)
         self._counted_at = now
+
+    def used(self, now: float) -> dict[str, float]:
+        """What is used of what does not come back, for going on later; `usage` goes apart."""
+        return {kind: self._used(kind, now) or 0 for kind in (*_COUNTED, *_TIMED)}
 
     def reserve_iteration(self, now: float) -> None:
         """Count one iteration of the model that writes the code. Raises `BudgetExceeded`."""
@@ -109,10 +127,15 @@ class Budget:
         """Calls of sub-models that were reserved."""
         return self._counts["sub_calls"]
 
-    def settle(self, usage: Usage) -> None:
-        """Add what a call to a model consumed. Never raises: it is spent already."""
+    def settle(self, usage: Usage, *, recorded: bool = False) -> None:
+        """Add what a call to a model consumed. Never raises: it is spent already.
+
+        The first budget of all starts with the usage of every reply on record, so that one of
+        these (`recorded`) that is used again counts for children only.
+        """
         for budget in self._line():
-            budget.usage += usage
+            if budget._parent or not recorded:
+                budget.usage += usage
 
     def check(self, now: float) -> None:
         """Raise `BudgetExceeded` when tokens, money or time are used up, here or in a parent."""

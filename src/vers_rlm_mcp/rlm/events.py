@@ -7,10 +7,12 @@ world. Events hold no time of day: whoever records them adds it.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pydantic import JsonValue
 
     from vers_rlm_mcp.messages import Usage
@@ -40,6 +42,32 @@ class RunStarted(Event):
     model: str
     sub_model: str
     max_steps: int
+    task: Mapping[str, JsonValue] = field(default_factory=dict[str, "JsonValue"])
+    """What `Task.from_json` reads."""
+    options: Mapping[str, JsonValue] = field(default_factory=dict[str, "JsonValue"])
+    """What else was asked of the run."""
+    inputs: Mapping[str, JsonValue] | None = None
+    """None where they are too large, or come from files."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResumed(Event):
+    """A run goes on from a checkpoint; what was recorded after that step does not count."""
+
+    run_id: str
+    step: int
+    model: str
+    sub_model: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunReplayed(Event):
+    """This run performs another one again, with the replies that were recorded of it."""
+
+    origin: str
+    """The other run."""
+    live_from: int | None
+    """The step from which models are asked again; None never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +89,11 @@ class ModelReplied(Event):
     text: str
     usage: Usage
     seconds: float
+    stop_reason: str = "end"
+    request: str = ""
+    """The `fingerprint` of what was asked, the model's name included."""
+    recorded: bool = False
+    """Whether the reply was on record, so that nobody was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +110,29 @@ class CellOutput(Event):
 
     step: int
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CellFinished(Event):
+    """How a cell ended: what the engine is told of it, word for word."""
+
+    step: int
+    status: str
+    output: str
+    error: str | None
+    final: Mapping[str, JsonValue] | None
+    """``args`` and ``kwargs`` of a call of ``FINAL``."""
+    seconds: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Diverged(Event):
+    """A cell or check that was performed again came out otherwise than it is on record."""
+
+    step: int
+    what: str
+    """Which part differs, and how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +164,9 @@ class SubCallFinished(Event):
     usage: Usage
     seconds: float
     error: str | None = None
+    request: str = ""
+    recorded: bool = False
+    """As of `ModelReplied`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +260,42 @@ class CommitMade(Event):
     commit_id: str
     machine_id: str
     fidelity: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointMade(Event):
+    """The run can go on from here: the end of a step, or of the set-up (step 0)."""
+
+    step: int
+    commit_id: str
+    """Of the machine with the run's kernel."""
+    machine_id: str
+    current_commit_id: str | None
+    """Of the current machine, where that is another one."""
+    current_id: str
+    messages: int
+    """How long the conversation was, and its `fingerprint`; 0 and empty when it was over."""
+    fingerprint: str
+    used: Mapping[str, float]
+    """What `Budget.used` told."""
+    children: int
+    """How many conversations the run had started."""
+    not_carried: tuple[str, ...]
+    """Whole sentences on variables that are not in it."""
+    seconds: float
+    """What making it took."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRecovered(Event):
+    """A cell had broken the run's machine, which was put back to a checkpoint."""
+
+    step: int
+    why: str
+    lost_id: str
+    machine_id: str
+    checkpoint: int
+    """The step at whose end it was made."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,18 @@ from .events import (
     ChildFinished,
     ChildStarted,
     CommitMade,
+    Diverged,
     Event,
     Feedback,
     InChild,
     MachineDeleted,
     MachineMade,
+    MachineRecovered,
     MachineSwitched,
     ModelAsked,
     RunFinished,
+    RunReplayed,
+    RunResumed,
     RunStarted,
     StepFinished,
     SubCallFinished,
@@ -45,6 +49,29 @@ def narrate(event: Event) -> str | None:
 @narrate.register
 def _(event: RunStarted) -> str:
     return f"🧠 Run {event.run_id} starts: {event.signature}"
+
+
+@narrate.register
+def _(event: RunResumed) -> str:
+    return f"🧠 Run {event.run_id} goes on after step {event.step}"
+
+
+@narrate.register
+def _(event: RunReplayed) -> str:
+    return f"📼 Replaying {event.origin}"
+
+
+@narrate.register
+def _(event: Diverged) -> str:
+    return f"≠ Step {event.step} came out otherwise: {cut(event.what, _OUTPUT_CHARS)}"
+
+
+@narrate.register
+def _(event: MachineRecovered) -> str:
+    return (
+        f"🩹 The machine is put back to the end of step {event.checkpoint} → {event.machine_id}: "
+        f"{event.why}"
+    )
 
 
 @narrate.register

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from vers_rlm_mcp.errors import InputError
 
 from .budget import MAX_ITERATIONS, MAX_SUB_CALLS
+from .signature import Signature
 from .transcript import PREVIEW_CHARS, truncate
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from vers_rlm_mcp.messages import Message
-
-    from .signature import Signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +85,29 @@ class Task:
     """A shell command that accepts outputs by its exit code 0; it gets them as JSON."""
     branch: Branch | None = None
     """Set when this conversation goes on from a copy of another."""
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """The task of a run's own conversation, for `from_json`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "branch"}
+        return {
+            **values,
+            "signature": str(self.signature),
+            "inputs": [asdict(each) for each in self.inputs],
+            "files": [asdict(each) for each in self.files],
+            "machine": asdict(self.machine),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Task:
+        """What `to_json` made. Raises `KeyError`, `TypeError` or `InputError` for anything else."""
+        machine: dict[str, Any] = {**values["machine"], "notes": tuple(values["machine"]["notes"])}
+        parts: dict[str, Any] = {
+            "signature": Signature.parse(values["signature"]),
+            "inputs": tuple(InputVariable(**each) for each in values["inputs"]),
+            "files": tuple(InputFile(**each) for each in values["files"]),
+            "machine": MachineFacts(**machine),
+        }
+        return cls(**{**values, **parts})
 
     def __post_init__(self) -> None:
         if self.max_iterations < 1:

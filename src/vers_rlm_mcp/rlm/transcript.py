@@ -6,6 +6,7 @@ and the provider's prompt cache is hit.
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 from vers_rlm_mcp.messages import Message
@@ -42,6 +43,16 @@ class Transcript:
     def tell(self, text: str) -> None:
         """Append what the model is told."""
         self._messages.append(Message("user", _sendable(text)))
+
+
+def fingerprint(messages: Sequence[Message], model: str = "") -> str:
+    """The SHA-256 of a conversation, or of a request to a model of this name, in hex."""
+    digest = hashlib.sha256(model.encode())
+    for message in messages:
+        content = message.content.encode("utf-8", "surrogatepass")
+        digest.update(f"\n{message.role} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def _sendable(text: str) -> str:

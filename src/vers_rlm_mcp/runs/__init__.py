@@ -5,32 +5,50 @@ Knows models, kernels, machines and the engine; knows nothing of MCP or of termi
 
 from __future__ import annotations
 
+from .again import Changes, Replay, replay, resume
 from .backends import Choice, choose_backend, examine_backend
 from .calls import lost_variables, not_carried, run_cell
 from .differences import compare
 from .driver import check_request, run
 from .files import opened_files
 from .fleets import Item, inventory, open_fleet
+from .history import RunSummary, prune, summaries
+from .lineage import Node, drawn, fleet_lineage, run_lineage
+from .past import recall
+from .record import Records
 from .request import RunRequest, RunResult
 from .workbench import Branches, Snapshot, Workbench
 
 __all__ = [
     "Branches",
+    "Changes",
     "Choice",
     "Item",
+    "Node",
+    "Records",
+    "Replay",
     "RunRequest",
     "RunResult",
+    "RunSummary",
     "Snapshot",
     "Workbench",
     "check_request",
     "choose_backend",
     "compare",
+    "drawn",
     "examine_backend",
+    "fleet_lineage",
     "inventory",
     "lost_variables",
     "not_carried",
     "open_fleet",
     "opened_files",
+    "prune",
+    "recall",
+    "replay",
+    "resume",
     "run",
     "run_cell",
+    "run_lineage",
+    "summaries",
 ]

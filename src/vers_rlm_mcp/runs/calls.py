@@ -70,6 +70,10 @@ class MachineCalls:
             )
             raise UsageError(f"{call.name}() was called wrongly: {faults}.") from None
 
+    def note(self, sentences: Sequence[str]) -> None:
+        """Have the model told something with the next cell's result."""
+        self._notes += sentences
+
     def take_notes(self) -> Sequence[str]:
         """What the model should know of the calls since the last time, in whole sentences."""
         notes, self._notes = self._notes, []

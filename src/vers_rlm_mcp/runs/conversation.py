@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict, replace
 from math import inf
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,10 +25,11 @@ from .calls import lost_variables
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vers_rlm_mcp.kernel import HostCall, Json
+    from vers_rlm_mcp.kernel import CellResult, HostCall, Json
     from vers_rlm_mcp.machines import CommandResult
 
-    from .tree import Tree
+    from .checkpoints import Checkpoints
+    from .tree import Answer, Tree
     from .workbench import Workbench
 
 OUTPUT_PIECES = 5_000
@@ -38,12 +40,22 @@ CHECK_OUTPUT = 64 * 1024
 """Bytes of a check's output that are kept; the model is shown less."""
 
 
+LAST_CHECKPOINT_SECONDS = 30.0
+"""What the checkpoint at the end of a run may add to it."""
+
+SHOWN = 300
+"""Characters of either side of a difference that are shown."""
+
+
 class CellCalls(Protocol):
     """Answers the calls that cells make."""
 
     async def __call__(self, call: HostCall) -> Json:
         """Answer one call; see `kernel.Handler`."""
         ...
+
+    children: int
+    """How many conversations they have started."""
 
     def begin(self, asked: rlm.RunCell) -> None:
         """A cell starts."""
@@ -63,34 +75,45 @@ class Conversation:
         budget: What it may use.
         calls: Answers its cells.
         path: Its place in the run's tree; empty for the run's own conversation.
+        checkpoints: Those of the run, for its own conversation.
     """
 
     def __init__(
-        self, tree: Tree, bench: Workbench, budget: rlm.Budget, calls: CellCalls, path: str = ""
+        self,
+        tree: Tree,
+        bench: Workbench,
+        budget: rlm.Budget,
+        calls: CellCalls,
+        path: str = "",
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self._tree = tree
         self._bench = bench
         self._budget = budget
         self._calls = calls
         self._path = path
+        self._checkpoints = checkpoints
         self._publish = tree.publisher(path)
         self._output: list[str] = []
         """What the cell under way has printed, in pieces; the kernel's limit bounds it."""
 
-    async def drive(self, task: rlm.Task) -> rlm.Outcome:
-        """Answer the engine until it has the outcome.
+    async def drive(self, task: rlm.Task, replies: Sequence[rlm.Reply] = ()) -> rlm.Outcome:
+        """Answer the engine until it has the outcome; one that goes on, first with `replies`.
 
         Raises:
             ModelUnavailable: The run's first call showed that the model cannot be used.
         """
         engine = rlm.run(task)
-        reply: rlm.Reply = None
-        while True:
-            try:
-                asked = engine.send(reply)
-            except StopIteration as stop:
-                return stop.value
-            reply = await self._answer(asked)
+        try:
+            asked = recalled(engine, replies)
+            while True:
+                asked = engine.send(await self._answer(asked))
+        except StopIteration as stop:
+            outcome: rlm.Outcome = stop.value
+        if self._checkpoints and outcome.status != "partial":
+            with anyio.move_on_after(LAST_CHECKPOINT_SECONDS):
+                await self._checkpoints.after(len(outcome.steps), (), self._calls.children)
+        return outcome
 
     async def _answer(self, asked: rlm.Request) -> rlm.Reply:
         """Perform one request; running out of time or budget stops the conversation."""
@@ -118,21 +141,85 @@ class Conversation:
             self._budget.check(time.monotonic())
         self._publish(rlm.ModelAsked(asked.step, asked.purpose, len(asked.messages)))
         started = time.monotonic()
-        try:
-            reply = await self._tree.model.complete(asked.messages)
-        except ModelError as error:
+        answer = await self._ask(asked)
+        if isinstance(answer, ModelError):
             # At the run's first step nothing is lost, and the user has to change something.
-            if asked.step == 1 and not self._path and isinstance(error, ModelUnavailable):
-                raise
-            return rlm.ModelFailure(str(error))
-        self._budget.settle(reply.usage)
-        seconds = time.monotonic() - started
-        self._publish(rlm.ModelReplied(asked.step, asked.purpose, reply.text, reply.usage, seconds))
+            if asked.step == 1 and not self._path and isinstance(answer, ModelUnavailable):
+                raise answer
+            return rlm.ModelFailure(str(answer))
+        reply = answer.completion
+        self._budget.settle(reply.usage, recorded=answer.recorded)
+        self._publish(
+            rlm.ModelReplied(
+                asked.step,
+                asked.purpose,
+                reply.text,
+                reply.usage,
+                time.monotonic() - started,
+                reply.stop_reason,
+                answer.request,
+                answer.recorded,
+            )
+        )
         return rlm.ModelReply(reply.text, reply.usage, reply.stop_reason)
 
+    async def _ask(self, asked: rlm.CallModel) -> Answer | ModelError:
+        """Ask the model; while it thinks, the checkpoint of the step before is made."""
+        answer: Answer | ModelError | None = None
+        async with anyio.create_task_group() as tasks:
+            if self._checkpoints:
+                done = asked.step - (asked.purpose == "step")
+                tasks.start_soon(
+                    self._checkpoints.after, done, asked.messages, self._calls.children
+                )
+            try:
+                answer = await self._tree.ask(asked, self._path)
+            except ModelError as error:
+                answer = error
+        assert answer  # a task group that is cancelled raises
+        return answer
+
     async def _run_cell(self, asked: rlm.RunCell) -> rlm.CellReply:
+        if self._checkpoints:
+            await self._checkpoints.before(asked, self._calls.children)
         self._publish(rlm.CellStarted(asked.step, asked.code))
         self._calls.begin(asked)
+        try:
+            result = await self._in_kernel(asked)
+        except (KernelError, MachineError) as error:
+            notes = await self._recover(asked.step, str(error))
+            if notes is None:
+                raise
+            reply = rlm.CellReply("died", "".join(self._output), str(error), notes=notes)
+        else:
+            lost = result.status == "died" or result.lost
+            notes = await self._recover(asked.step, result.error or "") if lost else None
+            final = result.final and rlm.FinalCall(result.final.args, result.final.kwargs)
+            reply = rlm.CellReply(
+                result.status,
+                result.output,
+                result.error,
+                final,
+                result.seconds,
+                tuple(lost_variables(result)) if notes is None else notes,
+            )
+        self._output.clear()
+        reply = self._compared(asked, reply)
+        final = reply.final and asdict(reply.final)
+        self._publish(
+            rlm.CellFinished(
+                asked.step,
+                reply.status,
+                reply.output,
+                reply.error,
+                final,
+                reply.seconds,
+                reply.notes,
+            )
+        )
+        return reply
+
+    async def _in_kernel(self, asked: rlm.RunCell) -> CellResult:
         kernel = self._bench.home
         assert kernel
 
@@ -141,22 +228,28 @@ class Conversation:
             if len(self._output) <= OUTPUT_PIECES:
                 self._publish(rlm.CellOutput(asked.step, text))
 
-        result = await kernel.run(
+        return await kernel.run(
             asked.code,
             timeout=self._tree.settings.cell_timeout,
             handler=self._calls,
             on_output=publish,
         )
-        self._output.clear()
-        final = result.final and rlm.FinalCall(result.final.args, result.final.kwargs)
-        return rlm.CellReply(
-            result.status,
-            result.output,
-            result.error,
-            final,
-            result.seconds,
-            (*lost_variables(result), *self._calls.take_notes(), *self._running_low()),
-        )
+
+    async def _recover(self, step: int, why: str) -> tuple[str, ...] | None:
+        return await self._checkpoints.recover(step, why) if self._checkpoints else None
+
+    def _compared(self, asked: rlm.RunCell, reply: rlm.CellReply) -> rlm.CellReply:
+        """The reply that is on record, where this one is no other, so that requests stay the same.
+
+        It may have taken another time, and what was left of the budget may have been more.
+        """
+        known = self._tree.past.cell(self._path, asked.step, asked.code)
+        difference = known and _difference(known, reply)
+        if known and not difference:
+            return known
+        if difference:
+            self._publish(rlm.Diverged(asked.step, difference))
+        return replace(reply, notes=(*reply.notes, *self._calls.take_notes(), *self._running_low()))
 
     async def _verify(self, asked: rlm.Verify) -> rlm.Verdict:
         """Run the check in a copy of the current machine, which is deleted then."""
@@ -171,6 +264,11 @@ class Conversation:
             )
         accepted = result.status is not None and result.status.ok
         verdict = rlm.Verdict(accepted, _described(result))
+        known = self._tree.past.verdict(self._path, asked.step)
+        if known and known.accepted == accepted:
+            verdict = known  # what it printed may tell the time
+        elif known:
+            self._publish(rlm.Diverged(asked.step, f"the check said: {verdict.output}"))
         seconds = time.monotonic() - started
         self._publish(rlm.Verified(asked.step, asked.command, accepted, verdict.output, seconds))
         return verdict
@@ -183,6 +281,30 @@ class Conversation:
         """The end of the conversation's time, on the event loop's clock."""
         left = self._budget.seconds_left(time.monotonic())
         return anyio.current_time() + (inf if left is None else left)
+
+
+def recalled(engine: rlm.Run, replies: Sequence[rlm.Reply]) -> rlm.Request:
+    """Tell a new engine what it was told before, and return what it asks then.
+
+    Raises `StopIteration` when that was the end, and `TypeError` when the replies do not fit.
+    """
+    asked = next(engine)
+    for reply in replies:
+        while isinstance(asked, rlm.Emit):
+            asked = engine.send(None)
+        asked = engine.send(reply)
+    while replies and isinstance(asked, rlm.Emit):
+        asked = engine.send(None)
+    return asked
+
+
+def _difference(known: rlm.CellReply, reply: rlm.CellReply) -> str | None:
+    """In what two replies differ that the model can see, but for time and budget."""
+    for part in ("status", "error", "output", "final"):
+        before, now = getattr(known, part), getattr(reply, part)
+        if before != now:
+            return f"its {part} was {before!r:.{SHOWN}}, and is {now!r:.{SHOWN}}"
+    return None
 
 
 def _described(result: CommandResult) -> str:

@@ -6,28 +6,28 @@ its machines are gone afterwards, but for the one that was to be kept.
 
 from __future__ import annotations
 
-import secrets
 import time
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
 
 from vers_rlm_mcp import rlm
-from vers_rlm_mcp.errors import KernelError, MachineError, UsageError
+from vers_rlm_mcp.errors import KernelError, MachineError, UnknownHandle, UsageError
 
 from .calls import not_carried
+from .checkpoints import Checkpoints, restore
 from .conversation import Conversation
-from .inputs import bring_in, check_inputs
-from .record import Journal
+from .history import prune_checkpoints
+from .inputs import bring_in, check_inputs, recordable
+from .record import Journal, Records
 from .request import RunRequest, RunResult, check_limits, check_prices, limits
 from .run_calls import RunCalls
 from .tree import Tree
 from .workbench import Workbench
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
     from pydantic import JsonValue
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.machines import Fleet, Machine, MachineSpec
     from vers_rlm_mcp.models import Model
     from vers_rlm_mcp.settings import Settings
+
+    from .past import Checkpoint
 
 LET_GO_SECONDS = 2.0
 """What closing connections to kernels may take; deleting the machines ends them anyway."""
@@ -63,17 +65,30 @@ async def run(
     """
     signature, inputs = check_request(request)
     check_prices(limits(request, settings), (model, sub_model))
-    run_id = f"run-{secrets.token_hex(8)}"
-    with Journal(settings.state_dir / "runs" / run_id) as journal:
+    with Journal(Records.seen_by(fleet, settings).new()) as journal:
+        publish = publisher(journal, on_event)
+        tree = Tree(journal.run_id, model, sub_model, settings, publish, request.max_depth)
+        driver = Driver(request, fleet, tree)
+        result = await driver.perform(lambda: driver.begin(signature, inputs))
+        return with_problems(result, journal)
 
-        def publish(event: rlm.Event) -> None:
-            journal.append(event.to_json())
-            on_event(event)
 
-        driver = _Driver(run_id, request, fleet, model, sub_model, settings, publish)
-        result = await driver.perform(signature, inputs)
-        problems = (journal.problem,) if journal.problem else ()
-        return replace(result, warnings=(*result.warnings, *problems))
+def publisher(
+    journal: Journal, on_event: Callable[[rlm.Event], None]
+) -> Callable[[rlm.Event], None]:
+    """Where a run's events go: first into its journal."""
+
+    def publish(event: rlm.Event) -> None:
+        journal.append(event.to_json())
+        on_event(event)
+
+    return publish
+
+
+def with_problems(result: RunResult, journal: Journal) -> RunResult:
+    """The result, with what went wrong with the journal."""
+    problems = (journal.problem,) if journal.problem else ()
+    return replace(result, warnings=(*result.warnings, *problems))
 
 
 def check_request(
@@ -92,52 +107,70 @@ def check_request(
     return signature, check_inputs(signature, request.inputs, request.files)
 
 
-class _Driver:
-    """One run under way."""
+class Driver:
+    """One run under way.
+
+    Args:
+        request: What is asked of it.
+        fleet: Where its machines come from.
+        tree: What its conversations share.
+        last: The checkpoint that it goes on from, if it does.
+    """
 
     def __init__(
-        self,
-        run_id: str,
-        request: RunRequest,
-        fleet: Fleet,
-        model: Model,
-        sub_model: Model,
-        settings: Settings,
-        publish: Callable[[rlm.Event], None],
+        self, request: RunRequest, fleet: Fleet, tree: Tree, last: Checkpoint | None = None
     ) -> None:
-        self._id = run_id
         self._request = request
         self._fleet = fleet
-        self._settings = settings
-        self._publish = publish
-        self._tree = Tree(run_id, model, sub_model, settings, publish, request.max_depth)
-        self._limits = limits(request, settings)
+        self._tree = tree
+        self._last = last
+        self._limits = limits(request, tree.settings)
         self._started = time.monotonic()
-        self._budget = rlm.Budget(self._limits, now=self._started)
-        self._bench = Workbench(fleet, settings, run=run_id, on_event=publish)
-        self._calls = RunCalls(self._tree, self._bench, self._budget)
+        self._budget = rlm.Budget(
+            self._limits,
+            now=self._started,
+            usage=tree.past.usage if last else None,
+            used=last and last.used,
+        )
+        self._bench = Workbench(fleet, tree.settings, run=tree.run_id, on_event=tree.publish)
+        self._calls = RunCalls(
+            tree, self._bench, self._budget, children=last.children if last else 0
+        )
+        self._checkpoints = Checkpoints(
+            tree.settings, self._bench, self._budget, tree.publish, last
+        )
         self._warnings: list[str] = []
-        self._home = ExitStack()
-        """Holds the kernel for this run alone."""
 
     async def perform(
-        self, signature: rlm.Signature, inputs: Mapping[str, JsonValue | Path]
+        self, begin: Callable[[], Awaitable[rlm.Task]], replies: Sequence[rlm.Reply] = ()
     ) -> RunResult:
-        """The whole run, clean-up included."""
+        """The whole run, clean-up included.
+
+        Args:
+            begin: Gets machine, kernel and inputs ready.
+            replies: What its engine was told before, where it goes on.
+        """
         try:
             try:
-                task = await self._set_up(signature, inputs)
-                conversation = Conversation(self._tree, self._bench, self._budget, self._calls)
-                outcome = await conversation.drive(task)
+                self._calls.task = task = await self._set_up(begin)
+                conversation = Conversation(
+                    self._tree,
+                    self._bench,
+                    self._budget,
+                    self._calls,
+                    checkpoints=self._checkpoints,
+                )
+                outcome = await conversation.drive(task, replies)
                 machine, kept = await self._keep()
             finally:
-                with self._home:
-                    await self._clean_up()
+                await self._clean_up()
         except BaseException as error:
-            self._publish(self._broken_off(error))
+            self._tree.publish(self._broken_off(error))
             raise
+        if self._checkpoints.problem:
+            self._warnings.append(self._checkpoints.problem)
         result = RunResult(
-            self._id,
+            self._tree.run_id,
             outcome.status,
             outcome.outputs,
             outcome.steps,
@@ -154,23 +187,14 @@ class _Driver:
             self._request.verify if outcome.verified else None,
             tuple(self._warnings),
         )
-        self._publish(_finished(result))
+        self._tree.publish(_finished(result))
+        await prune_checkpoints(self._fleet, Records.seen_by(self._fleet, self._tree.settings))
         return result
 
-    async def _set_up(
+    async def begin(
         self, signature: rlm.Signature, inputs: Mapping[str, JsonValue | Path]
     ) -> rlm.Task:
-        """Get machine, kernel and inputs ready, within the run's time."""
-        with anyio.move_on_after(self._limits.seconds):
-            return await self._get_ready(signature, inputs)
-        raise MachineError(
-            f"Getting the machine and the inputs ready took longer than the run's limit of "
-            f"{self._limits.seconds:g} s. Allow the run more seconds, or give it less to carry."
-        )
-
-    async def _get_ready(
-        self, signature: rlm.Signature, inputs: Mapping[str, JsonValue | Path]
-    ) -> rlm.Task:
+        """Get the machine that is asked for, its kernel and the inputs ready."""
         request = self._request
         if request.machine_id:
             await self._bench.switch(request.machine_id)
@@ -178,20 +202,9 @@ class _Driver:
             self._budget.reserve_machines(1, self._started)
             await self._bench.create(request.spec)
         machine = await self._bench.machine()
-        self._home.enter_context(self._bench.using_kernel(machine.id))
-        kernel = self._bench.home = await self._bench.kernel()
+        kernel = await self._bench.move_in(machine.id)
         variables, files = await bring_in(machine, kernel, inputs, request.files)
-        self._publish(
-            rlm.RunStarted(
-                self._id,
-                str(signature),
-                machine.id,
-                self._tree.model.name,
-                self._tree.sub_model.name,
-                request.max_iterations,
-            )
-        )
-        facts = _facts(machine, (await machine.info()).spec, self._settings)
+        facts = _facts(machine, (await machine.info()).spec, self._tree.settings)
         task = rlm.Task(
             signature,
             variables,
@@ -202,8 +215,45 @@ class _Driver:
             request.max_llm_calls,
             request.verify,
         )
-        self._calls.task = task
+        self.announce(task, recordable(inputs) if not request.files else None)
         return task
+
+    async def begin_at(self, checkpoint: Checkpoint, task: rlm.Task) -> rlm.Task:
+        """Get the machines of a checkpoint ready, of this run or of another."""
+        self._budget.reserve_machines(1 + bool(checkpoint.current_commit_id), self._started)
+        try:
+            self._calls.note(await restore(self._bench, checkpoint))
+        except UnknownHandle as error:
+            raise UsageError(
+                f"The checkpoint at step {checkpoint.step} was deleted meanwhile: {error}"
+            ) from error
+        return task
+
+    def announce(self, task: rlm.Task, inputs: Mapping[str, JsonValue] | None = None) -> None:
+        """Publish that a run begins."""
+        assert self._bench.home_id
+        self._tree.publish(
+            rlm.RunStarted(
+                self._tree.run_id,
+                str(task.signature),
+                self._bench.home_id,
+                self._tree.model.name,
+                self._tree.sub_model.name,
+                task.max_iterations,
+                task.to_json(),
+                self._request.options(),
+                inputs,
+            )
+        )
+
+    async def _set_up(self, begin: Callable[[], Awaitable[rlm.Task]]) -> rlm.Task:
+        """Get machine, kernel and inputs ready, within the run's time."""
+        with anyio.move_on_after(self._limits.seconds):
+            return await begin()
+        raise MachineError(
+            f"Getting the machine and the inputs ready took longer than the run's limit of "
+            f"{self._limits.seconds:g} s. Allow the run more seconds, or give it less to carry."
+        )
 
     async def _keep(self) -> tuple[Machine, bool]:
         """The machine that is current at the end, and whether it will still be there."""
@@ -226,7 +276,8 @@ class _Driver:
     async def _clean_up(self) -> None:
         with anyio.move_on_after(LET_GO_SECONDS, shield=True):
             await self._bench.aclose()
-        self._warnings += await self._fleet.release_run(self._id)  # shielded and bounded by itself
+        # This is shielded and bounded by itself.
+        self._warnings += await self._fleet.release_run(self._tree.run_id)
 
     def _seconds(self) -> float:
         return time.monotonic() - self._started
@@ -234,7 +285,7 @@ class _Driver:
     def _broken_off(self, error: BaseException) -> rlm.RunFinished:
         cancelled = isinstance(error, anyio.get_cancelled_exc_class())
         return rlm.RunFinished(
-            self._id,
+            self._tree.run_id,
             "cancelled" if cancelled else "failed",
             {},
             "The run was cancelled." if cancelled else str(error),

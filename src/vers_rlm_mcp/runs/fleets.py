@@ -58,7 +58,7 @@ class Item:
 
 
 async def inventory(fleet: Fleet) -> Sequence[Item]:
-    """Every machine and commit of a backend, machines first, each oldest first."""
+    """Every machine and commit but for checkpoints of runs, machines first, each oldest first."""
     backend, ledger = fleet.backend.name, fleet.ledger
     machines = {record.machine_id: record for record in ledger.machines(backend)}
     commits = {record.id: record for record in ledger.commits(backend)}
@@ -68,7 +68,10 @@ async def inventory(fleet: Fleet) -> Sequence[Item]:
         state = "running" if info.running else "stopped"
         state += ", kept" if record and record.kept else ""
         items.append(Item(info.id, state, info.created_at, info.parent, record and record.run))
+    checkpoints = fleet.checkpoints()
     for commit in await fleet.commits():
+        if commit.id in checkpoints:
+            continue
         record = commits.get(commit.id)
         items.append(
             Item(commit.id, "commit", commit.created_at, commit.machine_id, record and record.run)

@@ -25,6 +25,9 @@ FILES = "/workspace/files"
 INPUTS = "/workspace/.vers-rlm/inputs"
 """Where inputs are handed to the kernel."""
 
+RECORDED_CHARS = 1024 * 1024
+"""Characters of all inputs together that go into a run's record; checkpoints have the others."""
+
 PREVIEW_BYTES = 4 * rlm.PREVIEW_CHARS
 """Enough bytes from either end of a file for a whole preview, at most 4 for a character."""
 
@@ -50,6 +53,15 @@ def check_inputs(
             raise
         raise InputError(f"{error} (A file can be the value of an input of type str.)") from error
     return {**checked, **from_files}
+
+
+def recordable(inputs: Mapping[str, JsonValue | Path]) -> dict[str, JsonValue] | None:
+    """The inputs as they go into the record; None where that would be too much, or a file's."""
+    values = {name: value for name, value in inputs.items() if not isinstance(value, Path)}
+    texts = sum(len(value) for value in values.values() if isinstance(value, str))
+    if len(values) < len(inputs) or texts > RECORDED_CHARS:
+        return None
+    return values if len(json.dumps(values)) <= RECORDED_CHARS else None
 
 
 async def bring_in(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import JsonValue
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.settings import Settings
 
 N = TypeVar("N", int, float)
+
+OPTIONS = ("machine_id", "keep_machine", "max_depth", "max_seconds", "max_tokens", "max_usd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,22 @@ class RunRequest:
     max_seconds: float | None = None
     max_tokens: int | None = None
     max_usd: float | None = None
+
+    def options(self) -> dict[str, JsonValue]:
+        """What of it the task does not tell, and what may be asked anew of a run that goes on."""
+        return {name: getattr(self, name) for name in OPTIONS}
+
+    @classmethod
+    def of(cls, task: rlm.Task, options: Mapping[str, Any]) -> RunRequest:
+        """The request of which this task and these options came."""
+        return cls(
+            str(task.signature),
+            instructions=task.instructions,
+            max_iterations=task.max_iterations,
+            max_llm_calls=task.max_sub_calls,
+            verify=task.verify,
+            **{name: options[name] for name in OPTIONS if name in options},
+        )
 
 
 @dataclass(frozen=True, slots=True)

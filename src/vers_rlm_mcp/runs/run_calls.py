@@ -13,13 +13,13 @@ from pydantic import Field, JsonValue
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import ModelError, UsageError, VersRlmError
 from vers_rlm_mcp.kernel import Carried
-from vers_rlm_mcp.messages import Message, Usage
+from vers_rlm_mcp.messages import Usage
 from vers_rlm_mcp.models import Completion
 
 from .calls import MAX_BRANCHES, MachineCalls, Seconds, Text, not_carried
 from .conversation import Conversation
 from .inputs import bring_in, check_inputs
-from .tree import Tree
+from .tree import Answer, Tree
 from .workbench import LET_GO_SECONDS, Workbench
 
 Plans = Annotated[list[Text], Field(min_length=1, max_length=MAX_BRANCHES)]
@@ -100,9 +100,17 @@ class RunCalls(MachineCalls):
         bench: Where the conversation works.
         budget: What it may use.
         path: Its place in the tree.
+        children: How many conversations it has started before, when it goes on.
     """
 
-    def __init__(self, tree: Tree, bench: Workbench, budget: rlm.Budget, path: str = "") -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        bench: Workbench,
+        budget: rlm.Budget,
+        path: str = "",
+        children: int = 0,
+    ) -> None:
         super().__init__(bench)
         self.task: rlm.Task | None = None
         """What the conversation is about, once that is known."""
@@ -112,7 +120,7 @@ class RunCalls(MachineCalls):
         self._publish = tree.publisher(path)
         self._cell = rlm.RunCell(0, "")
         self._sub_calls = 0
-        self._children = 0
+        self.children = children
         self._undecided: dict[str, _Child] = {}
         """Branches among which the cell itself will choose."""
 
@@ -192,20 +200,29 @@ class RunCalls(MachineCalls):
             number, started = self._sub_calls, time.monotonic()
             self._publish(rlm.SubCallStarted(self._cell.step, number, prompt))
             try:
-                reply = await self._tree.sub_model.complete([Message("user", prompt)])
+                answer = await self._tree.ask_sub_model(prompt)
             except ModelError as error:
-                self._answered(number, started, Completion("", Usage()), str(error))
+                nothing = Answer(Completion("", Usage()), "", recorded=False)
+                self._answered(number, started, nothing, str(error))
                 raise
-            self._budget.settle(reply.usage)
-            self._answered(number, started, reply)
-            return reply.text
+            self._budget.settle(answer.completion.usage, recorded=answer.recorded)
+            self._answered(number, started, answer)
+            return answer.completion.text
 
     def _answered(
-        self, number: int, started: float, reply: Completion, error: str | None = None
+        self, number: int, started: float, answer: Answer, error: str | None = None
     ) -> None:
-        seconds = time.monotonic() - started
         self._publish(
-            rlm.SubCallFinished(self._cell.step, number, reply.text, reply.usage, seconds, error)
+            rlm.SubCallFinished(
+                self._cell.step,
+                number,
+                answer.completion.text,
+                answer.completion.usage,
+                time.monotonic() - started,
+                error,
+                answer.request,
+                answer.recorded,
+            )
         )
 
     # Conversations of one's own.
@@ -313,8 +330,8 @@ class RunCalls(MachineCalls):
             made = await self._bench.branch(len(about), carried=carried)
         children: list[_Child] = []
         for text, budget, info in zip(about, budgets, made.machines, strict=True):
-            self._children += 1
-            path = f"{self._path}.{self._children}".lstrip(".")
+            self.children += 1
+            path = f"{self._path}.{self.children}".lstrip(".")
             bench = self._bench.at(info.id, on_event=self._tree.publisher(path))
             children.append(_Child(path, text, info.id, bench, budget))
             self._publish(rlm.ChildStarted(path, kind, info.id, text))
@@ -349,14 +366,13 @@ class RunCalls(MachineCalls):
         calls.task = task
         started = time.monotonic()
         try:
-            with child.bench.using_kernel(child.first_machine):
-                child.bench.home = await child.bench.kernel(child.first_machine)
-                conversation = Conversation(
-                    self._tree, child.bench, child.budget, calls, child.path
-                )
-                child.outcome = await conversation.drive(task)
+            await child.bench.move_in(child.first_machine)
+            conversation = Conversation(self._tree, child.bench, child.budget, calls, child.path)
+            child.outcome = await conversation.drive(task)
         except VersRlmError as error:
             child.error = str(error)
+        finally:
+            child.bench.move_out()
         child.seconds = time.monotonic() - started
 
     def _report(self, child: _Child) -> None:

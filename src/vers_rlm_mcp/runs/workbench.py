@@ -7,7 +7,7 @@ A run has a workbench of its own, a stdio server one for its client.
 from __future__ import annotations
 
 import copy
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 from weakref import WeakKeyDictionary
@@ -81,6 +81,10 @@ class Workbench:
         self.current: str | None = None
         self.home: Kernel | None = None
         """The kernel whose cells act through this; told when the current machine moves."""
+        self.home_id: str | None = None
+        """Its machine."""
+        self._claim = ExitStack()
+        """Holds the home kernel for this workbench alone."""
         self._fleet = fleet
         self._settings = settings
         self._run = run
@@ -110,6 +114,7 @@ class Workbench:
         """A workbench that shares this one's machines, with a current machine of its own."""
         view = copy.copy(self)
         view.current, view.home, view.made = machine_id, None, set()
+        view._claim = ExitStack()
         view._publish = on_event or self._publish
         return view
 
@@ -165,6 +170,28 @@ class Workbench:
         self._publish(rlm.CommitMade(commit.id, machine.id, commit.fidelity))
         return Snapshot(commit, carried)
 
+    async def checkpoint(self, machine_id: str, step: int) -> Snapshot:
+        """Commit a machine of a run at the end of a step, without a word."""
+        machine = await self.machine(machine_id)
+        carried = await self.save_variables(machine)
+        return Snapshot(await self._fleet.snapshot(machine, run=self._run, step=step), carried)
+
+    async def move_in(self, machine_id: str) -> Kernel:
+        """Make the kernel of a machine the one whose cells act through this, and hold it.
+
+        Raises `KernelBusy` when it is at work for somebody else.
+        """
+        self.move_out()
+        self._claim.enter_context(self.using_kernel(machine_id))
+        self.home_id = machine_id
+        self.home = await self.kernel(machine_id)
+        return self.home
+
+    def move_out(self) -> None:
+        """Let others have the home kernel."""
+        self.home = self.home_id = None
+        self._claim.close()
+
     async def branch(
         self,
         count: int = 1,
@@ -193,8 +220,10 @@ class Workbench:
             self.current = None
 
     async def list(self) -> tuple[Sequence[MachineInfo], Sequence[Commit]]:
-        """Every machine and every commit that this workbench may use."""
-        return await self._fleet.list(), await self._fleet.commits()
+        """Every machine and commit that this workbench may use, but for checkpoints of runs."""
+        checkpoints = self._fleet.checkpoints()
+        commits = await self._fleet.commits()
+        return await self._fleet.list(), [each for each in commits if each.id not in checkpoints]
 
     async def exec(
         self,
@@ -284,8 +313,11 @@ class Workbench:
 
     async def aclose(self) -> None:
         """Let go of every kernel and machine. The machines live on; the fleet ends them."""
-        for machine_id in list(self._machines):
-            await self._let_go(machine_id)
+        try:
+            for machine_id in list(self._machines):
+                await self._let_go(machine_id)
+        finally:
+            self.move_out()
 
     @asynccontextmanager
     async def _for_a_moment(self, machine: Machine) -> AsyncGenerator[None]:

@@ -1,0 +1,195 @@
+"""Performing a run that is on record again: going on with it, and replaying it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import inf
+from typing import TYPE_CHECKING
+
+from vers_rlm_mcp import rlm
+from vers_rlm_mcp.errors import UsageError
+
+from .conversation import recalled
+from .driver import Driver, publisher, with_problems
+from .past import Past, recall
+from .record import Journal, Records
+from .request import RunRequest, RunResult, check_limits, check_prices, limits
+from .tree import OnRecord, Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vers_rlm_mcp.machines import Fleet
+    from vers_rlm_mcp.models import Model
+    from vers_rlm_mcp.settings import Settings
+
+    from .past import Checkpoint
+
+ENDED = ("finished", "extracted")
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What is to be otherwise in a run that is performed again. None leaves it as it was."""
+
+    instructions: str | None = None
+    max_iterations: int | None = None
+    max_seconds: float | None = None
+    max_tokens: int | None = None
+    max_usd: float | None = None
+
+    def applied(self, past: Past) -> tuple[rlm.Task, RunRequest]:
+        """The task and the request of a run, with the changes. Raises `UsageError`."""
+        task = past.task
+        task = replace(
+            task,
+            instructions=task.instructions if self.instructions is None else self.instructions,
+            max_iterations=self.max_iterations or task.max_iterations,
+        )
+        given = {"max_seconds": self.max_seconds, "max_tokens": self.max_tokens}
+        given |= {"max_usd": self.max_usd}
+        options = past.options | {name: value for name, value in given.items() if value is not None}
+        request = RunRequest.of(task, options)
+        check_limits(request)
+        return task, request
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What came of performing a run again with the replies that are on record."""
+
+    origin: str
+    result: RunResult
+    differences: Sequence[rlm.Diverged]
+    """Where the world answered differently."""
+    same_outputs: bool
+
+
+async def resume(
+    run_id: str,
+    *,
+    step: int | None = None,
+    changes: Changes | None = None,
+    fleet: Fleet,
+    model: Model,
+    sub_model: Model,
+    settings: Settings,
+    on_event: Callable[[rlm.Event], None] = lambda _: None,
+) -> RunResult:
+    """Go on with a run from the end of a step; without one, from its last checkpoint.
+
+    What was recorded after that step does not count any more, but its replies are used again where
+    the very same is asked, so that nothing is paid for twice. The run's own machine is a new one.
+
+    Raises:
+        UsageError: It cannot go on from there; the message says why and from where it can.
+        MachineError: Its machine could not be restored.
+        ModelUnavailable: The model cannot be used.
+    """
+    directory = Records.seen_by(fleet, settings).of(run_id)
+    with Journal(directory) as journal:
+        past = recall(directory)
+        if step is None and past.finished and past.finished["status"] in ENDED:
+            raise UsageError(
+                f"{run_id} has ended with its outputs. Name the step to go on from, one of: "
+                f"{', '.join(map(str, sorted(past.checkpoints))) or 'none'}."
+            )
+        task, request = (changes or Changes()).applied(past)
+        check_prices(limits(request, settings), (model, sub_model))
+        at = max(past.checkpoints, default=0) if step is None else step
+        checkpoint = past.checkpoint(at) if at or past.checkpoints else None
+        inputs = past.inputs if checkpoint is None else {}
+        replies = past.replies(at)
+        if checkpoint:
+            _check_replies(run_id, task, replies, None if task != past.task else checkpoint)
+        publish = publisher(journal, on_event)
+        tree = Tree(run_id, model, sub_model, settings, publish, request.max_depth, past)
+        driver = Driver(request, fleet, tree, checkpoint)
+
+        async def begin() -> rlm.Task:
+            publish(rlm.RunResumed(run_id, at, model.name, sub_model.name))
+            if checkpoint:
+                return await driver.begin_at(checkpoint, task)
+            return await driver.begin(task.signature, inputs)
+
+        return with_problems(await driver.perform(begin, replies), journal)
+
+
+async def replay(
+    run_id: str,
+    *,
+    live_from: int | None = None,
+    changes: Changes | None = None,
+    fleet: Fleet,
+    models: tuple[Model, Model] | None = None,
+    settings: Settings,
+    on_event: Callable[[rlm.Event], None] = lambda _: None,
+) -> Replay:
+    """Perform a run again as a new one, on a new machine with the same inputs.
+
+    Its models are not asked: what they said is on record. With `models` (a model and a sub-model)
+    they are, after step `live_from`, and before that where a cell asks what it did not ask then.
+
+    Raises:
+        UsageError: It cannot be replayed; the message says why.
+        MachineError: No machine could be made ready.
+    """
+    records = Records.seen_by(fleet, settings)
+    past = recall(records.of(run_id))
+    task, request = (changes or Changes()).applied(past)
+    request = replace(request, machine_id=None)
+    beginning = past.checkpoint(0) if past.checkpoints else None
+    inputs = past.inputs if beginning is None else {}
+    differences: list[rlm.Diverged] = []
+
+    def watch(event: rlm.Event) -> None:
+        if isinstance(event, rlm.Diverged):
+            differences.append(event)
+        on_event(event)
+
+    with Journal(records.new()) as journal:
+        publish = publisher(journal, watch)
+        tree = Tree(
+            journal.run_id,
+            OnRecord(past.model),
+            OnRecord(past.sub_model),
+            settings,
+            publish,
+            request.max_depth,
+            past,
+            live=models,
+            live_from=inf if models is None else (live_from or 0) + 1,
+        )
+        driver = Driver(request, fleet, tree)
+
+        async def begin() -> rlm.Task:
+            if beginning:
+                await driver.begin_at(beginning, task)
+                driver.announce(task)
+            else:
+                await driver.begin(task.signature, inputs)
+            publish(rlm.RunReplayed(run_id, live_from if models else None))
+            return task
+
+        result = with_problems(await driver.perform(begin), journal)
+    outputs = (past.finished or {}).get("outputs")
+    return Replay(run_id, result, differences, dict(result.outputs) == outputs)
+
+
+def _check_replies(
+    run_id: str, task: rlm.Task, replies: Sequence[rlm.Reply], checkpoint: Checkpoint | None
+) -> None:
+    """See that the engine, told all this, stands where it stood. Raises `UsageError`."""
+    try:
+        asked = recalled(rlm.run(task), replies)
+    except StopIteration:
+        return
+    except TypeError as error:
+        raise UsageError(f"The journal of {run_id} is damaged: {error}. Start it anew.") from None
+    if checkpoint is None or not checkpoint.fingerprint or not isinstance(asked, rlm.CallModel):
+        return
+    if rlm.fingerprint(asked.messages) != checkpoint.fingerprint:
+        raise UsageError(
+            f"{run_id} was recorded by another version, whose prompts were not the same. Go on "
+            "with that version, or replay it here."
+        )

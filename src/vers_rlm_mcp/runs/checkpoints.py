@@ -1,0 +1,188 @@
+"""Checkpoints of a run: commits of its machines at the ends of steps, and the way back to them."""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import anyio
+
+from vers_rlm_mcp import rlm
+from vers_rlm_mcp.errors import KernelError, MachineError, UsageError
+
+from .calls import not_carried
+from .past import Checkpoint
+from .workbench import LET_GO_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vers_rlm_mcp.kernel import Carried
+    from vers_rlm_mcp.messages import Message
+    from vers_rlm_mcp.settings import Settings
+
+    from .workbench import Workbench
+
+SHARE = 0.1
+"""The part of a run's time that checkpoints may take when they are made after changes."""
+
+ALLOWANCE = 1.0
+"""Seconds that they may take in any case, so that short runs have some, too."""
+
+DESTRUCTIVE = re.compile(
+    r"""\brm\s+-|rmtree|os\.(?:remove|unlink|rename|replace)|\.unlink\(|\bmv\s|\bshred\b|\bdd\s
+    |\bmkfs|\btruncate\b|\b(?:p|kill)?kill(?:all)?\b|\b(?:chmod|chown)\s+-R|\bsed\s+-i
+    |\bgit\s+(?:reset|clean|checkout|restore|rebase|stash)|\b(?:uninstall|remove|purge)\b
+    |\b(?:drop|delete\s+from|truncate\s+table|alter\s+table)\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""Code that may take away what cannot be made again; a wrong guess costs a commit."""
+
+
+class Checkpoints:
+    """Makes the checkpoints of one run's own conversation, and puts its machine back to them.
+
+    Args:
+        settings: When they are made, and how often the machine may be put back.
+        bench: Where the conversation works.
+        budget: What it has used.
+        publish: Told of checkpoints and recoveries.
+        last: The one that the run goes on from, if any.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        bench: Workbench,
+        budget: rlm.Budget,
+        publish: Callable[[rlm.Event], None],
+        last: Checkpoint | None = None,
+    ) -> None:
+        self.problem: str | None = None
+        """Why the latest could not be made, as a whole sentence."""
+        self._policy = settings.checkpoints
+        self._bench = bench
+        self._budget = budget
+        self._publish = publish
+        self._last = last
+        self._changed = False
+        self._recoveries_left = settings.max_recoveries
+        self._started = time.monotonic()
+        self._spent = 0.0
+
+    async def after(self, step: int, messages: Sequence[Message], children: int) -> None:
+        """The end of a step, or of the set-up (step 0), which always gets one."""
+        if step == 0 or (self._policy == "step" or (self._policy == "change" and self._changed)):
+            await self._make(step, messages, children)
+
+    async def before(self, asked: rlm.RunCell, children: int) -> None:
+        """A cell is about to run."""
+        if self._policy == "destructive" and DESTRUCTIVE.search(asked.code):
+            await self._make(asked.step - 1, asked.messages[:-1], children)
+        self._changed = True
+
+    async def recover(self, step: int, why: str) -> tuple[str, ...] | None:
+        """Put the machine of the run back to its last checkpoint, after a cell has broken it.
+
+        Returns:
+            Whole sentences for the model; None where there is no way back: no checkpoint, no
+            recovery left, or a machine that the run did not make.
+
+        Raises:
+            MachineError: It could not be restored.
+        """
+        last, lost = self._last, self._bench.home_id
+        if last is None or lost not in self._bench.made or not self._recoveries_left:
+            return None
+        self._recoveries_left -= 1
+        self._bench.move_out()
+        with anyio.move_on_after(LET_GO_SECONDS), suppress(MachineError, KernelError):
+            await self._bench.delete(lost)  # else the end of the run does
+        notes = await restore(self._bench, last)
+        assert self._bench.home_id
+        self._publish(rlm.MachineRecovered(step, why, lost, self._bench.home_id, last.step))
+        self._changed = False
+        return (
+            f"The machine was put back to what it was {_at_the_end_of(last.step)}: its files and "
+            f"variables are those of then, and what was done since is gone. It is called "
+            f"{self._bench.home_id} now. {_times_more(self._recoveries_left)}",
+            *notes,
+        )
+
+    async def _make(self, step: int, messages: Sequence[Message], children: int) -> None:
+        if self._policy == "off" or (self._last and self._last.step == step):
+            return
+        if self._policy == "change" and not self._can_afford():
+            return
+        started = time.monotonic()
+        try:
+            self._last = await self._commit(step, messages, children, started)
+        except (MachineError, KernelError, UsageError) as error:
+            self.problem = f"No checkpoint could be made after step {step}: {error}"
+        else:
+            self.problem = None
+            self._changed = False
+            self._publish(rlm.CheckpointMade(**asdict(self._last)))
+        self._spent += time.monotonic() - started
+
+    def _can_afford(self) -> bool:
+        dearest = self._last.seconds if self._last else 0.0
+        elapsed = time.monotonic() - self._started
+        return self._spent + dearest <= max(ALLOWANCE, elapsed * SHARE)
+
+    async def _commit(
+        self, step: int, messages: Sequence[Message], children: int, started: float
+    ) -> Checkpoint:
+        home, current = self._bench.home_id, self._bench.current
+        assert home, "a conversation has one"
+        current = current or home
+        made = await self._bench.checkpoint(home, step)
+        if made.carried and _disk_failed(made.carried):
+            # An older one, with variables, is the better place to go back to.
+            raise MachineError(f"the variables could not be saved: {made.carried.lost}")
+        other = await self._bench.checkpoint(current, step) if current != home else None
+        return Checkpoint(
+            step,
+            made.commit.id,
+            home,
+            other and other.commit.id,
+            current,
+            len(messages),
+            rlm.fingerprint(messages) if messages else "",
+            self._budget.used(started),
+            children,
+            tuple(not_carried(made.carried)),
+            time.monotonic() - started,
+        )
+
+
+async def restore(bench: Workbench, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Make the machines of a checkpoint anew, move into the kernel, and say what it does not have.
+
+    Raises:
+        MachineError: They cannot be made.
+        UnknownHandle: Its commit was deleted.
+    """
+    machine = await bench.restore(checkpoint.commit_id)
+    kernel = await bench.move_in(machine.id)
+    if checkpoint.current_commit_id:
+        await bench.restore(checkpoint.current_commit_id)
+    return tuple(not_carried(kernel.carried, "this machine")) if kernel.carried else ()
+
+
+def _disk_failed(carried: Carried) -> bool:
+    reasons = set(carried.lost.values())
+    return not carried.kept and len(reasons) == 1 and "OSError" in reasons.pop()
+
+
+def _at_the_end_of(step: int) -> str:
+    return f"at the end of step {step}" if step else "before step 1"
+
+
+def _times_more(left: int) -> str:
+    if not left:
+        return "This was the last time: the next one that breaks it ends the run."
+    return f"That can be done {left} more time{'' if left == 1 else 's'}."

@@ -1,0 +1,143 @@
+"""What the command line does with runs on record."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from vers_rlm_mcp import runs
+from vers_rlm_mcp.errors import InputError
+
+from .terminal import age, live, opened_model, print_result, table
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from vers_rlm_mcp.models import Model
+    from vers_rlm_mcp.settings import Settings
+
+REASON_CHARS = 60
+"""Characters of a run's end that the list shows."""
+
+DIVERGED = 4
+"""Exit code of a replay in which the world answered differently."""
+
+
+async def act(options: argparse.Namespace, settings: Settings) -> int:
+    """Do what was asked for, and return the exit code."""
+    records = runs.Records(settings.state_dir)
+    if options.action == "list":
+        print(_as_table(runs.summaries(records)))  # noqa: T201 - the result
+    elif options.action == "tree":
+        about, nodes = runs.run_lineage(records.of(options.run))
+        print("\n".join([about, *runs.drawn(nodes)]))  # noqa: T201 - the result
+    elif options.action == "diff":
+        await _diff(records, options, settings)
+    elif options.action == "resume":
+        return await _resume(options, settings)
+    elif options.action == "replay":
+        return await _replay(options, settings)
+    else:
+        async with runs.open_fleet(settings) as fleet:
+            pruned = await runs.prune(fleet, records, options.keep)
+        print(f"deleted {', '.join(pruned)}" if pruned else "nothing to prune")  # noqa: T201
+    return 0
+
+
+async def _diff(records: runs.Records, options: argparse.Namespace, settings: Settings) -> None:
+    past = runs.recall(records.of(options.run))
+    first, second = (past.checkpoint(step) for step in (options.a, options.b))
+    async with runs.open_fleet(settings) as fleet:
+        bench = runs.Workbench(fleet, settings)
+        difference = await runs.compare(bench, first.commit_id, second.commit_id)
+    print(difference.text)  # noqa: T201 - the result
+
+
+async def _resume(options: argparse.Namespace, settings: Settings) -> int:
+    async with AsyncExitStack() as stack:
+        model, sub_model = await _models(stack, options, settings)
+        fleet, show = await stack.enter_async_context(live(settings))
+        result = await runs.resume(
+            options.run,
+            step=options.step,
+            changes=_changes(options, settings),
+            fleet=fleet,
+            model=model,
+            sub_model=sub_model,
+            settings=settings,
+            on_event=show,
+        )
+    return print_result(result, as_json=options.json)
+
+
+async def _replay(options: argparse.Namespace, settings: Settings) -> int:
+    if options.live_from is None and hasattr(options, "model"):
+        raise InputError("A replay asks no model; add --from K to have this one asked from there.")
+    async with AsyncExitStack() as stack:
+        models = None
+        if options.live_from is not None:
+            models = await _models(stack, options, settings)
+        fleet, show = await stack.enter_async_context(live(settings))
+        replayed = await runs.replay(
+            options.run,
+            live_from=options.live_from,
+            changes=_changes(options, settings),
+            fleet=fleet,
+            models=models,
+            settings=settings,
+            on_event=show,
+        )
+    if options.json:
+        print(json.dumps(asdict(replayed), ensure_ascii=False, indent=2))  # noqa: T201
+    else:
+        print_result(replayed.result, as_json=False)
+    steps = ", ".join(str(each.step) for each in replayed.differences)
+    where = f"The world answered differently at step {steps}" if steps else "Nothing differed"
+    same = "the same" if replayed.same_outputs else "other"
+    print(f"{where}; the outputs are {same}.", file=sys.stderr)  # noqa: T201 - a remark
+    return DIVERGED if replayed.differences else 0
+
+
+async def _models(
+    stack: AsyncExitStack, options: argparse.Namespace, settings: Settings
+) -> tuple[Model, Model]:
+    """The models of the run, unless others are named on the command line."""
+    past = runs.recall(runs.Records(settings.state_dir).of(options.run))
+    name = getattr(options, "model", None)
+    sub_name = getattr(options, "sub_model", None) or name
+    return (
+        await opened_model(stack, name or past.model),
+        await opened_model(stack, sub_name or past.sub_model),
+    )
+
+
+def _changes(options: argparse.Namespace, settings: Settings) -> runs.Changes:
+    return runs.Changes(
+        instructions=options.instructions,
+        max_iterations=options.max_iterations,
+        max_seconds=settings.max_seconds if hasattr(options, "max_seconds") else None,
+        max_tokens=settings.max_tokens if hasattr(options, "max_tokens") else None,
+        max_usd=settings.max_usd if hasattr(options, "max_usd") else None,
+    )
+
+
+def _as_table(summaries: Sequence[runs.RunSummary]) -> str:
+    if not summaries:
+        return "no runs"
+    rows = [("ID", "AGE", "STATE", "STEPS", "CHECKPOINTS", "TASK")]
+    rows += [
+        (
+            each.id,
+            age(each.started_at),
+            each.state,
+            str(each.steps),
+            ",".join(map(str, each.checkpoints)) or "-",
+            each.signature[:REASON_CHARS],
+        )
+        for each in summaries
+    ]
+    return table(rows)

@@ -1,0 +1,246 @@
+"""Going on with a run that is on record, and replaying one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from family import Family, branching
+from lab import Lab, Speaker, Turns, cell
+
+from vers_rlm_mcp import rlm
+from vers_rlm_mcp.errors import ModelFailed, UnknownHandle, UsageError
+from vers_rlm_mcp.messages import Usage
+from vers_rlm_mcp.models import Completion
+from vers_rlm_mcp.runs import Changes, Records, drawn, run_lineage, summaries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EACH_STEP: dict[str, Any] = {"checkpoints": "step"}
+
+COUNTING = [
+    cell("n = 1; writeFile('n', '1')"),
+    cell("n += 1; exec(f'echo {n} >> n')"),
+    cell("n += 1; exec(f'echo {n} >> n')"),
+    cell("FINAL(n, readFile('n').split())"),
+]
+COUNTED = {"n": 3, "lines": ["12", "3"]}
+SIGNATURE = "-> n: int, lines: list[str]"
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process."""
+
+
+def stop_when(kind: type[rlm.Event], step: int) -> Callable[[rlm.Event], None]:
+    """What ends a run when this happens in that step."""
+
+    def look(event: rlm.Event) -> None:
+        if isinstance(event, kind) and getattr(event, "step", None) == step:
+            raise Interrupted
+
+    return look
+
+
+async def broken_off(lab: Lab, model: Turns, at: Callable[[rlm.Event], None], **how: Any) -> str:
+    """A run that ends in the midst; its id."""
+    with pytest.raises((Interrupted, BaseExceptionGroup)):
+        await lab.run(SIGNATURE, model, on_event=at, settings=EACH_STEP, **how)
+    return lab.journal_ids()[-1]
+
+
+@pytest.mark.parametrize("kind", [rlm.ModelAsked, rlm.ModelReplied, rlm.CellFinished])
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+async def test_a_run_that_broke_off_goes_on_and_pays_for_nothing_twice(
+    lab: Lab, kind: type[rlm.Event], step: int
+):
+    model = Turns(*COUNTING, usage=Usage(10, 1, usd=0.5))
+    run_id = await broken_off(lab, model, stop_when(kind, step))
+    result = await lab.resume(run_id, model, settings=EACH_STEP)
+    assert result.outputs == COUNTED
+    assert [each.number for each in result.steps] == [1, 2, 3, 4]
+    assert len(model.asked) == len(COUNTING)
+    assert result.usage.usd == pytest.approx(0.5 * len(COUNTING))
+    assert await lab.machines() == []
+
+
+@pytest.mark.parametrize("policy", ["off", "change", "destructive"])
+async def test_steps_after_the_last_checkpoint_are_run_again_without_asking_again(
+    real: Lab, policy: str
+):
+    model = Turns(
+        cell("writeFile('n', '1'); print(llmQuery('How many?'))"),
+        cell("exec('echo 2 >> n')"),
+        cell("FINAL(readFile('n'))"),
+    )
+    sub_model = Turns("Many.")
+    settings = {"checkpoints": policy}
+    with pytest.raises((Interrupted, BaseExceptionGroup)):
+        await real.run(
+            "-> n",
+            model,
+            sub_model=sub_model,
+            settings=settings,
+            on_event=stop_when(rlm.ModelReplied, 3),
+        )
+    (run_id,) = real.journal_ids()
+    result = await real.resume(run_id, model, sub_model=sub_model, settings=settings)
+    assert result.outputs == {"n": "12\n"}
+    assert (len(model.asked), len(sub_model.asked)) == (3, 1)
+
+
+async def test_branches_that_a_crash_cut_off_are_made_again_and_only_the_rest_is_paid(lab: Lab):
+    model = Family(
+        *branching("['like a.', 'like b.']", "FINAL([r.outputs['n'] for r in results])"),
+        a=[cell("1 + 1"), cell("FINAL(1)")],
+        b=[cell("2 + 2"), cell("FINAL(2)")],
+    )
+    seen: list[str] = []
+
+    def look(event: rlm.Event) -> None:
+        if isinstance(event, rlm.InChild) and isinstance(event.event, rlm.ModelReplied):
+            seen.append(event.child)
+            if len(seen) == 3:
+                raise Interrupted
+
+    with pytest.raises((Interrupted, BaseExceptionGroup)):
+        await lab.run("-> n: any", model, on_event=look)
+    (run_id,) = lab.journal_ids()
+    result = await lab.resume(run_id, model)
+    assert result.outputs == {"n": [1, 2]}
+    paid = [line for line in lab.journal(run_id) if line["event"] == "model_replied"]
+    live = [line for line in paid if not line["recorded"]]
+    assert len(live) == 6, "two of the run's own, two of each branch"
+    # What one was asked when the process ended had not come back.
+    assert len(model.asked) in (6, 7)
+
+
+async def test_a_run_that_has_ended_goes_on_only_from_a_step_that_is_named(lab: Lab):
+    result = await lab.run(SIGNATURE, Turns(*COUNTING), settings=EACH_STEP)
+    with pytest.raises(UsageError, match="Name the step to go on from, one of: 0, 1, 2, 3, 4"):
+        await lab.resume(result.run_id, Turns())
+    other = Turns(*COUNTING[:2], cell("FINAL(n, ['other'])"))
+    other.name = "turns:other"
+    again = await lab.resume(result.run_id, other, step=2, settings=EACH_STEP)
+    assert again.outputs == {"n": 2, "lines": ["other"]}
+    assert len(other.asked) == 1
+    assert summaries(Records(lab.settings.state_dir))[0].steps == 3
+
+
+async def test_what_cannot_be_gone_on_with_is_said(lab: Lab):
+    with pytest.raises(UnknownHandle, match="no run at all yet"):
+        await lab.resume("run-0", Turns())
+    result = await lab.run("-> x", Turns(cell("FINAL('1')")), settings=EACH_STEP)
+    with pytest.raises(UnknownHandle, match=result.run_id):
+        await lab.resume("../../etc", Turns())
+    with pytest.raises(UsageError, match=r"no checkpoint at step 7, only at: 0, 1\."):
+        await lab.resume(result.run_id, Turns(), step=7)
+    for commit in await lab.fleet.commits():
+        await lab.fleet.delete_commit(commit.id)
+    with pytest.raises(UsageError, match="The checkpoint at step 0 was deleted meanwhile"):
+        await lab.resume(result.run_id, Turns(), step=0)
+    assert await lab.machines() == []
+
+
+async def test_two_cannot_go_on_with_the_same_run(lab: Lab):
+    model = Turns(cell("FINAL(1)"), ModelFailed("no"))
+    refused = list[str]()
+
+    async def slow(_: object) -> Completion:
+        with pytest.raises(UsageError) as error:
+            await lab.resume(lab.journal_ids()[0], model)
+        refused.append(str(error.value))
+        return Completion(cell("FINAL('1')"), Usage())
+
+    await lab.run("-> x", Speaker(slow))
+    assert "is under way in another process" in refused[0]
+
+
+async def test_a_journal_that_was_cut_in_mid_line_can_be_gone_on_with(lab: Lab):
+    model = Turns(*COUNTING)
+    run_id = await broken_off(lab, model, stop_when(rlm.CellFinished, 3))
+    journal = lab.settings.state_dir / "runs" / run_id / "events.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-30])
+    assert (await lab.resume(run_id, model, settings=EACH_STEP)).outputs == COUNTED
+    assert len(model.asked) == len(COUNTING)
+
+
+async def test_a_run_recorded_with_other_prompts_is_not_gone_on_with(lab: Lab):
+    run_id = await broken_off(lab, Turns(*COUNTING), stop_when(rlm.ModelReplied, 3))
+    journal = lab.settings.state_dir / "runs" / run_id / "events.jsonl"
+    journal.write_text(journal.read_text().replace('"max_iterations": 20', '"max_iterations": 21'))
+    with pytest.raises(UsageError, match="recorded by another version"):
+        await lab.resume(run_id, Turns(*COUNTING))
+    result = await lab.resume(run_id, Turns(*COUNTING), changes=Changes(max_iterations=5))
+    assert result.outputs == COUNTED
+
+
+async def test_a_replay_asks_no_model_and_finds_the_world_the_same(real: Lab):
+    result = await real.run(
+        "text, numbers: list[int] -> n: int, s",
+        Turns(
+            cell("n = len(text) + sum(numbers); s = llmQuery('?'); writeFile('n', str(n))"),
+            cell("FINAL(int(readFile('n')), s)"),
+        ),
+        sub_model=Turns("Said."),
+        inputs={"text": "abc", "numbers": [1, 2]},
+    )
+    replayed = await real.replay(result.run_id)
+    assert replayed.differences == []
+    assert replayed.same_outputs
+    assert replayed.result.outputs == result.outputs == {"n": 6, "s": "Said."}
+    assert replayed.result.usage.tokens == 0
+    assert replayed.result.run_id != result.run_id
+    assert await real.machines() == []
+
+
+async def test_a_replay_says_at_which_step_the_world_answered_differently(lab: Lab):
+    place = lab.directory / "outside"
+    place.write_text("one")
+    result = await lab.run(
+        "-> x",
+        Turns(
+            cell("print('same')"), cell(f"print(open({str(place)!r}).read())"), cell("FINAL('2')")
+        ),
+    )
+    place.write_text("two")
+    replayed = await lab.replay(result.run_id)
+    assert [each.step for each in replayed.differences] == [2]
+    assert "'one" in replayed.differences[0].what
+    assert "'two" in replayed.differences[0].what
+    assert replayed.same_outputs
+
+
+async def test_a_replay_can_go_on_live_with_another_model(lab: Lab):
+    result = await lab.run(SIGNATURE, Turns(*COUNTING))
+    other = Turns("", "", cell("FINAL(n * 100, ['live'])"))
+    replayed = await lab.replay(result.run_id, live_from=2, models=(other, other))
+    assert replayed.result.outputs == {"n": 200, "lines": ["live"]}
+    assert len(other.asked) == 1
+    assert not replayed.same_outputs
+
+
+async def test_the_tree_of_a_run_tells_who_came_from_whom_and_who_won(lab: Lab):
+    model = Family(
+        *branching(
+            "['like a.', 'like b.'], outputs='n: int', score='n'",
+            "commit = vmSnapshot()",
+            "id = vmRestore(commit)",
+            "FINAL(1)",
+        ),
+        a=[cell("FINAL(1)")],
+        b=[cell("FINAL(2)")],
+    )
+    result = await lab.run("-> n: any", model, settings={"checkpoints": "off"})
+    about, nodes = run_lineage(Records(lab.settings.state_dir).of(result.run_id))
+    assert about.startswith(f"{result.run_id}: -> n: any [finished after 4 steps, 66 tokens")
+    lines = list(drawn(nodes))
+    assert [line.count("│") + line.count("   ") for line in lines] == [0, 1, 1, 2, 3]
+    root, a, b, commit, restored = lines
+    assert "created at step 0, deleted" in root
+    assert "branched at step 1, deleted); branch 1: like a.; finished in 1 steps, 11 tokens" in a
+    assert b.endswith("score 2; it won")
+    assert "vmSnapshot at step 2" in commit
+    assert "restored at step 3" in restored
+    assert list(drawn(nodes, limit=2))[2:] == ["… and 3 more"]
