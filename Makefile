@@ -7,13 +7,18 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: demo test conformance mcpb bench emulator check format readme clean
+.PHONY: demo test test-microvm conformance mcpb bench emulator check format readme clean
 
 demo: $(STAMP)
 	$(BIN)/vers-rlm-mcp demo
 
 test: $(STAMP)
 	$(BIN)/pytest -n 2 $(PYTEST_ARGS)
+
+# Real micro-VMs, in an emulated computer where this one has no KVM: everything, or MICROVM=smoke
+# for each thing once, or MICROVM=shell to look around. It says what it needs. Minutes to hours.
+test-microvm: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m microvm $(MICROVM)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -24,6 +29,10 @@ check: $(STAMP)
 # The protocol's own suite.
 conformance: node_modules
 	PYTHONPATH=tests $(BIN)/python -W ignore -m conformance
+
+# Clients of others, each installed into an environment of its own.
+clients: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m real_clients $(CLIENTS)
 
 # The bundle for Claude Desktop and others, with all that git knows of the package.
 BUNDLE := dist/mcpb

@@ -144,8 +144,9 @@ def _slim(schema: Json, definitions: Json | None = None, *, output: bool = False
     """A model's schema without what costs tokens, or clients, and tells a model nothing.
 
     That is titles, the models' docstrings, null as a way to leave an argument out, defaults that
-    are empty, which fields of an output are always there and what is inside them, which the output
-    itself tells, and references, which some clients do not follow: each is replaced by its target.
+    are empty, fields of an output that may be anything, which of them are always there and what is
+    inside them, which the output itself tells, and references, which some clients do not follow:
+    each is replaced by its target.
     """
     definitions = definitions or cast("Json", schema.get("$defs", {}))
     if "$ref" in schema:
@@ -153,10 +154,11 @@ def _slim(schema: Json, definitions: Json | None = None, *, output: bool = False
     left_out = {"$defs", "title", "description", *(["required"] if output else [])}
     slim = {key: schema[key] for key in schema if key not in left_out}
     if "properties" in slim:
-        slim["properties"] = {
+        fields = {
             name: _slim_field(field, definitions, output=output)
             for name, field in slim["properties"].items()
         }
+        slim["properties"] = {name: field for name, field in fields.items() if field}
     if "items" in slim:
         slim["items"] = _slim(slim["items"], definitions, output=output)
     return slim
