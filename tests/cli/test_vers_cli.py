@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,13 @@ def test_the_doctor_says_what_costs_nothing_and_makes_nothing(
         ({"VERS_BASE_URL": CLOSED}, f"cannot be reached at {CLOSED}"),
         ({"VERS_BASE_URL": "nonsense"}, "VERS_BASE_URL or VERS_URL is not the address"),
         ({"VERS_API_KEY": ""}, "There is no key of Vers: put one into VERS_API_KEY"),
-        ({"VERS_RLM_BACKEND": "microsandbox"}, "no microsandbox backend in this version"),
+        pytest.param(
+            {"VERS_RLM_BACKEND": "microsandbox"},
+            "pip install 'vers-rlm-mcp[microvm]'",
+            marks=pytest.mark.skipif(
+                "microsandbox" in packages_distributions(), reason="the extra microvm is installed"
+            ),
+        ),
     ],
 )
 def test_what_stands_in_the_way_of_vers_is_said_in_one_clear_line(

@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vers_rlm_mcp.machines.microsandbox import (
-    MicrosandboxBackend,
-    MicrosandboxConfig,
-    usable,
-)
-from vers_rlm_mcp.settings import Settings
+from microvm.machines import open_microsandbox
+from vers_rlm_mcp.machines.microsandbox import usable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -30,14 +26,7 @@ def open_backend(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Backe
     found = usable(directory)
     if not found.yes:
         pytest.skip(found.reason)
-    settings = Settings.model_validate({})
-    config = MicrosandboxConfig(
-        image=settings.image,
-        vcpu_count=settings.vcpu_count,
-        mem_size_mib=settings.mem_size_mib,
-        fs_size_mib=settings.fs_size_mib,
-    )
-    return lambda: MicrosandboxBackend(directory, config)
+    return lambda: open_microsandbox(directory)
 
 
 @pytest.fixture

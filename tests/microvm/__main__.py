@@ -1,0 +1,64 @@
+"""Runs the tests of microsandbox in a test host: ``python -m microvm [smoke | all | shell]``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import Final
+
+from .host import Host, tree_of
+from .images import ROOT, Images, cache_dir, missing_tools
+
+ENVIRONMENT: Final = (
+    "cd /project && export PYTHONPATH=/packages/site:/project/src PYTHONDONTWRITEBYTECODE=1 "
+    "MSB_HOME=/state/msb TMPDIR=/state VERS_RLM_IMAGE=/packages/image.tar "
+    "VERS_RLM_TEST_MACHINES=microsandbox VERS_RLM_VCPU_COUNT=1 VERS_RLM_MEM_SIZE_MIB=256 "
+    "VERS_RLM_FS_SIZE_MIB=512"
+)
+"""Small machines: several live at once in an emulated computer of 8 GiB."""
+
+PYTEST: Final = "python3 -m pytest -p no:cacheprovider -v --tb=short --timeout=900"
+KERNEL: Final = tuple(
+    f"tests/kernel/test_{name}.py" for name in ("cells", "final", "functions", "variables")
+)
+"""The others look at processes of the host, or bring a kernel to the limits of a machine."""
+
+SMOKE: Final = (
+    "tests/machines/microsandbox/test_microsandbox_smoke.py",
+    "tests/runs/test_microsandbox_runs.py",
+)
+SUITES: Final = {
+    "smoke": (f"{PYTEST} -s {' '.join(SMOKE)}",),
+    "all": (
+        f"{PYTEST} tests/machines/microsandbox",
+        f"{PYTEST} {' '.join(KERNEL)}",
+        f"{PYTEST} tests/runs/test_microsandbox_runs.py",
+    ),
+}
+
+
+def main(what: str) -> int:
+    """Boot a host, and run what is asked for in it."""
+    if missing := missing_tools():
+        print(f"The test host needs: apt-get install {' '.join(missing)}")
+        return 1
+    log = cache_dir() / "console.log"
+    started = time.monotonic()
+    with Host(Images(cache_dir()), log) as host:
+        host.run("mkdir /project && tar x -m -C /project", stdin=tree_of(ROOT))
+        print(f"The test host booted after {time.monotonic() - started:.0f} s.", flush=True)
+        if what == "shell":
+            return subprocess.run(
+                [*host.ssh("-t"), f"{ENVIRONMENT}; exec bash"], check=False
+            ).returncode
+        codes = [host.run(f"{ENVIRONMENT}; {command}") for command in SUITES[what]]
+    print(f"All took {time.monotonic() - started:.0f} s; the host's console is in {log}.")
+    return max(codes)
+
+
+if __name__ == "__main__":
+    wanted = sys.argv[1] if len(sys.argv) > 1 else "all"
+    if wanted not in {*SUITES, "shell"}:
+        sys.exit(__doc__)
+    sys.exit(main(wanted))
