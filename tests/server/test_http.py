@@ -47,8 +47,10 @@ async def test_a_machine_is_named_by_its_id_from_whichever_connection(
         async with connected(server.url) as client:
             text = await error(client, "exec", command="true")
             assert "vmCreate" in text
+            assert await error(client, "exec", command="true", vmId="") == text
             vm_id = (await call(client, "vmCreate"))["vm_id"]
-            assert vm_id in await error(client, "exec", command="true")
+            for nothing in ({}, {"vmId": ""}):
+                assert vm_id in await error(client, "exec", command="true", **nothing)
             assert "Over HTTP" in await error(client, "currentVmId")
             assert "Over HTTP" in await error(client, "vmSwitch", vmId=vm_id)
             await call(client, "python", code="x = 6", vmId=vm_id)

@@ -258,7 +258,7 @@ class VmTools:
         self._need_current()
         bench = await self._app.workbench()
         previous = await bench.switch(vmId)
-        return CurrentAnswer(vm_id=vmId, previous=previous)
+        return CurrentAnswer(vm_id=bench.current, previous=previous)
 
     async def vm_restore(self, context: Context, commitId: str) -> MachineAnswer:
         """Make a new VM from a commit of vmSnapshot; it becomes the current one."""
@@ -281,9 +281,9 @@ class VmTools:
         from vers_rlm_mcp.runs import compare
 
         bench = await self._app.workbench()
-        second = b or (await self._target(None))[1]
+        first, second = [given or (await self._target(None))[1] for given in (a, b)]
         async with Progress(context.report_progress, "Comparing"):
-            return DiffAnswer.of(await compare(bench, a, second, path=path or "/"))
+            return DiffAnswer.of(await compare(bench, first, second, path=path or "/"))
 
     async def current_vm_id(self) -> CurrentAnswer:
         """Tell which VM the tools act on when vmId is left out."""
@@ -300,7 +300,7 @@ class VmTools:
         bench = await self._app.workbench()
         if self._app.has_current:
             return bench, (await bench.machine(machine_id)).id
-        if machine_id is None:
+        if not machine_id:
             machines, _ = await bench.list()
             yours = ", ".join(info.id for info in machines[-PAGE:])
             raise UsageError(
