@@ -98,13 +98,13 @@ class Library:
             *(self.package.resolve_runtime().msb_path, "fork", name, "--quiet"),
             *("--dangerously-inherit-resources", "--names", *names),
         )
-        with anyio.fail_after(FORK_SECONDS):
-            result = await anyio.run_process(argv, check=False, stderr=subprocess.STDOUT)
-        if result.returncode:
+        with self.doing(f"branch machine {name}"):
+            with anyio.fail_after(FORK_SECONDS):
+                result = await anyio.run_process(argv, check=False, stderr=subprocess.STDOUT)
             words = result.stdout.decode(errors="replace")
-            if "not found" in words:
+            if result.returncode and "not found" in words:
                 raise NoSuchSandbox(words)
-            with self.doing(f"branch machine {name}"):
+            if result.returncode:
                 raise self.package.MicrosandboxError(words)
 
     async def states(self) -> Mapping[str, str]:

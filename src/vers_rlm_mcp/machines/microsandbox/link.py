@@ -72,7 +72,8 @@ class Link:
             self.check()
             raise
         except (TimeoutError, anyio.BrokenResourceError) as error:
+            reason = str(error) or "it is silent"
             raise MachineError(
-                f"Machine {self.machine_id} does not let a program start: {error}. Delete it and "
+                f"Machine {self.machine_id} does not let a program start: {reason}. Delete it and "
                 "make another, or try again later."
             ) from None

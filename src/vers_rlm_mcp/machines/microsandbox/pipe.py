@@ -64,15 +64,20 @@ class Pipe:
     async def _receive(self) -> None:
         try:
             while (event := await self._program.recv()) is not None:
-                kind = str(event.event_type)
-                if kind == "stdout":
-                    self.agent.received(event.data)
-                elif kind == "stderr":
-                    self.agent.complained(event.data)
-                elif kind == "exited":
-                    self.agent.ended(event.code)
+                self._take(event)
+        except Exception as error:  # noqa: BLE001 - whatever it was, nothing more will come
+            self.agent.complained(str(error).encode())
         finally:
             self.abort()
+
+    def _take(self, event: Any) -> None:
+        kind = str(event.event_type)
+        if kind == "stdout":
+            self.agent.received(event.data)
+        elif kind == "stderr":
+            self.agent.complained(event.data)
+        elif kind == "exited":
+            self.agent.ended(event.code)
 
 
 async def open_pipe(library: Library, name: str) -> Pipe:
