@@ -31,10 +31,20 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
 
 
 @pytest.fixture
-async def real(tmp_path: Path) -> AsyncIterator[Lab]:
-    """On this host's own machines."""
-    async with _opened(MACHINES or "bubblewrap", tmp_path) as lab:
+async def real(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Lab]:
+    """On this host's own machines or, for the second pass of some tests, on the emulator's."""
+    machines = getattr(request, "param", MACHINES or "bubblewrap")
+    async with _opened(machines, tmp_path) as lab:
         yield lab
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "on_vers_too: runs on bubblewrap and on the Vers emulator")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("on_vers_too") and MACHINES is None:
+        metafunc.parametrize("real", ["bubblewrap", "vers"], indirect=True)
 
 
 @asynccontextmanager

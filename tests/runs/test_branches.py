@@ -13,6 +13,7 @@ from vers_rlm_mcp import rlm
 WRITE = "writeFile('own', {0!r})\n"
 
 
+@pytest.mark.on_vers_too
 async def test_the_best_plan_wins_and_its_machine_is_the_current_one(real: Lab):
     model = Family(
         *branching(
@@ -67,6 +68,7 @@ async def test_a_function_can_be_the_judge_and_a_branch_that_fails_harms_no_othe
     assert await real.machines() == []
 
 
+@pytest.mark.on_vers_too
 async def test_without_a_score_a_check_decides_and_where_nothing_passes_nothing_changes(real: Lab):
     model = Family(
         *branching("['like a.', 'like b.'], verify='test -e right'", before=WRITE.format("parent")),
@@ -83,6 +85,7 @@ async def test_without_a_score_a_check_decides_and_where_nothing_passes_nothing_
     assert result.outputs["n"] == [[True, "a"], "a"]
 
 
+@pytest.mark.on_vers_too
 async def test_a_query_works_on_a_copy_with_a_fresh_kernel_and_hands_back_values(real: Lab):
     model = Family(
         cell(
@@ -154,6 +157,7 @@ async def test_each_branch_has_its_share_and_one_that_runs_dry_harms_no_other(re
     assert result.outputs["modest"] == "fine"
 
 
+@pytest.mark.on_vers_too
 async def test_a_branch_that_hangs_is_ended_by_its_own_limit(real: Lab):
     model = Family(
         *branching(
@@ -177,6 +181,7 @@ async def test_the_time_of_children_does_not_count_for_the_cell(real: Lab):
     assert result.outputs == {"x": 1}
 
 
+@pytest.mark.on_vers_too
 async def test_an_answer_is_checked_where_it_can_do_no_harm(real: Lab):
     check = "cat > got; rm -f answer; grep -q '\"n\": 2' got"
     model = Turns(cell("writeFile('answer', 'yes')\nFINAL(1)"), cell("FINAL(2)"))

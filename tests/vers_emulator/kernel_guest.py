@@ -37,11 +37,9 @@ def save_in_a_fork(_signal: int, _frame: object) -> None:
     try:
         service = sys.modules[SERVICE]
         (kernel,) = (item for item in gc.get_objects() if isinstance(item, service.Kernel))
-        if kernel._running:
-            kernel._variables.save()
-        else:
-            with kernel._workplace.entered():
-                kernel._variables.save()
+        if os.getcwd() == "/":  # between cells, and while one has asked the host for something
+            kernel._workplace._enter()
+        kernel._variables.save()
         with open(os.path.join(HERE, f"{kernel_id}.saved"), "w"):
             pass
     finally:
