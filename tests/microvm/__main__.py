@@ -5,16 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .host import Host, tree_of
 from .images import ROOT, Images, cache_dir, missing_tools
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 ENVIRONMENT: Final = (
-    "cd /project && export PYTHONPATH=/packages/site:/project/src PYTHONDONTWRITEBYTECODE=1 "
-    "MSB_HOME=/state/msb TMPDIR=/state VERS_RLM_IMAGE=/packages/image.tar "
-    "VERS_RLM_TEST_MACHINES=microsandbox VERS_RLM_VCPU_COUNT=1 VERS_RLM_MEM_SIZE_MIB=256 "
-    "VERS_RLM_FS_SIZE_MIB=512"
+    "cd /project && export PYTHONPATH=/packages/site:/project/src:/project/tests "
+    "PYTHONDONTWRITEBYTECODE=1 MSB_HOME=/state/msb TMPDIR=/state "
+    "VERS_RLM_IMAGE=/packages/image.tar VERS_RLM_TEST_MACHINES=microsandbox "
+    "VERS_RLM_VCPU_COUNT=1 VERS_RLM_MEM_SIZE_MIB=256 VERS_RLM_FS_SIZE_MIB=512"
 )
 """Small machines: several live at once in an emulated computer of 8 GiB."""
 
@@ -45,8 +48,10 @@ def main(what: str) -> int:
         return 1
     log = cache_dir() / "console.log"
     started = time.monotonic()
-    with Host(Images(cache_dir()), log) as host:
-        host.run("mkdir /project && tar x -m -C /project", stdin=tree_of(ROOT))
+    images = Images(cache_dir())
+    state = images.state(lambda disk: _load_image(images, disk, log))
+    with Host(images, state, log) as host:
+        _send_project(host)
         print(f"The test host booted after {time.monotonic() - started:.0f} s.", flush=True)
         if what == "shell":
             return subprocess.run(
@@ -55,6 +60,18 @@ def main(what: str) -> int:
         codes = [host.run(f"{ENVIRONMENT}; {command}") for command in SUITES[what]]
     print(f"All took {time.monotonic() - started:.0f} s; the host's console is in {log}.")
     return max(codes)
+
+
+def _load_image(images: Images, disk: Path, log: Path) -> None:
+    with Host(images, disk, log, lasting=True) as host:
+        _send_project(host)
+        code = host.run(f"{ENVIRONMENT}; python3 -m microvm.machines && cd / && umount /state")
+        if code:
+            raise SystemExit("The image cannot be loaded in the test host.")
+
+
+def _send_project(host: Host) -> None:
+    host.run("mkdir /project && tar x -m -C /project", stdin=tree_of(ROOT))
 
 
 if __name__ == "__main__":

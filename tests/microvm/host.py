@@ -37,11 +37,15 @@ class Host:
 
     Args:
         images: What it boots from.
+        state: The disk that it writes to.
         log: Where its console goes.
+        lasting: Whether what it writes stays on that disk.
     """
 
-    def __init__(self, images: Images, log: Path) -> None:
+    def __init__(self, images: Images, state: Path, log: Path, *, lasting: bool = False) -> None:
         self._images = images
+        self._state = f"file={state},if=virtio,format=raw,cache=unsafe"
+        self._state += "" if lasting else ",snapshot=on"
         self._log = log
         self._port = _free_port()
 
@@ -49,14 +53,13 @@ class Host:
         images = self._images
         self._key = images.key()
         disks = f"file={images.packages()},if=virtio,format=raw,readonly=on"
-        self._state = images.state()
         argv = (
             *("nice", "-n", "10", "qemu-system-x86_64", *PROCESSOR),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-kernel", str(images.kernel()), "-initrd", str(images.root())),
             *("-append", "console=ttyS0 net.ifnames=0 rdinit=/init panic=-1 mitigations=off quiet"),
             *("-serial", f"file:{self._log}", "-drive", disks),
-            *("-drive", f"file={self._state},if=virtio,format=raw,cache=unsafe"),
+            *("-drive", self._state),
             *("-netdev", f"user,id=n,restrict=on,hostfwd=tcp:127.0.0.1:{self._port}-:22"),
             *("-device", "virtio-net-pci,netdev=n,romfile=", "-device", "virtio-rng-pci"),
         )
@@ -72,7 +75,6 @@ class Host:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
-        self._state.unlink()
 
     def run(self, command: str, *, stdin: bytes | None = None) -> int:
         """Run a command of its shell, with our outputs, and return its exit code."""

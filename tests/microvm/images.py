@@ -107,11 +107,14 @@ class Images:
 
         return self._kept("packages.ext4", repr(wanted).encode() + _digest(guest), make)
 
-    def state(self) -> Path:
-        """An empty disk, made anew each time."""
-        path = self._directory / f"state-{os.getpid()}.ext4"
-        _make_disk(path, STATE_BYTES)
-        return path
+    def state(self, fill: Callable[[Path], None]) -> Path:
+        """The disk for what the host writes, with what `fill` wrote to it: nothing else stays."""
+
+        def make(path: Path) -> None:
+            _make_disk(path, STATE_BYTES)
+            fill(path)
+
+        return self._kept("state.ext4", _digest(self.packages()), make)
 
     def _make_kernel(self, path: Path) -> None:
         with tarfile.open(self.system()) as system, path.open("wb") as file:

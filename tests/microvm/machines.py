@@ -1,10 +1,17 @@
-"""Machines of microsandbox as tests open them: as large, and of the image, that settings say."""
+"""Machines of microsandbox as tests open them: as large, and of the image, that settings say.
+
+As a program, it fetches the image.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anyio
+
 from vers_rlm_mcp.machines.microsandbox import MicrosandboxBackend, MicrosandboxConfig
+from vers_rlm_mcp.machines.microsandbox.images import image_at_hand
+from vers_rlm_mcp.machines.microsandbox.library import Library
 from vers_rlm_mcp.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,3 +28,8 @@ def open_microsandbox(directory: Path) -> MicrosandboxBackend:
         fs_size_mib=settings.fs_size_mib,
     )
     return MicrosandboxBackend(directory, config)
+
+
+if __name__ == "__main__":
+    # Done once for all tests: the emulated computer takes minutes to load an image.
+    print(anyio.run(image_at_hand, Library(), Settings.model_validate({}).image))
