@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
     from .config import MicrosandboxConfig
 
+BOOT_SECONDS: Final = 20.0
+"""A machine boots in a fraction of a second where it can. Who has a slower computer sets the
+backend, which is not tried beforehand."""
+
+CLEAN_SECONDS: Final = 20.0
+"""For removing a machine, perhaps one that hangs."""
+
 KVM: Final = "/dev/kvm"
 
 
@@ -71,9 +78,12 @@ async def _boot(library: Library) -> str:
     name = new_name()
     with tempfile.TemporaryDirectory() as root:
         try:
-            await library.boot(name, root)
+            with anyio.fail_after(BOOT_SECONDS):
+                await library.boot(name, root)
+        except TimeoutError:
+            raise BackendUnavailable(f"it did not boot within {BOOT_SECONDS:g} s") from None
         finally:
-            with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(CLEAN_SECONDS, shield=True):
                 await library.destroy(name)
     return "a machine boots"
 
