@@ -297,3 +297,20 @@ async def test_a_tag_whose_machine_may_have_been_made_is_not_restored_again(
     with pytest.raises(MachineError, match="may have been made all the same"):
         await backend.restore("project:stable")
     assert len(emulator.vms) == 2
+
+
+async def test_every_copy_has_an_identity_of_its_own(
+    backend: VersBackend, machine: Machine
+) -> None:
+    await machine.write("/etc/machine-id", b"0" * 32 + b"\n")
+    commit = await machine.snapshot()
+    copies = [*await machine.branch(2), await backend.restore(commit.id)]
+    seen = {await read_bytes(one, "/etc/machine-id", length=100) for one in [machine, *copies]}
+    assert len(seen) == 4
+    assert {len(identity) for identity in seen} == {33}
+
+
+async def test_a_copy_that_cannot_have_one_is_made_all_the_same(machine: Machine) -> None:
+    await run_command(machine, "rm -f /etc/machine-id; mkdir /etc/machine-id", timeout=20)
+    (copy,) = await machine.branch()
+    assert (await run_command(copy, ["true"], timeout=20)).status == ExitStatus(0)

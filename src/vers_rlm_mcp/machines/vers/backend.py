@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from vers_rlm_mcp.errors import MachineError, MachineGone
+from vers_rlm_mcp.errors import MachineError, MachineFull, MachineGone, PathRefused
 
 from ..agent import AgentMachine
 from ..base import Backend, Capabilities, Commit, MachineInfo, MachineSpec
@@ -38,6 +38,8 @@ BACKEND: Final = "vers"
 
 DELETED: Final = "Deleted in vers-rlm-mcp; goes when the machines made from it are gone."
 """The description of a commit that the service keeps because machines descend from it."""
+
+MACHINE_ID: Final = "/etc/machine-id"
 
 _UUID = re.compile(UUID_PATTERN)
 
@@ -244,6 +246,8 @@ class VersBackend(Backend):
         if not origin.is_name:  # then the metadata know better
             marks[PARENT] = origin.id
 
+        copies: list[AgentMachine[Link]] = []
+
         async def finish(machine_ids: Sequence[str]) -> None:
             for machine_id in machine_ids:  # first of all: what has no label is hard to find again
                 await self._api.label(machine_id, marks)
@@ -252,12 +256,14 @@ class VersBackend(Backend):
                 for machine_id in machine_ids:
                     await self._api.resize_disk(machine_id, fs_size_mib)
             await self._ready(machine_ids)
+            copies.extend(self._handle(machine_id) for machine_id in machine_ids)
+            await together([partial(_renew, copy) for copy in copies])
 
         async with self._copying[origin.id]:
             find = await copies_of(self._api, origin)
             making = Making(post, find=find, delete=self.delete, finish=finish, count=count)
-            made = await self._maker.make(making)
-        return [self._handle(machine_id) for machine_id in made]
+            await self._maker.make(making)
+        return copies
 
     async def _ready(self, machine_ids: Sequence[str]) -> None:
         await together([self._link(machine_id).ready for machine_id in machine_ids])
@@ -313,6 +319,12 @@ class VersBackend(Backend):
             with suppress(MachineError):  # its machines are still there; the next time, then
                 await self._api.delete_commit(commit_id)
                 self._doomed.discard(commit_id)
+
+
+async def _renew(copy: AgentMachine[Link]) -> None:
+    """Give a copy an identity of its own, as far as it lets us: programs tell hosts by it."""
+    with suppress(MachineFull, PathRefused):
+        await copy.write(MACHINE_ID, f"{uuid.uuid4().hex}\n".encode(), mode=0o444)
 
 
 def _by_age(vms: Sequence[Vm]) -> Sequence[Vm]:
