@@ -34,6 +34,15 @@ conformance: node_modules
 clients: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m real_clients $(CLIENTS)
 
+# An inspector, a scanner and a fuzzer, let loose on the server.
+AUDIT := tests/audit
+audit: $(AUDIT)/node_modules
+	PYTHONPATH=tests $(BIN)/python -m audit $(AUDITS)
+
+$(AUDIT)/node_modules: $(AUDIT)/package-lock.json node_modules
+	$(BIN)/npm ci --prefix $(AUDIT) --ignore-scripts --no-audit --no-fund
+	touch $@
+
 # The bundle for Claude Desktop and others, with all that git knows of the package.
 BUNDLE := dist/mcpb
 mcpb: node_modules

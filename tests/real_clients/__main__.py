@@ -11,13 +11,12 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import venv
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+from environments import scripts_of
 
-ENVIRONMENTS = HERE / ".environments"
+HERE = Path(__file__).parent
 
 PACKAGES = {
     "fastmcp_client": "fastmcp==4.1.2",
@@ -54,7 +53,7 @@ def works(name: str) -> bool:
     """Whether a client sees the tools and gets the answer of a run. Says so."""
     with tempfile.TemporaryDirectory() as directory:
         finished = subprocess.run(
-            [python(name), HERE / "scripts" / f"{name}.py"],
+            [scripts_of(PACKAGES[name]) / "python", HERE / "scripts" / f"{name}.py"],
             env=environment(Path(directory)),
             stdout=subprocess.PIPE,
             text=True,
@@ -82,17 +81,6 @@ def environment(directory: Path) -> dict[str, str]:
         "VERS_RLM_MODEL": f"scripted:{replies}",
         "VERS_RLM_LOG_LEVEL": "warning",
     }
-
-
-def python(name: str) -> Path:
-    """The interpreter of a client's environment, which is made if it is missing."""
-    directory = ENVIRONMENTS / PACKAGES[name]
-    if not (directory / "ready").exists():
-        venv.create(directory, clear=True, with_pip=True)
-        install = [directory / "bin/pip", "install", "--quiet", PACKAGES[name]]
-        subprocess.run(install, check=True)
-        (directory / "ready").touch()
-    return directory / "bin/python"
 
 
 if __name__ == "__main__":
