@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 ENVIRONMENT: Final = (
     "cd /project && export PYTHONPATH=/packages/site:/project/src:/project/tests "
-    "PYTHONDONTWRITEBYTECODE=1 MSB_HOME=/state/msb TMPDIR=/state "
+    "PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 MSB_HOME=/state/msb TMPDIR=/state "
     "VERS_RLM_IMAGE=/packages/image.tar VERS_RLM_TEST_MACHINES=microsandbox "
     "VERS_RLM_VCPU_COUNT=1 VERS_RLM_MEM_SIZE_MIB=256 VERS_RLM_FS_SIZE_MIB=512"
 )

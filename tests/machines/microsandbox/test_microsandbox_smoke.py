@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 SECONDS = 60.0
 
 COUNT = """
-(n=0; while :; do n=$((n + 1)); echo $n > /dev/shm/new; mv /dev/shm/new /dev/shm/n; sleep 0.1; done
-) > /dev/null 2>&1 & while ! [ -e /dev/shm/n ]; do sleep 0.1; done
+(n=0; while sleep 1; do n=$((n + 1)); echo $n > /dev/shm/n; done) > /dev/null 2>&1 &
+while ! [ -s /dev/shm/n ]; do sleep 1; done
 """
+"""Gently: many machines do it at once, perhaps on a processor that is emulated."""
 
 IDENTITY = "hostname; cat /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1; date +%s"
 
-RISES = "seen=$(cat /dev/shm/n); while [ $(cat /dev/shm/n) = $seen ]; do sleep 0.1; done; echo yes"
+RISES = 'seen=$(cat /dev/shm/n); while [ "0$(cat /dev/shm/n)" -le "0$seen" ]; do sleep 1; done'
 
 
 async def test_copies_go_on_with_an_identity_of_their_own(backend: Backend) -> None:
@@ -46,9 +47,9 @@ async def test_copies_go_on_with_an_identity_of_their_own(backend: Backend) -> N
             assert len(set(part)) == 1 + len(copies), part
         assert all(abs(int(identity[3]) - time.time()) < SECONDS for identity in identities)
         for copy in copies:
-            assert await sh(copy, RISES) == "yes"
+            await sh(copy, RISES)
         await machine.delete()
-        assert await sh(copies[0], RISES) == "yes"
+        await sh(copies[0], RISES)
         await backend.delete_commit(commit.id)
     finally:
         for info in await backend.list():
