@@ -31,7 +31,7 @@ EXITED = wire.encode(wire.EXIT, 1, payload=wire.STATUS.pack(7, 0))
         b"Welcome to Ubuntu 24.04 LTS\n" * 10,
         output(LARGEST + b"x"),
         output(b"of a job that never was", job=2),
-        output(LARGEST) * (wire.WINDOW // wire.CHUNK) + output(b"x"),
+        output(LARGEST) * (wire.WINDOW // wire.CHUNK + 1),
         output(b"") + output(b"after the end"),
         output(b"", stream=9),
         output(b"input", stream=wire.STDIN),

@@ -4,20 +4,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio import lowlevel
 from anyio.abc import ByteReceiveStream, ByteSendStream
 
-from .guest.wire import CHUNK, WINDOW, FrameError
+from .guest.wire import CHUNK, TELL_AFTER, WINDOW, FrameError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-TELL_AFTER: Final = WINDOW // 4
-"""Bytes that are taken before the agent is told so: often enough that it never has to wait for a
-reader who keeps up, seldom enough to cost nothing."""
 
 
 class Incoming(ByteReceiveStream):

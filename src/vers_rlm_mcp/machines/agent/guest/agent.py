@@ -14,6 +14,7 @@ Strings hold bytes that are not UTF-8 as surrogates.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -40,6 +41,7 @@ from .wire import (
     STDIN,
     STDOUT,
     TAKEN,
+    TELL_AFTER,
     WINDOW,
     Decoder,
     encode,
@@ -54,6 +56,10 @@ NAME = "vers-rlm-agent"
 
 MAX_UNSENT = 4 * CHUNK
 """Bytes for the host that wait. Beyond, no program's output is read: it waits in its pipe."""
+
+F_SETPIPE_SZ = 1031
+WIDE = 256 * 1024
+"""Bytes that a pipe for content holds, and that are read of one at once."""
 
 FAILED = 1
 """The exit code of a process that did not become a program, or not all of a file."""
@@ -72,6 +78,8 @@ class Job:
         self.stdin = stdin
         """-1 once it is closed."""
         self.unwritten = bytearray()
+        self.taken = 0
+        """Bytes of input that were written and of which the host was not told."""
         self.input_ended = False
         self.outputs = outputs
         """The descriptors of streams that have not ended."""
@@ -102,6 +110,7 @@ class Agent:
         self._ended, wake = os.pipe()
         for descriptor in (1, wake, self._ended):
             os.set_blocking(descriptor, False)
+        _widen([0, 1])
         signal.signal(signal.SIGCHLD, _wake)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
 
@@ -152,7 +161,7 @@ class Agent:
 
     def _listen(self) -> None:
         try:
-            data = os.read(0, CHUNK)
+            data = os.read(0, WIDE)
         except BlockingIOError:  # the input may be the output's socket
             return
         if not data:
@@ -199,8 +208,10 @@ class Agent:
             self._send(DATA, number, STDIN)
             return
         del job.unwritten[:size]
-        if size:
-            self._send(TAKEN, number, STDIN, NUMBER.pack(size))
+        job.taken += size
+        if job.taken >= TELL_AFTER:
+            self._send(TAKEN, number, STDIN, NUMBER.pack(job.taken))
+            job.taken = 0
         if job.input_ended and not job.unwritten:
             job.close_stdin()
 
@@ -328,6 +339,7 @@ _ACTIONS = {"run": _run, "read": _read, "write": _write}
 
 def _forked(act: Callable[[], None], descriptors: list[int]) -> int:
     """Do something in a process of its own, the leader of a session, and return its number."""
+    _widen(descriptors)
     pid = os.fork()
     if pid:
         return pid
@@ -349,6 +361,15 @@ def _forked(act: Callable[[], None], descriptors: list[int]) -> int:
 
 def _wake(_signal: int, _frame: object) -> None:
     """Python writes to the descriptor that was set for it only where there is a handler."""
+
+
+def _widen(pipes: list[int]) -> None:
+    """Let pipes hold more than usual, so that much content needs fewer turns."""
+    for descriptor in pipes:
+        try:
+            fcntl.fcntl(descriptor, F_SETPIPE_SZ, WIDE)
+        except OSError:  # noqa: PERF203 - no pipe, or the user may have no more of it
+            continue
 
 
 def _encoded(text: str) -> bytes:

@@ -52,14 +52,19 @@ OUTPUTS = (STDOUT, STDERR, REPORT)
 WINDOW = 1024 * 1024
 """Bytes: with 40 ms of round trip, one stream carries 25 MB a second."""
 
-CHUNK = 64 * 1024
-"""Bytes of the largest piece of a stream."""
+TELL_AFTER = WINDOW // 4
+"""Bytes that are taken before the sender is told so: often enough that it never has to wait for a
+reader who keeps up, seldom enough to cost nothing."""
 
 MAX_FRAME = 4 * 1024 * 1024
 """Bytes of the largest payload: twice what Linux allows for a program's arguments, escaped."""
 
 HEADER = struct.Struct("!IBBI")
 NUMBER = struct.Struct("!I")
+
+CHUNK = 64 * 1024 - HEADER.size
+"""Bytes of the largest piece of a stream: with its header what a pipe holds, and two packets of
+SSH."""
 
 STATUS = struct.Struct("!BB")
 """An exit code, and the number of the signal that ended the process, or 0."""
