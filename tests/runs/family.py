@@ -23,13 +23,16 @@ class Family(Speaker):
         self._others = others
 
     async def _next(self, messages: Sequence[Message]) -> Completion:
+        return Completion(self.reply(messages), Usage(10, 1))
+
+    def reply(self, messages: Sequence[Message]) -> str:
+        """What is said next in this conversation."""
         branched = [place for place, each in enumerate(messages) if "# Branch " in each.content]
         place = branched[-1] if branched and branched[-1] > 0 else 1
         opening = messages[place].content
         said = sum(message.role == "assistant" for message in messages[place:])
         replies = next((r for x, r in self._others.items() if f"like {x}." in opening), self._own)
-        text = replies[said] if said < len(replies) else "I have nothing to add."
-        return Completion(text, Usage(10, 1))
+        return replies[said] if said < len(replies) else "I have nothing to add."
 
 
 def branching(arguments: str, *after: str, before: str = "") -> list[str]:
