@@ -56,7 +56,7 @@ def test_an_event_is_json_under_its_name() -> None:
 def test_every_kind_of_event_has_a_name_of_its_own() -> None:
     shown = [getattr(rlm, name) for name in rlm.__all__]
     events = [each for each in shown if isinstance(each, type) and issubclass(each, Event)]
-    assert len({each.kind() for each in events}) == len(events) == 27
+    assert len({each.kind() for each in events}) == len(events) == 28
 
 
 def test_a_step_is_told_with_its_parts_cut_to_length() -> None:
@@ -128,6 +128,7 @@ def test_the_door_shows_these_names_and_no_others() -> None:
             "FUNCTIONS",
             "Feedback",
             "Field",
+            "FilesMerged",
             "FinalCall",
             "InChild",
             "InputFile",

@@ -56,9 +56,9 @@ async def test_a_run_that_broke_off_goes_on_and_pays_for_nothing_twice(
     lab: Lab, kind: type[rlm.Event], step: int
 ):
     model = Turns(*COUNTING, usage=Usage(10, 1, usd=0.5))
-    run_id = await broken_off(lab, model, stop_when(kind, step))
+    run_id = await broken_off(lab, model, stop_when(kind, step), max_iterations=len(COUNTING))
     result = await lab.resume(run_id, model, settings=EACH_STEP)
-    assert result.outputs == COUNTED
+    assert (result.status, result.outputs) == ("finished", COUNTED)
     assert [each.number for each in result.steps] == [1, 2, 3, 4]
     assert len(model.asked) == len(COUNTING)
     assert result.usage.usd == pytest.approx(0.5 * len(COUNTING))

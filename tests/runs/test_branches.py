@@ -6,9 +6,11 @@ import time
 
 import pytest
 from family import Family, branching
-from lab import Lab, Turns, cell
+from lab import Lab, Speaker, Turns, cell
 
 from vers_rlm_mcp import rlm
+from vers_rlm_mcp.messages import Usage
+from vers_rlm_mcp.models import Completion
 
 WRITE = "writeFile('own', {0!r})\n"
 
@@ -103,6 +105,45 @@ async def test_a_query_works_on_a_copy_with_a_fresh_kernel_and_hands_back_values
     result = await real.run("-> one: int, two: dict, own", model)
     assert result.outputs == {"one": 6, "two": {"a": "x", "b": 2}, "own": "parent"}
     assert await real.machines() == []
+
+
+async def test_files_of_a_query_come_back_and_what_both_changed_is_an_error(real: Lab):
+    model = Family(
+        cell(
+            "import os; os.makedirs('work', exist_ok=True)\n"
+            "writeFile('work/kept', 'parent'); writeFile('work/gone', 'parent')\n"
+            "writeFile('other', 'parent')\n"
+            "n = rlmQuery('like sub.', outputs='n: int', merge=['work'])\n"
+            "first = [n, readFile('work/kept'), os.listdir('work'), readFile('other')]\n"
+            "try:\n"
+            "    rlmQuery('like late.', outputs='n: int', merge='work/kept')\n"
+            "except Exception as error:\n"
+            "    FINAL(first, str(error), readFile('work/kept'))\n"
+        ),
+        sub=[
+            cell(
+                "writeFile('work/kept', 'child'); writeFile('work/new', 'child')\n"
+                "exec('rm work/gone'); writeFile('other', 'child'); FINAL(7)"
+            )
+        ],
+        late=[cell("llmQuery('?'); writeFile('work/kept', 'late'); FINAL(8)")],
+    )
+
+    async def meanwhile(_: object) -> Completion:
+        parent = await real.fleet.attach(real.happened(rlm.MachineMade)[0].machine_id)
+        await parent.write("/workspace/work/kept", b"meanwhile")
+        await parent.aclose()
+        return Completion("", Usage())
+
+    asked = Speaker(meanwhile)
+    result = await real.run("-> first: list, error, kept", model, sub_model=asked)
+    outputs = result.outputs
+    assert outputs["first"] == [7, "child", ["kept", "new"], "parent"]
+    assert "/workspace/work/kept" in str(outputs["error"])
+    assert "The query answered: {'n': 8}" in str(outputs["error"])
+    assert outputs["kept"] == "meanwhile"
+    (merged,) = real.happened(rlm.FilesMerged)
+    assert sorted(merged.paths) == [f"/workspace/work/{name}" for name in ("gone", "kept", "new")]
 
 
 async def test_at_the_deepest_level_a_query_is_one_call_of_the_sub_model(real: Lab):

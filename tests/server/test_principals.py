@@ -54,6 +54,13 @@ async def test_what_is_anothers_is_to_a_client_as_if_it_did_not_exist(
             assert foreign.replace(hers, "bw-x").replace(commit, "c-x") == await error(
                 bob, tool, **invented
             )
+        run_id = (await call(ann, "vers_rlm", signature="-> x"))["run_id"]
+        for tool in ("rlmResume", "vmTree"):
+            # He had some of his own above.
+            assert f"No run {run_id!r}. Known" in (said := await error(bob, tool, runId=run_id))
+            assert said.count(run_id) == 1
+        assert (await call(bob, "vmTree"))["nodes"] == []
+        assert hers in (await call(ann, "vmTree"))["tree"]
         completed = await bob.complete(
             PromptReference(name="investigate"), {"name": "vmId", "value": ""}
         )

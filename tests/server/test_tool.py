@@ -116,7 +116,7 @@ async def test_a_fault_is_logged_and_the_model_is_told_without_its_secrets(
     assert not (await call(server, size={})).is_error
 
 
-async def test_schemas_are_short_flat_and_closed(server: MCPServer):
+async def test_schemas_are_short_and_flat(server: MCPServer):
     async with Client(server) as client:
         (tool,) = (await client.list_tools()).tools
     assert tool.description == "Draw a box. In one colour."
@@ -129,13 +129,11 @@ async def test_schemas_are_short_flat_and_closed(server: MCPServer):
                     "width": {"type": "integer", "default": 1, "minimum": 1},
                     "height": {"type": "integer", "default": 1},
                 },
-                "additionalProperties": False,
             },
             "colour": {"type": "string", "description": "Its colour"},
             "lineWidth": {"type": "integer", "default": 1},
         },
         "required": ["size"],
-        "additionalProperties": False,
     }
     assert tool.output_schema == {
         "type": "object",

@@ -200,3 +200,29 @@ async def test_long_outputs_are_cut_and_said_to_be(client: Client, author: Autho
     run = await call(client, "vers_rlm", signature="-> answer")
     assert len(json.dumps(run)) < 70_000
     assert "100,000" in run["warnings"][0]
+
+
+async def test_a_run_on_record_is_gone_on_with_and_its_tree_shown(tmp_path: Path):
+    env = environment_in(tmp_path) | {
+        "VERS_RLM_CHECKPOINTS": "step",
+        "VERS_RLM_MODEL": script(
+            tmp_path / "replies", "n = 20", "n += 1; print(n)", "FINAL(answer=n * 2)"
+        ),
+    }
+    server = StdioServerParameters(command=COMMAND, env=env)
+    async with Client(server) as client:
+        first = await call(client, "vers_rlm", signature="-> answer: int", maxIterations=3)
+    async with Client(server) as client:
+        run_id = first["run_id"]
+        assert "Name the step to go on from, one of: 0, 1, 2, 3" in await error(
+            client, "rlmResume", runId=run_id
+        )
+        again = await call(client, "rlmResume", runId=run_id, step=2)
+        assert (again["run_id"], again["outputs"], again["steps"]) == (run_id, {"answer": 42}, 3)
+        tree = await call(client, "vmTree", runId=run_id)
+        made, restored = [node for node in tree["nodes"] if node["kind"] == "machine"]
+        assert made["origin"] == "created"
+        assert restored["origin"] == "restored"
+        assert restored["parent"] in {node["id"] for node in tree["nodes"]}
+        assert f"commit {restored['parent']} (checkpoint at step 2)" in tree["tree"]
+        assert await vm_ids(client) == []

@@ -205,6 +205,16 @@ class ChildChosen(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class FilesMerged(Event):
+    """Files that a child changed were brought back."""
+
+    child: str
+    machine_id: str
+    """The machine that got them."""
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class InChild(Event):
     """Something that happened in a child's conversation."""
 

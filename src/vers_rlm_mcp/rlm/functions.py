@@ -45,10 +45,10 @@ FUNCTIONS = (
     ReplFunction(
         "rlmQuery",
         "rlm_query",
-        'rlmQuery(task, inputs={}, outputs="answer")',
+        'rlmQuery(task, inputs={}, outputs="answer", merge=[])',
         "give a part of the task to a model that works as you do, in a REPL on a copy of the "
         "machine: dearer than llmQuery, for what takes several steps. Returns the value of its "
-        "output, or a dict of several",
+        "output, or a dict of several; `merge`: files and directories of its copy to bring back",
     ),
     ReplFunction(
         "branches",

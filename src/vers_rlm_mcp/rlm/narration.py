@@ -12,6 +12,7 @@ from .events import (
     Diverged,
     Event,
     Feedback,
+    FilesMerged,
     InChild,
     MachineDeleted,
     MachineMade,
@@ -128,6 +129,12 @@ def _(event: ChildFinished) -> str:
 @narrate.register
 def _(event: ChildChosen) -> str:
     return f"🏆 Branch {event.child} won; its machine is the current one: {event.machine_id}"
+
+
+@narrate.register
+def _(event: FilesMerged) -> str:
+    files = f"{len(event.paths)} file{'' if len(event.paths) == 1 else 's'}"
+    return f"📥 {files} of {event.child} brought back: {cut(', '.join(event.paths), _CALL_CHARS)}"
 
 
 @narrate.register

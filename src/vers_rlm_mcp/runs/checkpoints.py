@@ -152,7 +152,8 @@ class Checkpoints:
             current,
             len(messages),
             rlm.fingerprint(messages) if messages else "",
-            self._budget.used(started),
+            # The iteration of the next step is reserved already.
+            self._budget.used(started) | {"iterations": step},
             children,
             tuple(not_carried(made.carried)),
             time.monotonic() - started,

@@ -11,8 +11,9 @@ import anyio
 from pydantic import Field, JsonValue
 
 from vers_rlm_mcp import rlm
-from vers_rlm_mcp.errors import ModelError, UsageError, VersRlmError
+from vers_rlm_mcp.errors import MergeConflict, ModelError, UsageError, VersRlmError
 from vers_rlm_mcp.kernel import Carried
+from vers_rlm_mcp.machines.differences import Digest, bring_back, digest
 from vers_rlm_mcp.messages import Usage
 from vers_rlm_mcp.models import Completion
 
@@ -233,23 +234,46 @@ class RunCalls(MachineCalls):
         inputs: dict[str, JsonValue],
         outputs: str = "answer",
         seconds: Seconds | None = None,
+        merge: list[Text] | None = None,
     ) -> JsonValue:
-        """Have a task worked on in a conversation of its own, on a copy of the current machine."""
+        """Have a task worked on in a conversation of its own, on a copy of the current machine.
+
+        The paths to `merge` are brought back into the current machine when it has an answer.
+        """
         if wrong := [name for name in inputs if not name.isidentifier()]:
             raise UsageError(f"An input of a query has a name as variables have: not {wrong[0]!r}.")
         signature = rlm.Signature.parse(f"{', '.join(f'{n}: any' for n in inputs)} -> {outputs}")
         given = check_inputs(signature, inputs, {})
         if self._is_deepest:
+            if merge:
+                raise UsageError(
+                    "A query is one call of the sub-model here, with no machine to merge from: "
+                    "call rlmQuery without merge, or do the work here."
+                )
             return await self._ask_plainly(task, inputs, signature)
         (child,) = await self._copies([task], "query", NOTHING, seconds)
         async with self._ending([child]):
             kernel = await child.bench.kernel(fresh=True)
             machine = await child.bench.machine()
+            before = await digest(machine, merge) if merge else None
             variables, _ = await bring_in(machine, kernel, given, {})
             query = self._task_for(child, signature, inputs=variables, instructions=task)
             await self._converse(child, query)
             self._report(child)
-            return _values(child, signature)
+            values = _values(child, signature)
+            if before:
+                await self._merge(child, before)
+            return values
+
+    async def _merge(self, child: _Child, before: Digest) -> None:
+        """Bring files of a child back. Raises `MergeConflict`, with the answer that is there."""
+        source, target = await child.bench.machine(), await self._bench.machine()
+        try:
+            changed = await bring_back(source, target, before)
+        except MergeConflict as error:
+            # It was paid for.
+            raise MergeConflict(f"{error} The query answered: {child.outputs!r:.1000}") from None
+        self._publish(rlm.FilesMerged(child.path, target.id, changed))
 
     async def branches(
         self,

@@ -1,22 +1,24 @@
 # ruff: noqa: N803, PLC0415 - a tool's parameters are named as the client sends them; the rooms below
 # are imported by the first call
-"""`vers_rlm`: a whole run as one tool call."""
+"""`vers_rlm`: a whole run as one tool call, and what can be done with one that is on record."""
 
 import json
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from mcp.server.mcpserver import Context
-from mcp_types import ToolAnnotations
 from pydantic import BaseModel, Field, JsonValue
 
 from .answers import cut
 from .app import Application
 from .progress import Progress
 from .tool import Answer, Options, StrictTool
-from .vm_tools import VmConfig
+from .vm_tools import READS, RUNS_CODE, VmConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vers_rlm_mcp.rlm import Event, Step
     from vers_rlm_mcp.runs import RunResult
 
@@ -36,6 +38,9 @@ PREVIEW_STEPS = 20
 OUTPUTS_CHARS = 60_000
 """Characters of one output: with it an answer stays below what clients cut at."""
 
+
+MAX_NODES = 300
+"""Machines and commits that a tree shows: some 10,000 tokens."""
 
 PASSING = frozenset({"tool_called", "sub_call_started", "sub_call_finished"})
 """Kinds of events of which a run may have thousands; a client is shown the latest."""
@@ -158,6 +163,23 @@ class RunAnswer(Answer):
         return lines
 
 
+class TreeAnswer(Answer):
+    """Who came from whom."""
+
+    about: str
+    nodes: list[dict[str, Any]]
+    """Each with ``id``, ``kind``, ``parent``, ``origin``, ``step``, ``alive``, ``run``, and
+    ``remarks``."""
+    left_out: int
+    """Nodes beyond those."""
+    tree: str
+    """All of it, drawn."""
+
+    def text(self) -> str:
+        """What it is about, and the tree."""
+        return f"{self.about}\n{self.tree}"
+
+
 class RlmTools:
     """The tools that run a Recursive Language Model."""
 
@@ -166,10 +188,11 @@ class RlmTools:
 
     def tools(self) -> list[StrictTool]:
         """All of them."""
-        annotations = ToolAnnotations(
-            read_only_hint=False, destructive_hint=True, open_world_hint=True
-        )
-        return [StrictTool.of(self.vers_rlm, "vers_rlm", "Recursive Language Model", annotations)]
+        return [
+            StrictTool.of(self.vers_rlm, "vers_rlm", "Recursive Language Model", RUNS_CODE),
+            StrictTool.of(self.rlm_resume, "rlmResume", "Go on with a run", RUNS_CODE),
+            StrictTool.of(self.vm_tree, "vmTree", "Who came from whom", READS),
+        ]
 
     async def vers_rlm(
         self,
@@ -222,7 +245,6 @@ class RlmTools:
         from vers_rlm_mcp.runs import RunRequest, check_request, opened_files, run
 
         from .sampling import choose_model
-        from .spans import RunSpans
 
         settings = self._app.settings
         limit = budget or Budget()
@@ -248,22 +270,90 @@ class RlmTools:
             stack.push_async_callback(root.aclose)
             sub = choose_model(subModel, settings.sub_model or root.name, context)
             stack.push_async_callback(sub.aclose)
-            spans = stack.enter_context(RunSpans())
-            progress = await stack.enter_async_context(Progress(context.report_progress, "The run"))
-
-            def on_event(event: "Event") -> None:
-                spans(event)
-                _tell(progress, event)
-
             result = await run(
                 request,
                 fleet=await self._app.fleet(),
                 model=root,
                 sub_model=sub,
                 settings=settings,
-                on_event=on_event,
+                on_event=await self._shown(stack, context),
             )
         return RunAnswer.of(result)
+
+    async def rlm_resume(
+        self,
+        context: Context,
+        runId: str,
+        step: Annotated[
+            int | None, Field(ge=0, description="Its end. Default: the last checkpoint")
+        ] = None,
+        model: Annotated[str | None, Field(description="Default: the run's own")] = None,
+        subModel: str | None = None,
+        budget: Budget | None = None,
+    ) -> RunAnswer:
+        """Go on with a vers_rlm run from a checkpoint, on a new VM restored from it.
+
+        For a run that was cut off, ran dry or failed; or to try again from an earlier step.
+        What models replied before is not paid for twice.
+        """
+        from vers_rlm_mcp.runs import Changes, Records, recall, resume
+
+        from .sampling import choose_model
+
+        settings, fleet = self._app.settings, await self._app.fleet()
+        past = recall(Records.seen_by(fleet, settings).of(runId))
+        limit = budget or Budget()
+        async with AsyncExitStack() as stack:
+            root = choose_model(model, past.model, context)
+            stack.push_async_callback(root.aclose)
+            sub = choose_model(subModel or model, past.sub_model, context)
+            stack.push_async_callback(sub.aclose)
+            result = await resume(
+                runId,
+                step=step,
+                changes=Changes(
+                    max_seconds=limit.seconds, max_tokens=limit.tokens, max_usd=limit.usd
+                ),
+                fleet=fleet,
+                model=root,
+                sub_model=sub,
+                settings=settings,
+                on_event=await self._shown(stack, context),
+            )
+        return RunAnswer.of(result)
+
+    async def vm_tree(
+        self,
+        runId: Annotated[str | None, Field(description="Default: all VMs there are")] = None,
+    ) -> TreeAnswer:
+        """Show which VM or commit came from which, at which step, what it cost, who won."""
+        from vers_rlm_mcp.runs import Records, drawn, fleet_lineage, run_lineage
+
+        fleet = await self._app.fleet()
+        if runId is None:
+            about, nodes = "All VMs and commits", await fleet_lineage(fleet)
+        else:
+            records = Records.seen_by(fleet, self._app.settings)
+            about, nodes = run_lineage(records.of(runId))
+        return TreeAnswer(
+            about=about,
+            nodes=[asdict(node) for node in nodes[:MAX_NODES]],
+            left_out=max(0, len(nodes) - MAX_NODES),
+            tree="\n".join(drawn(nodes, limit=MAX_NODES)) or "(none)",
+        )
+
+    async def _shown(self, stack: AsyncExitStack, context: Context) -> "Callable[[Event], None]":
+        """What tells the client and the tracer of a run's events, while the stack stands."""
+        from .spans import RunSpans
+
+        spans = stack.enter_context(RunSpans())
+        progress = await stack.enter_async_context(Progress(context.report_progress, "The run"))
+
+        def on_event(event: "Event") -> None:
+            spans(event)
+            _tell(progress, event)
+
+        return on_event
 
 
 def _tell(progress: Progress, event: "Event") -> None:

@@ -63,7 +63,7 @@ class StrictTool(Tool):
             function, name=name, title=title, description=description, annotations=annotations
         )
         assert isinstance(tool, cls)
-        tool.parameters = {**_slim(tool.parameters), "additionalProperties": False}
+        tool.parameters = _slim(tool.parameters)
         if tool.fn_metadata.output_schema:
             tool.fn_metadata.output_schema = _slim(tool.fn_metadata.output_schema, output=True)
         return tool
@@ -144,15 +144,17 @@ def _slim(schema: Json, definitions: Json | None = None, *, output: bool = False
     """A model's schema without what costs tokens, or clients, and tells a model nothing.
 
     That is titles, the models' docstrings, null as a way to leave an argument out, defaults that
-    are empty, fields of an output that may be anything, which of them are always there and what is
-    inside them, which the output itself tells, and references, which some clients do not follow:
-    each is replaced by its target.
+    are empty, that no other arguments are taken, which whoever tries is told, fields of an output
+    that may be anything, which of them are always there and what is inside them, which the output
+    itself tells, and references, which some clients do not follow: each is replaced by its target.
     """
     definitions = definitions or cast("Json", schema.get("$defs", {}))
     if "$ref" in schema:
         schema = definitions[schema["$ref"].removeprefix("#/$defs/")]
     left_out = {"$defs", "title", "description", *(["required"] if output else [])}
     slim = {key: schema[key] for key in schema if key not in left_out}
+    if slim.get("additionalProperties") is False:
+        del slim["additionalProperties"]
     if "properties" in slim:
         fields = {
             name: _slim_field(field, definitions, output=output)
@@ -185,5 +187,4 @@ def _slim_field(field: Json, definitions: Json, *, output: bool) -> Json:
 
 def _closed(field: Json) -> Json:
     """A field of an output without what is inside it."""
-    shown = {key: field[key] for key in ("type", "enum", "anyOf") if key in field}
-    return shown | ({"items": _closed(field["items"])} if "items" in field else {})
+    return {key: field[key] for key in ("type", "anyOf") if key in field}

@@ -168,11 +168,17 @@ class Functions:
         return self._calls.call("llmQueryBatched", {"prompts": texts}) if texts else []
 
     def rlmQuery(
-        self, task: str, inputs: dict[str, Any] | None = None, outputs: str = "answer"
+        self,
+        task: str,
+        inputs: dict[str, Any] | None = None,
+        outputs: str = "answer",
+        merge: list[str] | None = None,
     ) -> Any:
         """Give a task to a model with a REPL on a copy of the machine; return its outputs."""
-        given = {"task": _prompt(task, "rlmQuery(task)"), "outputs": outputs}
+        given: dict[str, Any] = {"task": _prompt(task, "rlmQuery(task)"), "outputs": outputs}
         given["inputs"] = to_json(inputs or {}, "rlmQuery: inputs")
+        paths = [merge] if isinstance(merge, (str, os.PathLike)) else list(merge or ())
+        given["merge"] = [os.path.join(os.getcwd(), path) for path in paths]
         with self._workplace.left():
             return self._calls.call("rlmQuery", given)
 
