@@ -23,14 +23,16 @@ _OPENING = re.compile(
     r"^(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[\w+-]*)[^\n`]*$", re.MULTILINE
 )
 _CODE = r"""
-    (?P<triple>'{3}|"{3}) (?:\\.|(?!(?P=triple)).)*+ (?P=triple)
+    '{3} (?:[^'\\]|\\.|'{1,2}[^'\\]|'{1,2}\\.)*+ '{3}
+  | "{3} (?:[^"\\]|\\.|"{1,2}[^"\\]|"{1,2}\\.)*+ "{3}
   | '(?:\\.|[^'\\\n])*+'? | "(?:\\.|[^"\\\n])*+"? | \#[^\n]* | \\.
   | ^[ \t]*+(?P<closing>%s{%d,})[ \t]*$
 """
 """What matters in the code of a block: strings, escapes and comments, to skip them, and its own
 end. A triple-quoted string that is never closed is not skipped, so that its block ends at the next
 fence. No part is ever scanned twice (possessive quantifiers, optional closing quotes): replies are
-long, and their writer may be hostile."""
+long, and their writer may be hostile. A possessive quantifier with a lookahead in it is one that
+Python 3.11.2 gets wrong."""
 _FINAL = re.compile(r"\bFINAL(_VAR)?\s*\(")
 _MAX_OBJECTS = 100
 """How many `{` of a reply are tried as the beginning of JSON."""
