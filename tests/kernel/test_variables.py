@@ -232,3 +232,10 @@ async def test_a_file_that_holds_something_else_is_a_reason_and_no_crash(
     assert kernel.carried
     assert list(kernel.carried.lost) == ["(all variables)"]
     await kernel.aclose()
+
+
+async def test_of_more_than_may_be_saved_what_is_too_large_is_named(repl: Repl):
+    await repl.output("small = [1]; large = [bytes(600_000), bytes(600_001)]; last = 'x'")
+    carried = await repl.kernel.save_variables(1_000_000)
+    assert carried.kept == ("small", "last")
+    assert "too large" in carried.lost["large"]

@@ -222,9 +222,12 @@ class Kernel:
         except Refused as error:
             raise InputError(f"The input {name!r} cannot be loaded: {error}") from None
 
-    async def save_variables(self) -> Carried:
-        """Write the variables into a file of the machine, for a copy that takes only the disk."""
-        return await self._request("save", SAVE_SECONDS, parse_carried)
+    async def save_variables(self, most: int | None = None) -> Carried:
+        """Write the variables into a file of the machine, for a copy that takes only the disk.
+
+        With `most`, so many bytes of them at most.
+        """
+        return await self._request("save", SAVE_SECONDS, parse_carried, most=most)
 
     async def variables(self) -> Sequence[Variable]:
         """Every variable, in the order they were made."""

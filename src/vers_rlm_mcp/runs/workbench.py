@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 LET_GO_SECONDS = 15.0
 """What deleting machines that were for a moment may take; the end of the run deletes the rest."""
 
+CHECKPOINT_BYTES = 256 * 1024 * 1024
+"""Of variables in a checkpoint: more would fill the disk, and hold the run up, step by step."""
+
 NOTHING_SAVED = Carried((), {"all variables": "the kernel was at work, so they were not saved"})
 
 _IN_USE: WeakKeyDictionary[Fleet, set[str]] = WeakKeyDictionary()
@@ -173,7 +176,7 @@ class Workbench:
     async def checkpoint(self, machine_id: str, step: int) -> Snapshot:
         """Commit a machine of a run at the end of a step, without a word."""
         machine = await self.machine(machine_id)
-        carried = await self.save_variables(machine)
+        carried = await self.save_variables(machine, CHECKPOINT_BYTES)
         return Snapshot(await self._fleet.snapshot(machine, run=self._run, step=step), carried)
 
     async def move_in(self, machine_id: str) -> Kernel:
@@ -299,15 +302,18 @@ class Workbench:
         with self.using_kernel(machine.id):
             return await (await self.kernel(machine.id)).variables()
 
-    async def save_variables(self, machine: Machine) -> Carried | None:
-        """Save the variables of a machine's kernel in its files, where its copies need that."""
+    async def save_variables(self, machine: Machine, most: int | None = None) -> Carried | None:
+        """Save the variables of a machine's kernel in its files, where its copies need that.
+
+        With `most`, so many bytes of them at most.
+        """
         kernel = self._kernels.get(machine.id)
         if machine.capabilities.fidelity == "memory":
             return None
         if kernel is None or kernel.closed:
             return NOTHING_SAVED if machine.id in self._in_use else None
         try:
-            return await kernel.save_variables()
+            return await kernel.save_variables(most)
         except KernelBusy:
             return NOTHING_SAVED
 

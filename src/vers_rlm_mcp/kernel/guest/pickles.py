@@ -9,6 +9,7 @@ import pickle
 import sys
 import time
 from contextlib import contextmanager, suppress
+from math import inf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +28,11 @@ ARCHIVE = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 
 
 def write(
-    path: str, values: dict[str, Any], functions: dict[str, Any], extra: dict[str, Any]
+    path: str,
+    values: dict[str, Any],
+    functions: dict[str, Any],
+    extra: dict[str, Any],
+    most: float = inf,
 ) -> tuple[list[str], dict[str, str]]:
     """Write `values` to `path`; return which were kept, and why each other one was not.
 
@@ -39,9 +44,10 @@ def write(
         values: By their names.
         functions: Known by name wherever the file will be read.
         extra: Goes along, for `read`. Must be plain data.
+        most: Bytes that all values together may have; one that goes beyond is not kept.
     """
     pickler = _pickler(functions)
-    spare, lost = _try_each(values, pickler)
+    spare, lost = _try_each(values, pickler, most)
     header = {
         "directory": os.getcwd(),
         "search": sys.path,
@@ -91,17 +97,18 @@ def describe(error: BaseException) -> str:
 
 
 def _try_each(
-    values: dict[str, Any], pickler: Any
+    values: dict[str, Any], pickler: Any, most: float
 ) -> tuple[dict[str, bytes | None], dict[str, str]]:
     """The values that can be pickled, with their pickles where these are small; why others not."""
     deadline = time.monotonic() + SAVE_SECONDS
     good: dict[str, bytes | None] = {}
     lost: dict[str, str] = {}
     for name, value in values.items():
-        sink = _Sink()
+        sink = _Sink(most)
         try:
             pickler(_Timed(sink, deadline)).dump(value)
             good[name] = sink.data
+            most -= sink.size
         except Exception as error:  # noqa: BLE001 - the code of any class runs
             lost[name] = describe(error)
     return good, lost
@@ -135,12 +142,17 @@ class _Timed:
 
 
 class _Sink:
-    """Takes what is written, and keeps it as long as it is little."""
+    """Takes what is written, up to `most` bytes, and keeps it as long as it is little."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: float) -> None:
         self.data: bytes | None = b""
+        self.size = 0
+        self._most = most
 
     def write(self, data: bytes) -> int:
+        self.size += len(data)
+        if self.size > self._most:
+            raise OverflowError("it is too large to be saved with the others")
         if self.data is not None and len(self.data) + len(data) <= SPARE_SIZE:
             self.data += bytes(data)
         else:

@@ -13,6 +13,7 @@ import sys
 import threading
 import types
 from contextlib import suppress
+from math import inf
 from queue import Empty, SimpleQueue
 
 from ..wire import PROTOCOL, FrameError, dump
@@ -227,8 +228,9 @@ class Kernel:
         variables = self._variables
         if request.frame.kind == "load":
             return variables.load(fields["name"], fields["path"], fields["form"])
+        if request.frame.kind == "save":
+            return self._save(fields["most"] or inf)
         operations = {
-            "save": self._save,
             "restore": self._restore,
             "variables": variables.listing,
         }
@@ -290,8 +292,8 @@ class Kernel:
     def _save_before_copy(self) -> dict[str, Any] | None:
         return self._save() if self._saving else None
 
-    def _save(self) -> dict[str, Any]:
-        saved = self._variables.save()
+    def _save(self, most: float = inf) -> dict[str, Any]:
+        saved = self._variables.save(most)
         lost = list(saved["lost"].items())[:MAX_NAMES]
         return {
             "kept": [name[:MAX_NAME] for name in saved["kept"][:MAX_NAMES]],

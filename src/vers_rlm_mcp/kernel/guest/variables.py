@@ -8,6 +8,7 @@ import mmap
 import os
 import reprlib
 import types
+from math import inf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ class Variables:
             for name in self.names()[:MAX_LISTED]
         ]
 
-    def save(self) -> dict[str, Any]:
-        """Save all variables; tell which were kept, and why the others were not.
+    def save(self, most: float = inf) -> dict[str, Any]:
+        """Save variables of at most so many bytes; tell which were kept, and why others were not.
 
         Inputs that are still what they were are not written, but read from their files again.
         """
@@ -73,7 +74,7 @@ class Variables:
 
         inputs = {name: (i.path, i.form) for name, i in self._inputs.items() if self._holds(name)}
         values = {name: self._namespace[name] for name in self.names() if name not in inputs}
-        kept, lost = pickles.write(self._path, values, self._functions, inputs)
+        kept, lost = pickles.write(self._path, values, self._functions, inputs, most)
         return {"kept": [*inputs, *kept], "lost": lost}
 
     def restore(self) -> dict[str, Any]:
