@@ -175,7 +175,8 @@ async def test_packages_and_processes_are_compared(pair: Pair) -> None:
     await sh(first, "mkdir -p lib/x-1.0.dist-info lib/y-1.dist-info; sleep 1001 & sleep 1002 &")
     await sh(
         second,
-        "mkdir -p lib/x-1.1.dist-info lib/z-2.0-py3.11.egg-info; sleep 1001 & sleep 1001 &",
+        "mkdir -p lib/x-1.1.dist-info lib/z-2.0-py3.11.egg-info; sleep 1001 & "
+        "sh -c 'true & exec sleep 1001' &",  # which never asks what became of `true`
     )
     difference = await diff(first, second, roots=["/workspace/lib"])
     assert [(fact.kind, fact.text) for fact in difference.facts] == [

@@ -120,9 +120,10 @@ def arguments(pid: bytes) -> list[bytes]:
     """A process's arguments; none when it has ended, or is the kernel's."""
     try:
         with open(b"/proc/" + pid + b"/cmdline", "rb") as file:
-            return file.read().rstrip(b"\0").split(b"\0")
+            words = file.read().rstrip(b"\0")
     except OSError:
         return []
+    return words.split(b"\0") if words else []
 
 
 def pairs(theirs: Iterator[Any], ours: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
