@@ -113,9 +113,20 @@ class Lab:
             )
 
     async def resume(
-        self, run_id: str, model: Model, *, settings: dict[str, Any] | None = None, **how: Any
+        self,
+        run_id: str,
+        model: Model,
+        *,
+        settings: dict[str, Any] | None = None,
+        on_event: Callable[[rlm.Event], None] = lambda _: None,
+        **how: Any,
     ) -> RunResult:
         """Go on with a run."""
+
+        def watch(event: rlm.Event) -> None:
+            self.events.append(event)
+            on_event(event)
+
         with anyio.fail_after(40):
             return await resume(
                 run_id,
@@ -123,7 +134,7 @@ class Lab:
                 model=model,
                 sub_model=how.pop("sub_model", model),
                 settings=self.settings.model_copy(update=settings or {}),
-                on_event=self.events.append,
+                on_event=watch,
                 **how,
             )
 

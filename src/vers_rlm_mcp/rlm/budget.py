@@ -61,7 +61,7 @@ _ADVICE = {
     "iterations": "Hand in what there is.",
     "sub_calls": "Put more text into each call, count and filter in code, or call FINAL with what "
     "there is.",
-    "machines": "Work on a machine that exists: vmSwitch to it, or restore a commit later.",
+    "machines": "Ask for fewer at once, or work on one that exists: vmSwitch to it.",
     "branch_steps": "Do the rest here, step by step, or hand in what there is.",
 }
 _ENDED = "Hand in what there is; whoever started the run can raise the limit."
@@ -121,6 +121,10 @@ class Budget:
         for budget in self._line():
             budget._count_machine_seconds(now)
             budget._counts["machines"] -= count
+
+    def machines_left(self, now: float) -> float:
+        """How many more machines may be alive; infinite without a limit."""
+        return min(self._all_left("machines", now), default=inf)
 
     @property
     def sub_calls(self) -> int:

@@ -76,6 +76,7 @@ class Conversation:
         calls: Answers its cells.
         path: Its place in the run's tree; empty for the run's own conversation.
         checkpoints: Those of the run, for its own conversation.
+        checks: How many machines are set aside for checks, of it and its siblings.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Conversation:
         calls: CellCalls,
         path: str = "",
         checkpoints: Checkpoints | None = None,
+        checks: anyio.Semaphore | None = None,
     ) -> None:
         self._tree = tree
         self._bench = bench
@@ -93,6 +95,7 @@ class Conversation:
         self._calls = calls
         self._path = path
         self._checkpoints = checkpoints
+        self._checks = checks or anyio.Semaphore(1)
         self._publish = tree.publisher(path)
         self._output: list[str] = []
         """What the cell under way has printed, in pieces; the kernel's limit bounds it."""
@@ -254,7 +257,7 @@ class Conversation:
     async def _verify(self, asked: rlm.Verify) -> rlm.Verdict:
         """Run the check in a copy of the current machine, which is deleted then."""
         started = time.monotonic()
-        async with self._bench.copy() as machine:
+        async with self._checks, self._bench.copy() as machine:
             result = await run_command(
                 machine,
                 asked.command,

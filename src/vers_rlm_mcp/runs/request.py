@@ -124,14 +124,23 @@ def check_prices(limits: rlm.Limits, models: Sequence[Model]) -> None:
 
 
 def limits(request: RunRequest, settings: Settings) -> rlm.Limits:
-    """What a run may use: what it asks for, within what the settings allow."""
+    """What a run may use: what it asks for, within what the settings allow.
+
+    Raises `InputError` where there would be no machine for its check.
+    """
+    machines = settings.max_machines - bool(request.verify)  # which works in a copy
+    if machines < 1:
+        raise InputError(
+            "A run with a check needs 2 machines at once: raise VERS_RLM_MAX_MACHINES, which is "
+            f"{settings.max_machines}, or run it without `verify`."
+        )
     return rlm.Limits(
         iterations=request.max_iterations,
         sub_calls=request.max_llm_calls,
         tokens=_lower(request.max_tokens, settings.max_tokens),
         usd=_lower(request.max_usd, settings.max_usd),
         seconds=_lower(request.max_seconds, settings.max_seconds),
-        machines=settings.max_machines,
+        machines=machines,
     )
 
 

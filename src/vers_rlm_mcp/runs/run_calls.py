@@ -163,6 +163,19 @@ class RunCalls(MachineCalls):
             self._budget.release_machines(machines, time.monotonic())
             raise
 
+    @contextmanager
+    def _room_for_checks(self, count: int) -> Generator[anyio.Semaphore]:
+        """Set machines aside in which `count` answers are checked.
+
+        One for each, or as many as there are beside one copy for each, but one at least: so a
+        right answer is never lost because there is no machine left to check it in.
+        """
+        left = self._budget.machines_left(time.monotonic()) - count
+        room = int(max(1, min(count, left))) if count else 0
+        with self._reserved(room):
+            yield anyio.Semaphore(room)
+        self._budget.release_machines(room, time.monotonic())
+
     # Sub-models.
 
     async def llm_query(self, prompt: Text) -> JsonValue:
@@ -293,29 +306,35 @@ class RunCalls(MachineCalls):
             )
         signature = rlm.Signature.parse(f"-> {outputs}") if outputs else self._my_task.signature
         _check_score(signature, score)
-        children = await self._copies(plans, "branch", carried, seconds)
-        async with self._ending(children) as kept:
-            async with anyio.create_task_group() as tasks:
-                for number, child in enumerate(children, 1):
-                    branch = rlm.Branch(
-                        self._cell.messages,
-                        child.about,
-                        number,
-                        len(plans),
-                        tuple(not_carried(carried)),
-                    )
-                    task = self._task_for(child, signature, verify=verify, branch=branch)
-                    tasks.start_soon(self._converse, child, task)
-            for child in children:
-                child.score = _score(child, score)
-                self._report(child)
-            if keep == "all":
-                self._undecided = {child.path: child for child in children}
-                kept += children
-            elif keep == "best" and (best := _best(children, by_score=score is not None)):
-                await self._win(best)
-                kept.append(best)
-            return [child.to_json(kept=child in kept) for child in children]
+        with self._room_for_checks(len(plans) if verify else 0) as checks:
+            children = await self._copies(plans, "branch", carried, seconds)
+            async with self._ending(children) as kept:
+                async with anyio.create_task_group() as tasks:
+                    for number, child in enumerate(children, 1):
+                        branch = rlm.Branch(
+                            self._cell.messages,
+                            child.about,
+                            number,
+                            len(plans),
+                            tuple(not_carried(carried)),
+                        )
+                        task = self._task_for(child, signature, verify=verify, branch=branch)
+                        tasks.start_soon(self._converse, child, task, checks)
+                kept += await self._decided(children, keep, score)
+        return [child.to_json(kept=child in kept) for child in children]
+
+    async def _decided(self, children: list[_Child], keep: Keep, score: str | None) -> list[_Child]:
+        """Score the children, let the best one win if that is wanted, and return who stays."""
+        for child in children:
+            child.score = _score(child, score)
+            self._report(child)
+        if keep == "all":
+            self._undecided = {child.path: child for child in children}
+            return children
+        if keep == "best" and (best := _best(children, by_score=score is not None)):
+            await self._win(best)
+            return [best]
+        return []
 
     async def choose_branch(self, scores: dict[str, float | None], winner: str | None) -> JsonValue:
         """Let one of the branches that were all kept win, by the cell's own judgement."""
@@ -384,14 +403,18 @@ class RunCalls(MachineCalls):
             branch,
         )
 
-    async def _converse(self, child: _Child, task: rlm.Task) -> None:
+    async def _converse(
+        self, child: _Child, task: rlm.Task, checks: anyio.Semaphore | None = None
+    ) -> None:
         """Hold a child's conversation; whatever goes wrong in it is its own affair."""
         calls = RunCalls(self._tree, child.bench, child.budget, child.path)
         calls.task = task
         started = time.monotonic()
         try:
             await child.bench.move_in(child.first_machine)
-            conversation = Conversation(self._tree, child.bench, child.budget, calls, child.path)
+            conversation = Conversation(
+                self._tree, child.bench, child.budget, calls, child.path, checks=checks
+            )
             child.outcome = await conversation.drive(task)
         except VersRlmError as error:
             child.error = str(error)
