@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -78,4 +79,5 @@ if __name__ == "__main__":
     wanted = sys.argv[1] if len(sys.argv) > 1 else "all"
     if wanted not in {*SUITES, "shell"}:
         sys.exit(__doc__)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # QEMU ends with us
     sys.exit(main(wanted))
