@@ -75,9 +75,14 @@ def _send_project(host: Host) -> None:
     host.run("mkdir /project && tar x -m -C /project", stdin=tree_of(ROOT))
 
 
+def _leave(number: int, _frame: object) -> None:
+    """End as after an error, so that QEMU ends, too."""
+    sys.exit(f"ended by signal {number}")
+
+
 if __name__ == "__main__":
     wanted = sys.argv[1] if len(sys.argv) > 1 else "all"
     if wanted not in {*SUITES, "shell"}:
         sys.exit(__doc__)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # QEMU ends with us
+    signal.signal(signal.SIGTERM, _leave)
     sys.exit(main(wanted))
