@@ -47,6 +47,7 @@ FINAL([exec("exit 3").exit_code, exec("kill -9 $$").exit_code, slow.exit_code])
     assert await outputs(lab, code) == [3, 128 + 9, None]
 
 
+@pytest.mark.assumes("disk")
 async def test_the_notes_name_what_a_copy_does_not_carry(lab: Lab):
     model = Turns(
         cell("import threading\nn, lock = 1, threading.Lock()\nbranch = vmBranch()"),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lab import Lab
 
 
+@pytest.mark.assumes("fake")
 async def test_a_run_ends_with_final_and_its_machine_is_gone(lab: Lab):
     model = Turns(cell("n = len(task)"), cell("FINAL(answer=n)"), usage=Usage(10, 5))
     result = await lab.run("task -> answer: int", model, inputs={"task": "hello"})
@@ -97,6 +98,7 @@ async def test_the_settings_are_the_upper_limit(lab: Lab):
     assert "15 tokens" in result.reason
 
 
+@pytest.mark.assumes("quick")
 async def test_the_time_limit_is_kept_in_the_midst_of_a_cell(lab: Lab):
     model = Turns(cell("FINAL(good=1, bad='no')"), cell("print('so far')\nwhile True: pass"))
     result = await lab.run("-> good: int, bad: int", model, max_seconds=1)
@@ -192,6 +194,7 @@ async def test_an_unknown_machine_is_refused_by_name(lab: Lab):
         await lab.run("-> x", Turns(), machine_id="nowhere")
 
 
+@pytest.mark.assumes("disk")
 async def test_a_kept_machine_is_the_one_that_is_current_with_its_variables(lab: Lab):
     model = Turns(
         cell("found = {'a': [1, 2]}\nimport threading\nlock = threading.Lock()"),
@@ -209,6 +212,7 @@ async def test_a_kept_machine_is_the_one_that_is_current_with_its_variables(lab:
     assert again.outputs == {"found": {"a": [1, 2]}}
 
 
+@pytest.mark.assumes("disk")
 async def test_variables_that_a_kept_machine_may_lose_are_named(lab: Lab):
     model = Turns(cell("import threading\nlock = threading.Lock()\nFINAL(1)"))
     result = await lab.run("-> x: int", model, keep_machine=True)
@@ -224,6 +228,7 @@ async def test_later_variables_of_a_kept_machine_are_not_undone_by_a_later_run(l
     assert later.outputs == {"x": 2}
 
 
+@pytest.mark.assumes("disk")
 async def test_a_machine_that_a_run_works_on_is_not_taken_from_it(lab: Lab):
     machine = (await lab.fleet.create()).id
     refused: list[str] = []
@@ -285,6 +290,7 @@ async def test_many_runs_at_once_keep_to_themselves(lab: Lab):
     assert await lab.machines() == []
 
 
+@pytest.mark.assumes("local")
 async def test_a_run_leaves_no_open_files(lab: Lab):
     async def open_files() -> int:
         return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - it lists itself

@@ -36,6 +36,7 @@ async def test_variables_stay_from_cell_to_cell(lab: Lab):
     assert await lab.cell(bench, "x + 1") == "2"
 
 
+@pytest.mark.assumes("fake")
 async def test_a_cell_on_a_named_machine_acts_on_that_machine(lab: Lab):
     bench = lab.bench()
     current, other = (await bench.create()).id, (await lab.fleet.create()).id
@@ -46,6 +47,7 @@ async def test_a_cell_on_a_named_machine_acts_on_that_machine(lab: Lab):
     assert await lab.cell(bench, WHERE) == current == bench.current
 
 
+@pytest.mark.assumes("fake")
 async def test_a_cell_that_switches_on_a_named_machine_leaves_the_current_one_alone(lab: Lab):
     bench = lab.bench()
     current, other = (await bench.create()).id, (await lab.fleet.create()).id
@@ -55,6 +57,7 @@ async def test_a_cell_that_switches_on_a_named_machine_leaves_the_current_one_al
     assert await lab.cell(bench, "print(currentVmId())", other) == other
 
 
+@pytest.mark.assumes("fake")
 async def test_a_cell_that_switches_on_the_current_machine_moves_it(lab: Lab):
     bench = lab.bench()
     await bench.create()
@@ -90,6 +93,7 @@ async def test_a_second_cell_is_told_that_the_kernel_is_busy_and_the_first_goes_
     assert seen == ["ok"]
 
 
+@pytest.mark.assumes("disk")
 async def test_a_snapshot_while_a_cell_runs_says_that_variables_were_not_saved(lab: Lab):
     bench = lab.bench()
     await bench.create()
