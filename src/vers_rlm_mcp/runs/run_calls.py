@@ -3,7 +3,6 @@
 import time
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from types import MethodType
 from typing import Annotated, Literal
 
@@ -18,6 +17,7 @@ from vers_rlm_mcp.messages import Usage
 from vers_rlm_mcp.models import Completion
 
 from .calls import MAX_BRANCHES, MachineCalls, Seconds, Text, not_carried
+from .children import Child, best_of, check_score, score_of, unwrapped, values_of
 from .conversation import Conversation
 from .inputs import bring_in, check_inputs
 from .tree import Answer, Tree
@@ -28,69 +28,6 @@ Keep = Literal["best", "none", "all"]
 
 NOTHING = Carried((), {})
 """A copy for a fresh kernel: no variables are wanted in it."""
-
-
-@dataclass
-class _Child:
-    """A conversation on a copy of the machine, and what came of it."""
-
-    path: str
-    about: str
-    first_machine: str
-    bench: Workbench
-    budget: rlm.Budget
-    score: float | None = None
-    outcome: rlm.Outcome | None = None
-    error: str | None = None
-    seconds: float = 0.0
-
-    @property
-    def machine_id(self) -> str | None:
-        """The machine that it ended on."""
-        return self.bench.current
-
-    @property
-    def right(self) -> bool:
-        """Whether it handed in outputs that may win."""
-        return self.outcome is not None and self.outcome.status != "partial"
-
-    @property
-    def status(self) -> str:
-        """That of its outcome, or ``failed`` without one."""
-        return self.outcome.status if self.outcome else "failed"
-
-    @property
-    def outputs(self) -> dict[str, JsonValue]:
-        """What it handed in."""
-        return self.outcome.outputs if self.outcome else {}
-
-    @property
-    def reason(self) -> str | None:
-        """Why it ended."""
-        return self.outcome.reason if self.outcome else self.error
-
-    @property
-    def steps(self) -> int:
-        """How many steps it took."""
-        return len(self.outcome.steps) if self.outcome else 0
-
-    def to_json(self, *, kept: bool) -> JsonValue:
-        """The result as the cell gets it."""
-        return {
-            "branch": self.path,
-            "plan": self.about,
-            "right": self.right,
-            "status": self.status,
-            "outputs": self.outputs,
-            "error": None if self.right else self.reason,
-            "verified": self.outcome is not None and self.outcome.verified,
-            "score": self.score,
-            "steps": self.steps,
-            "machine": self.machine_id if kept else None,
-            "tokens": self.budget.usage.tokens,
-            "usd": self.budget.usage.usd,
-            "seconds": round(self.seconds, 3),
-        }
 
 
 class RunCalls(MachineCalls):
@@ -122,7 +59,7 @@ class RunCalls(MachineCalls):
         self._cell = rlm.RunCell(0, "")
         self._sub_calls = 0
         self.children = children
-        self._undecided: dict[str, _Child] = {}
+        self._undecided: dict[str, Child] = {}
         """Branches among which the cell itself will choose."""
 
     def begin(self, asked: rlm.RunCell) -> None:
@@ -272,13 +209,13 @@ class RunCalls(MachineCalls):
             variables, _ = await bring_in(machine, kernel, given, {})
             query = self._task_for(child, signature, inputs=variables, instructions=task)
             await self._converse(child, query)
-            self._report(child)
-            values = _values(child, signature)
+            self._publish(child.finished())
+            values = values_of(child, signature)
             if before:
                 await self._merge(child, before)
             return values
 
-    async def _merge(self, child: _Child, before: Digest) -> None:
+    async def _merge(self, child: Child, before: Digest) -> None:
         """Bring files of a child back. Raises `MergeConflict`, with the answer that is there."""
         source, target = await child.bench.machine(), await self._bench.machine()
         try:
@@ -305,7 +242,7 @@ class RunCalls(MachineCalls):
                 "vmSnapshot() before each."
             )
         signature = rlm.Signature.parse(f"-> {outputs}") if outputs else self._my_task.signature
-        _check_score(signature, score)
+        check_score(signature, score)
         with self._room_for_checks(len(plans) if verify else 0) as checks:
             children = await self._copies(plans, "branch", carried, seconds)
             async with self._ending(children) as kept:
@@ -323,15 +260,15 @@ class RunCalls(MachineCalls):
                 kept += await self._decided(children, keep, score)
         return [child.to_json(kept=child in kept) for child in children]
 
-    async def _decided(self, children: list[_Child], keep: Keep, score: str | None) -> list[_Child]:
+    async def _decided(self, children: list[Child], keep: Keep, score: str | None) -> list[Child]:
         """Score the children, let the best one win if that is wanted, and return who stays."""
         for child in children:
-            child.score = _score(child, score)
-            self._report(child)
+            child.score = score_of(child, score)
+            self._publish(child.finished())
         if keep == "all":
             self._undecided = {child.path: child for child in children}
             return children
-        if keep == "best" and (best := _best(children, by_score=score is not None)):
+        if keep == "best" and (best := best_of(children, by_score=score is not None)):
             await self._win(best)
             return [best]
         return []
@@ -364,25 +301,25 @@ class RunCalls(MachineCalls):
         kind: Literal["branch", "query"],
         carried: Carried | None,
         seconds: float | None,
-    ) -> list[_Child]:
+    ) -> list[Child]:
         """Make a copy of the current machine for each child, all from one instant."""
         now = time.monotonic()
         iterations = max(1, self._my_task.max_iterations - self._cell.step)
         budgets = self._budget.children(len(about), iterations, seconds=seconds, now=now)
         with self._reserved(len(about)):
             made = await self._bench.branch(len(about), carried=carried)
-        children: list[_Child] = []
+        children: list[Child] = []
         for text, budget, info in zip(about, budgets, made.machines, strict=True):
             self.children += 1
             path = f"{self._path}.{self.children}".lstrip(".")
             bench = self._bench.at(info.id, on_event=self._tree.publisher(path))
-            children.append(_Child(path, text, info.id, bench, budget))
+            children.append(Child(path, text, info.id, bench, budget))
             self._publish(rlm.ChildStarted(path, kind, info.id, text))
         return children
 
     def _task_for(
         self,
-        child: _Child,
+        child: Child,
         signature: rlm.Signature,
         *,
         inputs: tuple[rlm.InputVariable, ...] = (),
@@ -404,7 +341,7 @@ class RunCalls(MachineCalls):
         )
 
     async def _converse(
-        self, child: _Child, task: rlm.Task, checks: anyio.Semaphore | None = None
+        self, child: Child, task: rlm.Task, checks: anyio.Semaphore | None = None
     ) -> None:
         """Hold a child's conversation; whatever goes wrong in it is its own affair."""
         calls = RunCalls(self._tree, child.bench, child.budget, child.path)
@@ -422,33 +359,19 @@ class RunCalls(MachineCalls):
             child.bench.move_out()
         child.seconds = time.monotonic() - started
 
-    def _report(self, child: _Child) -> None:
-        self._publish(
-            rlm.ChildFinished(
-                child.path,
-                child.status,
-                child.outputs,
-                child.reason or "It broke off.",
-                child.score,
-                child.steps,
-                child.budget.usage,
-                child.seconds,
-            )
-        )
-
-    async def _win(self, child: _Child) -> None:
+    async def _win(self, child: Child) -> None:
         assert child.machine_id
         await self._bench.switch(child.machine_id)
         self._bench.made.add(child.machine_id)
         self._publish(rlm.ChildChosen(child.path, child.machine_id))
 
     @asynccontextmanager
-    async def _ending(self, children: list[_Child]) -> AsyncGenerator[list[_Child]]:
+    async def _ending(self, children: list[Child]) -> AsyncGenerator[list[Child]]:
         """Stop the cell's clock; then delete the children's machines.
 
         The machine that a child ended on stays if the child is put into the list given here.
         """
-        kept: list[_Child] = []
+        kept: list[Child] = []
         home = self._bench.home
         assert home, "a cell runs in it"
         with home.untimed():
@@ -461,7 +384,7 @@ class RunCalls(MachineCalls):
                             stays = child.machine_id if child in kept else None
                             tasks.start_soon(self._clear_away, child, stays)
 
-    async def _clear_away(self, child: _Child, stays: str | None) -> None:
+    async def _clear_away(self, child: Child, stays: str | None) -> None:
         """Delete what a child leaves; what cannot be deleted now goes with the run."""
         now = time.monotonic
         for machine_id in {child.first_machine, *child.bench.made} - {stays}:
@@ -483,43 +406,4 @@ class RunCalls(MachineCalls):
                 f"The sub-model's reply to rlmQuery is not what was asked for: "
                 f"{'; '.join(checked.faults)}. Ask with llmQuery and read the reply in code."
             )
-        return _unwrapped(checked.values, signature)
-
-
-def _check_score(signature: rlm.Signature, score: str | None) -> None:
-    names = [field.name for field in signature.outputs]
-    if score is not None and score not in names:
-        raise UsageError(
-            f"score must be the name of an output ({', '.join(names)}) or a function of the "
-            f"result, not {score[:40]!r}."
-        )
-
-
-def _score(child: _Child, name: str | None) -> float | None:
-    """The number in the output of that name, if there is one."""
-    value = child.outcome.outputs.get(name) if child.outcome and name else None
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _best(children: Sequence[_Child], *, by_score: bool) -> _Child | None:
-    """The one with the highest score or, without scores, with the fewest steps."""
-    right = [child for child in children if child.right]
-    if by_score:
-        scored = [child for child in right if child.score is not None]
-        return max(scored, key=lambda child: child.score or 0.0, default=None)
-    return min(right, key=lambda child: child.steps, default=None)
-
-
-def _values(child: _Child, signature: rlm.Signature) -> JsonValue:
-    """What a query returns. Raises `UsageError` when it has not come to an end."""
-    if not child.right:
-        there = f" What there is: {child.outputs!r:.1000}" if child.outputs else ""
-        raise UsageError(f"The query has no answer: {child.reason}{there}")
-    return _unwrapped(child.outputs, signature)
-
-
-def _unwrapped(outputs: Mapping[str, JsonValue], signature: rlm.Signature) -> JsonValue:
-    """The value of a single output; of several, all of them by name."""
-    if len(signature.outputs) == 1:
-        return outputs[signature.outputs[0].name]
-    return dict(outputs)
+        return unwrapped(checked.values, signature)
