@@ -172,6 +172,11 @@ class Lab:
     def happened(self, kind: type[E]) -> list[E]:
         return [event for event in self.events if isinstance(event, kind)]
 
+    def happened_anywhere(self, kind: type[E]) -> list[E]:
+        """In the conversations of children, too."""
+        inner = [event.event if isinstance(event, rlm.InChild) else event for event in self.events]
+        return [event for event in inner if isinstance(event, kind)]
+
     def journal_ids(self) -> list[str]:
         return [each.id for each in summaries(Records(self.settings.state_dir))]
 

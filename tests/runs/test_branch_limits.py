@@ -72,14 +72,19 @@ async def test_queries_that_only_query_end_at_the_deepest_level(lab: Lab):
     result = await lab.run("-> x", model, max_depth=2, max_iterations=2)
     assert result.status == "partial"
     assert "The query has no answer: All 1 steps are used." in output(lab)
-    assert {event.child for event in lab.happened(rlm.ChildStarted)} == {"1", "2"}
-    below = {
-        event.event.child
-        for event in lab.happened(rlm.InChild)
-        if isinstance(event.event, rlm.ChildStarted)
-    }
-    assert below == {"1.1", "2.1"}
+    started = [event.child for event in lab.happened_anywhere(rlm.ChildStarted)]
+    assert started == ["1", "1.1", "2", "2.1"]
     assert await lab.machines() == []
+
+
+async def test_a_machine_that_is_gone_is_given_back_once(lab: Lab):
+    model = Family(
+        cell("rlmQuery('Ask like deep.'); FINAL(budget()['machines']['used'])"),
+        deep=[cell("rlmQuery('Answer like last.'); FINAL('Two.')")],
+        last=[cell("FINAL('One.')")],
+    )
+    assert (await lab.run("-> n: int", model, max_depth=2)).outputs == {"n": 1}
+    assert len(lab.happened_anywhere(rlm.MachineDeleted)) == 2
 
 
 async def test_branches_that_branch_and_query_and_copy_are_held_by_the_machines_of_all(lab: Lab):
@@ -118,8 +123,7 @@ async def test_one_that_ignores_its_budget_of_tokens_ends_with_what_there_is(lab
 
 def output(lab: Lab) -> str:
     """All that cells have printed, in any conversation."""
-    events = [event.event if isinstance(event, rlm.InChild) else event for event in lab.events]
-    return "".join(event.text for event in events if isinstance(event, rlm.CellOutput))
+    return "".join(event.text for event in lab.happened_anywhere(rlm.CellOutput))
 
 
 async def test_checks_of_branches_that_leave_no_room_for_copies_wait_for_each_other(lab: Lab):

@@ -390,6 +390,7 @@ class RunCalls(MachineCalls):
         for machine_id in {child.first_machine, *child.bench.made} - {stays}:
             with suppress(VersRlmError):
                 await child.bench.delete(machine_id)
+                self._bench.made.discard(machine_id)
                 owner = self._budget if machine_id == child.first_machine else child.budget
                 owner.release_machines(1, now())
         child.bench.made.clear()

@@ -11,6 +11,7 @@ import stat
 from ..wire import MAX_PAYLOAD, FrameError, dump
 from .results import CommandOutput, Record, awaitable
 from .values import to_json
+from .workplace import here
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ class Functions:
         given: dict[str, Any] = {"task": _prompt(task, "rlmQuery(task)"), "outputs": outputs}
         given["inputs"] = to_json(inputs or {}, "rlmQuery: inputs")
         paths = [merge] if isinstance(merge, (str, os.PathLike)) else list(merge or ())
-        given["merge"] = [os.path.join(os.getcwd(), path) for path in paths]
+        given["merge"] = [os.path.join(here(), path) for path in paths]
         with self._workplace.left():
             return self._calls.call("rlmQuery", given)
 

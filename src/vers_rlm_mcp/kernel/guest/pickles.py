@@ -11,6 +11,8 @@ import time
 from contextlib import contextmanager, suppress
 from math import inf
 
+from .workplace import ROOT, here
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Generator
@@ -49,7 +51,7 @@ def write(
     pickler = _pickler(functions)
     spare, lost = _try_each(values, pickler, most)
     header = {
-        "directory": os.getcwd(),
+        "directory": here(),
         "search": sys.path,
         "names": list(spare),
         "spare": {name: data for name, data in spare.items() if data is not None},
@@ -82,7 +84,7 @@ def read(path: str) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
         header = pickle.load(file)
         sys.path[:] = header["search"]
         with suppress(OSError):  # it may be gone; cells see where they are
-            os.chdir(header["directory"])
+            os.chdir(ROOT + header["directory"])
         with _archive_on_path():  # cloudpickle is imported where a value needs it
             try:
                 values, lost = pickle.load(file), {}

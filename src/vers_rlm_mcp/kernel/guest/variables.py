@@ -10,6 +10,8 @@ import reprlib
 import types
 from math import inf
 
+from .workplace import ROOT
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -44,8 +46,7 @@ class Variables:
 
     def load(self, name: str, path: str, form: str) -> None:
         """Make a variable of a file: a str (`text`), a JSON value (`json`) or bytes (`bytes`)."""
-        # Set in machines that are no more than a directory; their paths lie in it.
-        path = os.environ.get("MACHINE_ROOT", "") + path
+        path = ROOT + path
         value = self._namespace[name] = _read(path, form)
         if form != "json":  # a JSON value may be changed, and then is not what is in the file
             self._inputs[name] = _Input(value, path, form)

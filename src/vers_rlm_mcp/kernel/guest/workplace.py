@@ -9,6 +9,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Generator
 
+ROOT = os.environ.get("MACHINE_ROOT", "")
+"""Where a machine that is no more than a directory begins, which is elsewhere in each copy."""
+
+
+def here() -> str:
+    """The directory that this process is in, by the name that it has in copies, too."""
+    return os.getcwd().replace(ROOT, "", 1)
+
 
 class Workplace:
     """The process is in this directory only while it acts, and in ``/`` otherwise.
