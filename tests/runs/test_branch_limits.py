@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 from family import Family, branching
 from lab import Lab, Speaker, Turns, cell
@@ -148,3 +149,43 @@ async def test_branches_that_would_leave_no_machine_for_their_checks_are_not_mad
     model = Turns(cell(CAUGHT.format("branches(['p'] * 3, verify='true')")), cell("FINAL('seen')"))
     await lab.run("-> x", model, settings={"max_machines": 4})
     assert "2 are used, 2 left, 3 asked for, none granted" in model.told
+
+
+class Together(Family):
+    """Keeps branches waiting until so many have asked, which they only do when all are at work."""
+
+    def __init__(self, count: int, *own: str, **others: Sequence[str]) -> None:
+        super().__init__(*own, **others)
+        self._missing = count
+        self._all = anyio.Event()
+
+    async def complete(
+        self, messages: Sequence[Message], *, max_tokens: int | None = None
+    ) -> Completion:
+        if "# Branch " in messages[-1].content:
+            self._missing -= 1
+            if not self._missing:
+                self._all.set()
+            await self._all.wait()
+        return await super().complete(messages, max_tokens=max_tokens)
+
+
+async def test_sixteen_branches_are_at_work_at_once_and_each_has_its_own_answer(real: Lab):
+    names = [f"p{number}" for number in range(16)]
+    model = Together(
+        len(names),
+        *branching(
+            f"{[f'like {name}.' for name in names]}, outputs='own: list, n: int', score='n'",
+            "FINAL([r.outputs['own'] for r in results], readFile('own'))",
+        ),
+        **{
+            name: [
+                cell(f"writeFile('own', {name!r})"),
+                cell(f"FINAL([readFile('own')], {len(name)})"),
+            ]
+            for name in names
+        },
+    )
+    result = await real.run("-> all: list, winner", model, seconds=100)
+    assert result.outputs == {"all": [[name] for name in names], "winner": "p10"}
+    assert await real.machines() == []
