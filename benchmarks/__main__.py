@@ -29,6 +29,7 @@ SECTIONS_TYPE = TypeAdapter(dict[str, Section])
 
 SECTIONS = {
     "machine": "a bubblewrap machine",
+    "branches": "sixteen children of a run, on bubblewrap and on the Vers emulator",
     "server": "our MCP server against a bare one",
     "vers": "commands on a Vers machine, against a new ssh for each",
     "engine": "our engine alone",
@@ -38,10 +39,11 @@ SECTIONS = {
 
 def main() -> None:
     options = _parser().parse_args()
-    wanted = options.sections or ["machine", "server", "vers", "peers"]
+    wanted = options.sections or ["machine", "branches", "server", "vers", "peers"]
     rounds = 1 if options.quick else None
     measures: Mapping[str, Callable[[], Section]] = {
         "machine": partial(_measure_machine, rounds),
+        "branches": partial(_measure_branches, rounds),
         "server": partial(_measure_server, rounds),
         "vers": partial(_measure_vers, rounds),
         "engine": partial(engines.measure, [engines.OURS], rounds=rounds, only=options.only),
@@ -67,6 +69,12 @@ def _measure_machine(rounds: int | None) -> Section:
     return anyio.run(partial(machine.measure, rounds=rounds))
 
 
+def _measure_branches(rounds: int | None) -> Section:
+    from . import branching  # noqa: PLC0415 - a pass without it need not wait for it
+
+    return anyio.run(partial(branching.measure, rounds=rounds))
+
+
 def _measure_server(rounds: int | None) -> Section:
     from . import server  # noqa: PLC0415 - a pass without it need not wait for it
 
@@ -84,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=f"Measure, and keep the results. Sections: {sections}. "
-        "Without any: machine, server, vers and peers.",
+        "Without any: machine, branches, server, vers and peers.",
     )
     # Not `choices`, which refuses an empty list.
     parser.add_argument("sections", nargs="*", metavar="SECTION", type=_section)

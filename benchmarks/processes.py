@@ -89,19 +89,25 @@ def _wait(process: subprocess.Popen[bytes], deadline: float, *, watch: bool) -> 
 
 def _memory_of_tree(root: int) -> int:
     """The sum of the resident sets of a process and its descendants, in bytes."""
+    sizes = (read(Path("/proc", str(pid), "statm")).split() for pid in tree_of(root))
+    return sum(int(size[1]) * _PAGE for size in sizes if size)
+
+
+def tree_of(root: int) -> list[int]:
+    """A process and its descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal() and (parent := _PARENT.search(_read(entry / "stat"))):
+        if entry.name.isdecimal() and (parent := _PARENT.search(read(entry / "stat"))):
             children.setdefault(int(parent[1]), []).append(int(entry.name))
     tree = [root]
     for pid in tree:
         tree += children.get(pid, [])
-    sizes = (_read(Path("/proc", str(pid), "statm")).split() for pid in tree)
-    return sum(int(size[1]) * _PAGE for size in sizes if size)
+    return tree
 
 
-def _read(path: Path) -> str:
+def read(path: Path) -> str:
+    """A file of a process; empty when that has ended."""
     try:
         return path.read_text()
-    except OSError:  # the process has ended
+    except OSError:
         return ""

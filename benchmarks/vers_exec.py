@@ -43,10 +43,10 @@ ONE_WAY = 0.02
 TESTS = Path(__file__).parent.parent / "tests"
 
 
-def start_emulator() -> tuple[subprocess.Popen[str], dict[str, Any]]:
+def start_emulator(*options: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
     """An emulator in a process of its own, as a service is."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "vers_emulator"],
+        [sys.executable, "-m", "vers_emulator", *options],
         cwd=TESTS,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
