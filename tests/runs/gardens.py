@@ -146,11 +146,13 @@ class Garden:
     def _query(self, name: str, place: str, world: World, depth: int) -> list[str]:
         for child in self._children_of(1):
             left = self._grow(child, World(dict(world.files)), depth + 1)
-            merge = self.random.sample(NAMES, self.random.randint(0, 2))
+            there = left.files if left else {}
+            # A path that neither has is refused, and nothing is merged.
+            known = sorted({*world.files, *there})
+            merge = self.random.sample(known, min(len(known), self.random.randint(0, 2)))
             for file in merge if left else ():
                 world.files.pop(file, None)
-                if left and file in left.files:
-                    world.files[file] = left.files[file]
+            world.files |= {file: text for file, text in there.items() if file in merge}
             return [QUERY.format(task=f"Do it like {child}.", outputs=OUTPUTS, merge=merge)]
         return []
 
