@@ -90,6 +90,20 @@ async def test_steps_after_the_last_checkpoint_are_run_again_without_asking_agai
     assert (len(model.asked), len(sub_model.asked)) == (3, 1)
 
 
+async def test_what_was_said_of_a_cell_is_not_said_again_of_a_later_one(lab: Lab):
+    model = Turns(
+        cell("here = open('f', 'w'); commit = vmSnapshot()"), cell("1 + 1"), cell("FINAL('done')")
+    )
+    settings = {"checkpoints": "off"}
+    with pytest.raises((Interrupted, BaseExceptionGroup)):
+        await lab.run("-> x", model, settings=settings, on_event=stop_when(rlm.ModelReplied, 2))
+    (run_id,) = lab.journal_ids()
+    assert (await lab.resume(run_id, model, settings=settings)).outputs == {"x": "done"}
+    first, second = (message.content for message in model.asked[-1][3::2])
+    assert "will not have these variables: here" in first
+    assert "will not have" not in second
+
+
 async def test_branches_that_a_crash_cut_off_are_made_again_and_only_the_rest_is_paid(lab: Lab):
     model = Family(
         *branching("['like a.', 'like b.']", "FINAL([r.outputs['n'] for r in results])"),

@@ -247,3 +247,19 @@ async def test_a_check_that_hangs_is_killed_and_refuses(real: Lab):
     assert (result.status, result.outputs, result.verified) == ("partial", {"n": 1}, None)
     assert "killed after" in result.reason
     assert await real.machines() == []
+
+
+async def test_a_branch_of_a_machine_that_is_not_the_kernels_own_is_told_so(real: Lab):
+    model = Family(
+        *branching(
+            "['like a.'], outputs='x'", "new = 1; again = branches(['like b.'], outputs='x')"
+        ),
+        cell("FINAL(again[0].outputs['x'])"),
+        a=[cell("FINAL('a')")],
+        b=[cell("FINAL(str('new' in globals()))")],
+    )
+    result = await real.run("-> x", model)
+    assert result.outputs == {"x": "False"}
+    told = next(asked[-1].content for asked in model.asked if "like b." in asked[-1].content)
+    assert "# What this copy lacks" in told
+    assert "is not the machine that your Python ran in" in told

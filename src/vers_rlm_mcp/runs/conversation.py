@@ -61,6 +61,10 @@ class CellCalls(Protocol):
         """A cell starts."""
         ...
 
+    def note(self, sentences: Sequence[str]) -> None:
+        """Have the model told something with the next cell's result."""
+        ...
+
     def take_notes(self) -> Sequence[str]:
         """What the model should know of the calls since the last time, in whole sentences."""
         ...
@@ -248,11 +252,14 @@ class Conversation:
         """
         known = self._tree.past.cell(self._path, asked.step, asked.code)
         difference = known and _difference(known, reply)
+        notes = self._calls.take_notes()
         if known and not difference:
+            # What the model has not been told yet, it is told after the first cell that is new.
+            self._calls.note([note for note in notes if note not in known.notes])
             return known
         if difference:
             self._publish(rlm.Diverged(asked.step, difference))
-        return replace(reply, notes=(*reply.notes, *self._calls.take_notes(), *self._running_low()))
+        return replace(reply, notes=(*reply.notes, *notes, *self._running_low()))
 
     async def _verify(self, asked: rlm.Verify) -> rlm.Verdict:
         """Run the check in a copy of the current machine, which is deleted then."""

@@ -29,6 +29,12 @@ Keep = Literal["best", "none", "all"]
 NOTHING = Carried((), {})
 """A copy for a fresh kernel: no variables are wanted in it."""
 
+ELSEWHERE = (
+    "What was copied is the current machine, which is not the machine that your Python ran in: "
+    "your variables are missing here, or are those that a branch had there. Look before you use "
+    "one."
+)
+
 
 class RunCalls(MachineCalls):
     """The functions that a cell has in a run.
@@ -253,12 +259,18 @@ class RunCalls(MachineCalls):
                             child.about,
                             number,
                             len(plans),
-                            tuple(not_carried(carried)),
+                            self._lacking(carried),
                         )
                         task = self._task_for(child, signature, verify=verify, branch=branch)
                         tasks.start_soon(self._converse, child, task, checks)
                 kept += await self._decided(children, keep, score)
         return [child.to_json(kept=child in kept) for child in children]
+
+    def _lacking(self, carried: Carried | None) -> tuple[str, ...]:
+        """What to say of variables that branches do not have."""
+        if self._bench.current != self._bench.home_id:
+            return (ELSEWHERE,)
+        return tuple(not_carried(carried))
 
     async def _decided(self, children: list[Child], keep: Keep, score: str | None) -> list[Child]:
         """Score the children, let the best one win if that is wanted, and return who stays."""
