@@ -130,6 +130,35 @@ async def test_branches_that_a_crash_cut_off_are_made_again_and_only_the_rest_is
     assert len(model.asked) in (6, 7)
 
 
+@pytest.mark.parametrize("policy", ["step", "off"])
+async def test_what_is_paid_is_counted_once_and_leaves_branches_the_share_that_they_had(
+    lab: Lab, policy: str
+):
+    model = Family(
+        *branching("['like a.', 'like b.']", "FINAL([r.error or r.outputs['n'] for r in results])"),
+        a=[cell("1"), cell("2"), cell("FINAL(1)")],
+        b=[cell("1"), cell("2"), cell("FINAL(2)")],
+    )
+    replied: list[rlm.Event] = []
+
+    def look(event: rlm.Event) -> None:
+        if isinstance(event, rlm.InChild) and isinstance(event.event, rlm.ModelReplied):
+            replied.append(event)
+            if len(replied) in (3, 5):
+                raise Interrupted
+
+    settings = {"checkpoints": policy}
+    with pytest.raises((Interrupted, BaseExceptionGroup)):
+        await lab.run("-> n: any", model, settings=settings, on_event=look, max_tokens=90)
+    (run_id,) = lab.journal_ids()
+    with pytest.raises((Interrupted, BaseExceptionGroup)):
+        await lab.resume(run_id, model, settings=settings, on_event=look)
+    result = await lab.resume(run_id, model, settings=settings)
+    assert result.outputs == {"n": [1, 2]}
+    live = [each for each in lab.journal(run_id) if each.get("recorded") is False]
+    assert result.usage.tokens == 11 * len(live) == 11 * 8
+
+
 async def test_a_run_that_has_ended_goes_on_only_from_a_step_that_is_named(lab: Lab):
     result = await lab.run(SIGNATURE, Turns(*COUNTING), settings=EACH_STEP)
     with pytest.raises(UsageError, match="Name the step to go on from, one of: 0, 1, 2, 3, 4"):

@@ -81,12 +81,18 @@ class Budget:
         parent: Budget | None = None,
         usage: Usage | None = None,
         used: Mapping[str, float] | None = None,
+        ahead: Mapping[str, float] | None = None,
     ) -> None:
-        """A budget that nothing is used of, or `usage` and what `used` told."""
+        """A budget that nothing is used of, or `usage` and what `used` told.
+
+        `ahead` is how much of `usage` is on record and still to come again (`recorded`): it counts
+        as used already, but those who use it again must have a share for it.
+        """
         used = used or {}
         self.limits = limits
         self.usage = usage or Usage()
         """What calls to models have consumed; `usd` is None once a price was unknown."""
+        self._ahead = dict(ahead or {})
         self._started = now - used.get("seconds", 0.0)
         self._parent = parent
         self._counts = {kind: int(used.get(kind, 0)) for kind in _COUNTED} | {"machines": 0}
@@ -140,6 +146,9 @@ class Budget:
         for budget in self._line():
             if budget._parent or not recorded:
                 budget.usage += usage
+            else:
+                budget._ahead["tokens"] = budget._ahead.get("tokens", 0) - usage.tokens
+                budget._ahead["usd"] = budget._ahead.get("usd", 0) - (usage.usd or 0)
 
     def check(self, now: float) -> None:
         """Raise `BudgetExceeded` when tokens, money or time are used up, here or in a parent."""
@@ -191,7 +200,7 @@ class Budget:
     def _all_left(self, kind: str, now: float) -> list[float]:
         """What is left of a kind, here and in every parent that limits it."""
         return [
-            max(0, limit - (budget._used(kind, now) or 0))
+            max(0, limit - (budget._used(kind, now) or 0) + max(0, budget._ahead.get(kind, 0)))
             for budget in self._line()
             if (limit := getattr(budget.limits, kind)) is not None
         ]

@@ -126,11 +126,13 @@ class Driver:
         self._last = last
         self._limits = limits(request, tree.settings)
         self._started = time.monotonic()
+        goes_on = tree.past.run_id == tree.run_id  # else what is on record is another run's
         self._budget = rlm.Budget(
             self._limits,
             now=self._started,
-            usage=tree.past.usage if last else None,
+            usage=tree.past.usage if goes_on else None,
             used=last and last.used,
+            ahead=tree.past.ahead(last and last.step) if goes_on else None,
         )
         self._bench = Workbench(fleet, tree.settings, run=tree.run_id, on_event=tree.publish)
         self._calls = RunCalls(

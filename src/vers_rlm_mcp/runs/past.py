@@ -66,6 +66,10 @@ class Past:
         """Replies to the run's own conversation, by step and purpose."""
         self.usage = Usage()
         """What all replies together have cost."""
+        self._settled = Usage()
+        """Of these, what came, or was used again, on the way that the run went last."""
+        self._settled_at: dict[int, Usage] = {}
+        """The same at each checkpoint."""
         self._replies: list[tuple[int, rlm.Reply]] = []
         self._reached = 0
         self._code: dict[tuple[str, int], str] = {}
@@ -114,6 +118,14 @@ class Past:
         """What the run's own engine was told until the end of a step."""
         return [reply for at, reply in self._replies if at <= step]
 
+    def ahead(self, step: int | None) -> Mapping[str, float]:
+        """Of `usage`, what came after a checkpoint, or after the beginning: it is used again."""
+        settled = Usage() if step is None else self._settled_at[step]
+        return {
+            "tokens": self.usage.tokens - settled.tokens,
+            "usd": (self.usage.usd or 0) - (settled.usd or 0),
+        }
+
     def take(self, request: str) -> Completion | None:
         """The next reply to a request of this fingerprint that was not taken yet."""
         known = self._paid.get(request)
@@ -159,12 +171,14 @@ class Past:
                 values = {field.name: event[field.name] for field in fields(Checkpoint)}
                 values["not_carried"] = tuple(values["not_carried"])
                 self.checkpoints[event["step"]] = Checkpoint(**values)
+                self._settled_at[event["step"]] = self._settled
             case _:
                 pass  # it is for people only
 
     def _forget_what_came_after(self, step: int) -> None:
         self.finished = None
         self._reached = step
+        self._settled = self._settled_at.get(step, Usage())
         self._replies = [(at, reply) for at, reply in self._replies if at <= step]
         self.said = {place: reply for place, reply in self.said.items() if _order(*place) <= step}
         self.checkpoints = {at: made for at, made in self.checkpoints.items() if at <= step}
@@ -181,6 +195,7 @@ class Past:
             self._replies.append((self._reached, reply))
 
     def _count(self, event: Fields, completion: Completion) -> None:
+        self._settled += completion.usage
         if not event.get("recorded"):
             self.usage += completion.usage
             self._paid[event.get("request", "")].append(completion)
