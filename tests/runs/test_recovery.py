@@ -11,6 +11,7 @@ from vers_rlm_mcp import rlm
 from vers_rlm_mcp.machines import MachineSpec
 from vers_rlm_mcp.messages import Usage
 from vers_rlm_mcp.models import Completion
+from vers_rlm_mcp.runs import Records, prune
 
 EACH_STEP: dict[str, Any] = {"checkpoints": "step"}
 
@@ -115,3 +116,15 @@ async def test_the_checkpoints_of_old_runs_are_deleted(lab: Lab, monkeypatch: py
     kept = {commit.run for commit in lab.fleet.ledger.commits("fake") if not commit.deleted_at}
     assert kept == {result.run_id for result in done[-2:]}
     assert len(await lab.fleet.commits()) == 4
+
+
+@pytest.mark.parametrize(("keep", "left"), [(5, 3), (3, 3), (2, 2), (0, 0)])
+async def test_pruning_keeps_the_latest_runs_and_their_checkpoints(lab: Lab, keep: int, left: int):
+    done = [await lab.run("-> x", Turns(cell("FINAL('1')")), settings=EACH_STEP) for _ in range(3)]
+    records = Records(lab.settings.state_dir)
+    pruned = await prune(lab.fleet, records, keep)
+    gone = [result.run_id for result in done[: len(done) - left]]
+    assert list(pruned) == gone
+    assert lab.journal_ids() == [result.run_id for result in done if result.run_id not in gone]
+    assert len(await lab.fleet.commits()) == 2 * left
+    assert await lab.fleet.snapshots() == []

@@ -15,7 +15,7 @@ from .base import INTENT
 from .handles import NAMED_HANDLES, unknown_handle
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from .base import Backend, Commit, Machine, MachineInfo, MachineSpec
     from .ledger import Ledger, MachineRecord
@@ -150,10 +150,10 @@ class Fleet:
         own = self._own_commits()
         return [commit for commit in commits if commit.id in own]
 
-    def checkpoints(self) -> Set[str]:
-        """The commits that runs made to go on from: too many to be listed with the others."""
-        records = self.ledger.commits(self.backend.name)
-        return {record.id for record in records if record.step is not None}
+    async def snapshots(self) -> Sequence[Commit]:
+        """The same without the checkpoints of runs, which are too many to be listed with them."""
+        checkpoints = {record.id for record in self.ledger.checkpoints(self.backend.name)}
+        return [commit for commit in await self.commits() if commit.id not in checkpoints]
 
     async def keep(self, machine_id: str) -> None:
         """Let a machine outlive its run and this server. Raises `UnknownHandle`."""

@@ -263,6 +263,15 @@ class Ledger:
         rows = self._rows("SELECT * FROM commits WHERE backend = ? ORDER BY created_at", backend)
         return [CommitRecord(**row) for row in rows]
 
+    def checkpoints(self, backend: str) -> Sequence[CommitRecord]:
+        """The commits that runs made at their steps and that are not deleted, oldest first."""
+        rows = self._rows(
+            "SELECT * FROM commits WHERE backend = ? AND step IS NOT NULL AND deleted_at IS NULL"
+            " ORDER BY created_at",
+            backend,
+        )
+        return [CommitRecord(**row) for row in rows]
+
     def is_alive(self, owner: str) -> bool:
         """Whether the server that is called `owner` in this ledger still runs."""
         if owner == self.owner:

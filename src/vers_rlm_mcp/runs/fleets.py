@@ -68,10 +68,7 @@ async def inventory(fleet: Fleet) -> Sequence[Item]:
         state = "running" if info.running else "stopped"
         state += ", kept" if record and record.kept else ""
         items.append(Item(info.id, state, info.created_at, info.parent, record and record.run))
-    checkpoints = fleet.checkpoints()
-    for commit in await fleet.commits():
-        if commit.id in checkpoints:
-            continue
+    for commit in await fleet.snapshots():
         record = commits.get(commit.id)
         items.append(
             Item(commit.id, "commit", commit.created_at, commit.machine_id, record and record.run)

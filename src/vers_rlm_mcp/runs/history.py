@@ -18,7 +18,7 @@ from vers_rlm_mcp.errors import MachineError, UsageError
 from .record import EVENTS, is_open
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence, Set
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from vers_rlm_mcp.machines import CommitRecord, Fleet
@@ -57,11 +57,6 @@ class RunSummary:
     tokens: int | None
     """None when it has not ended; so for `usd`, and when that is not known."""
     usd: float | None
-
-    @property
-    def resumable(self) -> bool:
-        """Whether it has not come to its end, and can go on."""
-        return self.state not in ("running", "finished", "extracted") and bool(self.checkpoints)
 
 
 def summaries(records: Records) -> Sequence[RunSummary]:
@@ -103,15 +98,16 @@ def summary(directory: Path) -> RunSummary:
 
 async def prune_checkpoints(fleet: Fleet, records: Records) -> None:
     """Delete the checkpoints of all but the latest runs; those that are under way keep theirs."""
-    latest: dict[str, None] = {}
-    for commit in _checkpoints(fleet):
-        latest.pop(commit.run or "", None)
-        latest[commit.run or ""] = None
-    old = set(list(latest)[:-CHECKPOINTED_RUNS])
+    by_run: dict[str | None, list[CommitRecord]] = {}
+    for commit in fleet.ledger.checkpoints(fleet.backend.name):
+        by_run[commit.run] = [*by_run.pop(commit.run, ()), commit]  # the latest at the end
+    old = list(by_run)[:-CHECKPOINTED_RUNS]
     if old:
-        old -= {directory.name for directory in records.all() if is_open(directory)}
+        under_way = {directory.name for directory in records.all() if is_open(directory)}
         with anyio.move_on_after(PRUNE_SECONDS):
-            await _delete_checkpoints(fleet, old)
+            for run in old:
+                if run not in under_way:
+                    await _delete(fleet, by_run[run])
 
 
 async def prune(fleet: Fleet, records: Records, keep: int) -> Sequence[str]:
@@ -123,27 +119,22 @@ async def prune(fleet: Fleet, records: Records, keep: int) -> Sequence[str]:
     if keep < 0:
         raise UsageError(f"{keep} runs cannot be kept; 0 keeps none.")
     directories = records.all()
-    old = [path for path in directories[: len(directories) - keep] if not is_open(path)]
-    await _delete_checkpoints(fleet, {directory.name for directory in old})
+    older = directories[: max(0, len(directories) - keep)]
+    old = [directory for directory in older if not is_open(directory)]
+    names = {directory.name for directory in old}
+    checkpoints = fleet.ledger.checkpoints(fleet.backend.name)
+    await _delete(fleet, [commit for commit in checkpoints if commit.run in names])
     for directory in old:
         await to_thread.run_sync(shutil.rmtree, directory)
     return [directory.name for directory in old]
 
 
-def _checkpoints(fleet: Fleet) -> Iterator[CommitRecord]:
-    """The checkpoints of all runs that were not deleted, the oldest first."""
-    for commit in fleet.ledger.commits(fleet.backend.name):
-        if commit.step is not None and commit.deleted_at is None:
-            yield commit
-
-
-async def _delete_checkpoints(fleet: Fleet, run_ids: Set[str]) -> None:
-    for commit in list(_checkpoints(fleet)):
-        if commit.run in run_ids:
-            try:
-                await fleet.delete_commit(commit.id)
-            except MachineError as error:
-                logger.info("Commit %s is left for the next time: %s", commit.id, error)
+async def _delete(fleet: Fleet, commits: Iterable[CommitRecord]) -> None:
+    for commit in commits:
+        try:
+            await fleet.delete_commit(commit.id)
+        except MachineError as error:
+            logger.info("Commit %s is left for the next time: %s", commit.id, error)
 
 
 def _told(directory: Path) -> Iterator[dict[str, Any]]:

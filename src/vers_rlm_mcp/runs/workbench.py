@@ -224,9 +224,7 @@ class Workbench:
 
     async def list(self) -> tuple[Sequence[MachineInfo], Sequence[Commit]]:
         """Every machine and commit that this workbench may use, but for checkpoints of runs."""
-        checkpoints = self._fleet.checkpoints()
-        commits = await self._fleet.commits()
-        return await self._fleet.list(), [each for each in commits if each.id not in checkpoints]
+        return await self._fleet.list(), await self._fleet.snapshots()
 
     async def exec(
         self,
