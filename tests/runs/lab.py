@@ -210,3 +210,19 @@ async def cancelled_within(seconds: float, work: Callable[[], Awaitable[object]]
         with anyio.CancelScope(shield=True):
             await done.wait()
         assert anyio.current_time() - started < seconds
+
+
+HITHER_AND_THITHER = """
+writeFile("/workspace/plan", "a")
+home, commit = currentVmId(), vmSnapshot()
+branch = vmBranch()
+writeFile("/workspace/plan", "b")
+vmSwitch(branch)
+seen = [exec("cat plan").stdout, readFile("/workspace/plan")]
+restored = vmRestore(commit)
+seen.append(readFile("/workspace/plan"))
+vmSwitch(home)
+seen.append(readFile("/workspace/plan"))
+FINAL(seen)
+"""
+"""A cell that goes through copies of its machine, and hands in what it saw: a, a, a, b."""

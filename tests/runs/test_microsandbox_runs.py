@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from lab import Lab, Turns, cell
+from lab import HITHER_AND_THITHER, Lab, Turns, cell
 
 from vers_rlm_mcp import runs
 from vers_rlm_mcp.machines.microsandbox import usable
@@ -66,21 +66,8 @@ async def test_a_kernel_lives_on_in_branches_and_restored_machines(lab: Lab) -> 
 
 
 async def test_a_run_branches_restores_and_hands_in_what_it_found(lab: Lab) -> None:
-    code = """
-writeFile("/workspace/plan", "a")
-home, commit = currentVmId(), vmSnapshot()
-branch = vmBranch()
-writeFile("/workspace/plan", "b")
-vmSwitch(branch)
-seen = [exec("cat plan").stdout, readFile("/workspace/plan")]
-restored = vmRestore(commit)
-seen.append(readFile("/workspace/plan"))
-vmSwitch(home)
-seen.append(readFile("/workspace/plan"))
-FINAL(seen)
-"""
     result = await lab.run(
-        "-> x: list[str]", Turns(cell(code)), max_iterations=2, seconds=5 * SECONDS
+        "-> x: list[str]", Turns(cell(HITHER_AND_THITHER)), max_iterations=2, seconds=5 * SECONDS
     )
     assert result.status == "finished", result
     assert result.outputs["x"] == ["a", "a", "a", "b"]

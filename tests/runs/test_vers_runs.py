@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from lab import Lab, Turns, cell
+from lab import HITHER_AND_THITHER, Lab, Turns, cell
 
 from vers_emulator import Options, VersEmulator
 from vers_rlm_mcp import runs
@@ -38,21 +38,8 @@ async def vers(
 
 
 async def test_a_run_branches_restores_and_hands_in_what_it_found(vers: Lab) -> None:
-    code = """
-import threading
-lock = threading.Lock()  # cannot be pickled
-writeFile("/workspace/plan", "a")
-home, commit = currentVmId(), vmSnapshot()
-branch = vmBranch()
-writeFile("/workspace/plan", "b")
-vmSwitch(branch)
-seen = [exec("cat plan").stdout, readFile("/workspace/plan")]
-restored = vmRestore(commit)
-seen.append(readFile("/workspace/plan"))
-vmSwitch(home)
-seen.append(readFile("/workspace/plan"))
-FINAL(seen)
-"""
+    lock = "import threading\nlock = threading.Lock()  # cannot be pickled"
+    code = f"{lock}\n{HITHER_AND_THITHER}"
     result = await vers.run("-> x: list[str]", Turns(cell(code)), max_iterations=2)
     assert result.status == "finished", result
     assert result.outputs["x"] == ["a", "a", "a", "b"]

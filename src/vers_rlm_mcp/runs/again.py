@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.models import Model
     from vers_rlm_mcp.settings import Settings
 
-    from .past import Checkpoint
-
 ENDED = ("finished", "extracted")
 
 
@@ -46,10 +44,9 @@ class Changes:
             instructions=task.instructions if self.instructions is None else self.instructions,
             max_iterations=self.max_iterations or task.max_iterations,
         )
-        given = {"max_seconds": self.max_seconds, "max_tokens": self.max_tokens}
-        given |= {"max_usd": self.max_usd}
-        options = past.options | {name: value for name, value in given.items() if value is not None}
-        request = RunRequest.of(task, options)
+        limits = {name: getattr(self, name) for name in ("max_seconds", "max_tokens", "max_usd")}
+        given = {name: limit for name, limit in limits.items() if limit is not None}
+        request = RunRequest.of(task, past.options | given)
         check_limits(request)
         return task, request
 
@@ -177,7 +174,7 @@ async def replay(
 
 
 def _check_replies(
-    run_id: str, task: rlm.Task, replies: Sequence[rlm.Reply], checkpoint: Checkpoint | None
+    run_id: str, task: rlm.Task, replies: Sequence[rlm.Reply], checkpoint: rlm.CheckpointMade | None
 ) -> None:
     """See that the engine, told all this, stands where it stood. Raises `UsageError`."""
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import anyio
@@ -14,7 +13,6 @@ from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import KernelError, MachineError, UsageError
 
 from .calls import not_carried
-from .past import Checkpoint
 from .workbench import LET_GO_SECONDS
 
 if TYPE_CHECKING:
@@ -59,7 +57,7 @@ class Checkpoints:
         bench: Workbench,
         budget: rlm.Budget,
         publish: Callable[[rlm.Event], None],
-        last: Checkpoint | None = None,
+        last: rlm.CheckpointMade | None = None,
     ) -> None:
         self.problem: str | None = None
         """Why the latest could not be made, as a whole sentence."""
@@ -125,7 +123,7 @@ class Checkpoints:
         else:
             self.problem = None
             self._changed = False
-            self._publish(rlm.CheckpointMade(**asdict(self._last)))
+            self._publish(self._last)
         self._spent += time.monotonic() - started
 
     def _can_afford(self) -> bool:
@@ -135,7 +133,7 @@ class Checkpoints:
 
     async def _commit(
         self, step: int, messages: Sequence[Message], children: int, started: float
-    ) -> Checkpoint:
+    ) -> rlm.CheckpointMade:
         home, current = self._bench.home_id, self._bench.current
         assert home, "a conversation has one"
         current = current or home
@@ -144,7 +142,7 @@ class Checkpoints:
             # An older one, with variables, is the better place to go back to.
             raise MachineError(f"the variables could not be saved: {made.carried.lost}")
         other = await self._bench.checkpoint(current, step) if current != home else None
-        return Checkpoint(
+        return rlm.CheckpointMade(
             step,
             made.commit.id,
             home,
@@ -160,7 +158,7 @@ class Checkpoints:
         )
 
 
-async def restore(bench: Workbench, checkpoint: Checkpoint) -> tuple[str, ...]:
+async def restore(bench: Workbench, checkpoint: rlm.CheckpointMade) -> tuple[str, ...]:
     """Make the machines of a checkpoint anew, move into the kernel, and say what it does not have.
 
     Raises:

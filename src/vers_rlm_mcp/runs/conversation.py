@@ -212,18 +212,7 @@ class Conversation:
             )
         self._output.clear()
         reply = self._compared(asked, reply)
-        final = reply.final and asdict(reply.final)
-        self._publish(
-            rlm.CellFinished(
-                asked.step,
-                reply.status,
-                reply.output,
-                reply.error,
-                final,
-                reply.seconds,
-                reply.notes,
-            )
-        )
+        self._publish(rlm.CellFinished(asked.step, **asdict(reply)))
         return reply
 
     async def _in_kernel(self, asked: rlm.RunCell) -> CellResult:

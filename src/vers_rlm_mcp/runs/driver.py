@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.models import Model
     from vers_rlm_mcp.settings import Settings
 
-    from .past import Checkpoint
-
 LET_GO_SECONDS = 2.0
 """What closing connections to kernels may take; deleting the machines ends them anyway."""
 
@@ -118,7 +116,7 @@ class Driver:
     """
 
     def __init__(
-        self, request: RunRequest, fleet: Fleet, tree: Tree, last: Checkpoint | None = None
+        self, request: RunRequest, fleet: Fleet, tree: Tree, last: rlm.CheckpointMade | None = None
     ) -> None:
         self._request = request
         self._fleet = fleet
@@ -220,7 +218,7 @@ class Driver:
         self.announce(task, recordable(inputs) if not request.files else None)
         return task
 
-    async def begin_at(self, checkpoint: Checkpoint, task: rlm.Task) -> rlm.Task:
+    async def begin_at(self, checkpoint: rlm.CheckpointMade, task: rlm.Task) -> rlm.Task:
         """Get the machines of a checkpoint ready, of this run or of another."""
         self._budget.reserve_machines(1 + bool(checkpoint.current_commit_id), self._started)
         try:

@@ -50,8 +50,6 @@ def run_lineage(directory: Path) -> tuple[str, Sequence[Node]]:
     for event in read_events(directory):
         reader.read(event)
     about = summary(directory)
-    if about.state in ("running", "broken off"):
-        reader.cost = ""
     return f"{directory.name}: {about.signature} [{about.state}{reader.cost}]", list(
         reader.nodes.values()
     )

@@ -23,23 +23,6 @@ Fields = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A step from whose end a run can go on; see `rlm.CheckpointMade`."""
-
-    step: int
-    commit_id: str
-    machine_id: str
-    current_commit_id: str | None
-    current_id: str
-    messages: int
-    fingerprint: str
-    used: Mapping[str, float]
-    children: int
-    not_carried: tuple[str, ...]
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
 class Ran:
     """A cell and how it ended."""
 
@@ -61,7 +44,7 @@ class Past:
         self.finished: Fields | None = None
         """The event ``run_finished`` of the last attempt."""
         self.model = self.sub_model = ""
-        self.checkpoints: dict[int, Checkpoint] = {}
+        self.checkpoints: dict[int, rlm.CheckpointMade] = {}
         self.said: dict[tuple[int, str], Completion] = {}
         """Replies to the run's own conversation, by step and purpose."""
         self.usage = Usage()
@@ -107,7 +90,7 @@ class Past:
         """What else was asked of the run."""
         return (self.started or {}).get("options") or {}
 
-    def checkpoint(self, step: int) -> Checkpoint:
+    def checkpoint(self, step: int) -> rlm.CheckpointMade:
         """The checkpoint at the end of a step. Raises `UsageError`."""
         if step not in self.checkpoints:
             there = ", ".join(map(str, sorted(self.checkpoints))) or "none (VERS_RLM_CHECKPOINTS)"
@@ -168,9 +151,9 @@ class Past:
             case "run_finished":
                 self.finished = event
             case "checkpoint_made":
-                values = {field.name: event[field.name] for field in fields(Checkpoint)}
+                values = {field.name: event[field.name] for field in fields(rlm.CheckpointMade)}
                 values["not_carried"] = tuple(values["not_carried"])
-                self.checkpoints[event["step"]] = Checkpoint(**values)
+                self.checkpoints[event["step"]] = rlm.CheckpointMade(**values)
                 self._settled_at[event["step"]] = self._settled
             case _:
                 pass  # it is for people only
