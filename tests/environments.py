@@ -6,7 +6,8 @@ import subprocess
 import venv
 from pathlib import Path
 
-ENVIRONMENTS = Path(__file__).parent / ".environments"
+# Not below the tests: what looks for snapshots there would read all of it.
+ENVIRONMENTS = Path(__file__).parents[1] / ".environments"
 
 
 def scripts_of(package: str) -> Path:
