@@ -77,15 +77,16 @@ async def answering_sibling(user: User) -> AsyncGenerator[None]:
         "while True: raw({**output, 'skipped': 1})",
     ],
 )
-async def test_a_kernel_that_breaks_the_protocol_ends_its_run_with_the_reason(
+async def test_a_kernel_that_breaks_the_protocol_is_put_back_with_the_reason(
     user: User, attack: str
 ):
     async with answering_sibling(user):
         result = await user.run(f"print('so far')\n{TAKEN_OVER}{attack}", "FINAL('went on')")
-    assert (result["status"], result["outputs"]) == ("partial", {}), result
-    assert result["reason"].startswith("The kernel ")
-    assert len(result["reason"]) < 500
+    assert (result["status"], result["outputs"]) == ("finished", {"answer": "went on"}), result
     assert result["usage"]["sub_calls"] <= 30
+    (recovery,) = user.events(result["run_id"], "machine_recovered")
+    assert recovery["why"].startswith("The kernel ")
+    assert len(recovery["why"]) < 500
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def descriptors(pid: int) -> int:
 
 @pytest.fixture
 def ample() -> dict[str, str]:
-    return {"VERS_RLM_MAX_MACHINES": str(2 * RUNS + 2)}
+    return {"VERS_RLM_MAX_MACHINES": str(2 * RUNS + 2), "VERS_RLM_MAX_CALLS": str(RUNS + 1)}
 
 
 @pytest.mark.timeout(2 * SECONDS)

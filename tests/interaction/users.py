@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from contextlib import asynccontextmanager, suppress
@@ -85,6 +86,11 @@ class User:
         """What comes of a run whose model says this."""
         self.write_script(*replies)
         return await self.call("vers_rlm", **{"signature": "-> answer: any", **arguments})
+
+    def events(self, run_id: str, name: str) -> list[dict[str, Any]]:
+        """What the journal of a run says of this kind."""
+        journal = (self.state / "runs" / run_id / "events.jsonl").read_text().splitlines()
+        return [event for event in map(json.loads, journal) if event["event"] == name]
 
     async def exec(self, command: str, **arguments: Any) -> str:
         """The standard output of a command that must succeed."""

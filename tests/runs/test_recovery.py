@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -116,6 +117,19 @@ async def test_the_checkpoints_of_old_runs_are_deleted(lab: Lab, monkeypatch: py
     kept = {commit.run for commit in lab.fleet.ledger.commits("fake") if not commit.deleted_at}
     assert kept == {result.run_id for result in done[-2:]}
     assert len(await lab.fleet.commits()) == 4
+
+
+async def test_the_runs_of_one_principal_do_not_cost_another_its_checkpoints(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("vers_rlm_mcp.runs.history.CHECKPOINTED_RUNS", 1)
+    ann, bob = (replace(lab, fleet=lab.fleet.seen_by(name)) for name in ("ann", "bob"))
+    hers = await ann.run("-> x", Turns(cell("FINAL('1')")), settings=EACH_STEP)
+    his = await bob.run("-> x", Turns(cell("FINAL('1')")), settings=EACH_STEP)
+    hers_too = await ann.run("-> x", Turns(cell("FINAL('1')")), settings=EACH_STEP)
+    kept = {commit.run for commit in lab.fleet.checkpoints()}
+    assert kept == {his.run_id, hers_too.run_id}
+    assert hers.run_id not in {commit.run for commit in ann.fleet.checkpoints()}
 
 
 @pytest.mark.parametrize(("keep", "left"), [(5, 3), (3, 3), (2, 2), (0, 0)])

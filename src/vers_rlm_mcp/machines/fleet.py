@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from .base import Backend, Commit, Machine, MachineInfo, MachineSpec
-    from .ledger import Ledger, MachineRecord
+    from .ledger import CommitRecord, Ledger, MachineRecord
 
 logger = logging.getLogger(__name__)
 
@@ -152,8 +152,13 @@ class Fleet:
 
     async def snapshots(self) -> Sequence[Commit]:
         """The same without the checkpoints of runs, which are too many to be listed with them."""
-        checkpoints = {record.id for record in self.ledger.checkpoints(self.backend.name)}
+        checkpoints = {record.id for record in self.checkpoints()}
         return [commit for commit in await self.commits() if commit.id not in checkpoints]
+
+    def checkpoints(self) -> Sequence[CommitRecord]:
+        """The commits that runs made at their steps and that may be seen, oldest first."""
+        records = self.ledger.checkpoints(self.backend.name)
+        return [record for record in records if self.principal in (None, record.principal)]
 
     async def keep(self, machine_id: str) -> None:
         """Let a machine outlive its run and this server. Raises `UnknownHandle`."""

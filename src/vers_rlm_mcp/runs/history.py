@@ -99,7 +99,7 @@ def summary(directory: Path) -> RunSummary:
 async def prune_checkpoints(fleet: Fleet, records: Records) -> None:
     """Delete the checkpoints of all but the latest runs; those that are under way keep theirs."""
     by_run: dict[str | None, list[CommitRecord]] = {}
-    for commit in fleet.ledger.checkpoints(fleet.backend.name):
+    for commit in fleet.checkpoints():
         by_run[commit.run] = [*by_run.pop(commit.run, ()), commit]  # the latest at the end
     old = list(by_run)[:-CHECKPOINTED_RUNS]
     if old:
@@ -122,8 +122,7 @@ async def prune(fleet: Fleet, records: Records, keep: int) -> Sequence[str]:
     older = directories[: max(0, len(directories) - keep)]
     old = [directory for directory in older if not is_open(directory)]
     names = {directory.name for directory in old}
-    checkpoints = fleet.ledger.checkpoints(fleet.backend.name)
-    await _delete(fleet, [commit for commit in checkpoints if commit.run in names])
+    await _delete(fleet, [commit for commit in fleet.checkpoints() if commit.run in names])
     for directory in old:
         await to_thread.run_sync(shutil.rmtree, directory)
     return [directory.name for directory in old]
