@@ -119,6 +119,8 @@ async def test_a_full_disk_stops_writing_and_not_the_machine(small: Machine, sh:
         assert seen.endswith("stopped\n")
         with pytest.raises(MachineFull, match="delete files"):
             await small.write("/workspace/more", b"x")
+        with pytest.raises(MachineFull, match="for good: delete files in it first"):
+            await small.snapshot()
         await sh(small, "rm f*")
         while True:
             try:

@@ -190,6 +190,11 @@ class RunningMachine:
             report.close()
 
     def _not_frozen(self, error: OSError) -> MachineError:
+        if error.errno == errno.EFBIG:
+            return MachineFull(
+                f"Machine {self.id} cannot be frozen: {error.strerror}. Frozen, that would fill "
+                "it for good: delete files in it first."
+            )
         if error.errno in NO_ROOM:
             return MachineFull(
                 f"Machine {self.id} cannot be frozen: {error.strerror}. {MAKE_ROOM}."

@@ -24,6 +24,7 @@ HIDDEN = "/.vers"
 
 EAGAIN = 11
 EBUSY = 16
+EFBIG = 27
 ENOSPC = 28
 EPROTO = 71
 MEMORY = "/run"
@@ -312,8 +313,11 @@ class Init:
         """Stop everything, and see what has changed and whether layers can be switched.
 
         With the argument `merged`, all that lies over layers is frozen, changed or not. Replies
-        with the obstacle, empty when there is none, and the slots that are frozen.
+        with the obstacle, empty when there is none, and the slots that are frozen. A full disk is
+        refused: no deleting could make room again on what is frozen.
         """
+        if self._watch.full:
+            raise OSError(EFBIG, self._watch.fullness)
         try:
             self._stopped = tasks.stop_all()
         except tasks.Unstoppable:
