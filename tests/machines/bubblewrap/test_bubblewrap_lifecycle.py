@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -156,6 +158,27 @@ async def test_a_dead_server_takes_its_processes_along_and_leaves_its_files(
             await found.delete()
             assert cgroups(found) == set()
         await backend.delete_commit(commit_id)
+
+
+async def test_what_is_seen_no_more_of_a_dead_server_may_still_be_ending(
+    backend: BubblewrapBackend, state: Path
+) -> None:
+    async with BubblewrapBackend(state) as other:
+        machine = await other.create()
+    # A process that ends has no descriptors any more when the lock is let go; nor is one that is
+    # on its way through a socket any process's.
+    lock = os.open(state / "bubblewrap" / "machines" / machine.id / "lock", os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.truncate(lock, 0)
+    ends = socket.socketpair()
+    with ends[0], ends[1]:
+        socket.send_fds(ends[0], [b"x"], [lock])
+        os.close(lock)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(backend.delete, machine.id)
+            await anyio.wait_all_tasks_blocked()
+            ends[1].close()
+    assert machine.id not in {info.id for info in await backend.list()}
 
 
 async def test_closing_the_backend_ends_processes_and_keeps_files(state: Path, sh: Shell) -> None:

@@ -262,17 +262,19 @@ class BubblewrapBackend(Backend):
         """
         with anyio.move_on_after(ORPHAN_SECONDS):
             while (lock := self._store.take(machine_id)) is None:
-                orphans = self._store.orphans(machine_id)
-                if not orphans:
-                    break
-                for pid in orphans:
+                if owner := self._store.owner(machine_id):
+                    raise MachineError(
+                        f"Machine {machine_id} runs under process {owner}; ask there."
+                    )
+                for pid in self._store.orphans(machine_id):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                 await anyio.sleep(ORPHAN_POLL)
-            else:
-                return lock
-        owner = self._store.holder(machine_id)
-        raise MachineError(f"Machine {machine_id} runs under process {owner}; ask there.")
+            return lock
+        raise MachineError(
+            f"What a dead server left running of machine {machine_id} has not ended within "
+            f"{ORPHAN_SECONDS:g} s. Try again later."
+        )
 
     async def _prepare(self, name: str) -> tuple[Base, Path]:
         """What a machine needs: its base, and the program of its PID 1."""

@@ -47,6 +47,9 @@ COPY: Final = "copy"
 MERGED: Final = "merged"
 """What a machine makes on its disk of what it wrote last, and of all its frozen layers."""
 
+ENDED: Final = "ZX"
+"""States of a process of which only its parent has not taken notice yet, in proc(5)."""
+
 MAX_ID: Final = 64
 """Characters of an id that are looked up at all."""
 
@@ -232,13 +235,19 @@ class Store:
         except FileNotFoundError:
             return ""
 
+    def owner(self, machine_id: str) -> int | None:
+        """The process id of the server that took a machine last, as long as that lives."""
+        mark = (self.home(machine_id) / "lock").read_text()
+        pid = int(mark.partition(" ")[0] or 0)
+        return pid if mark and mark == _process_mark(pid) else None
+
     def orphans(self, machine_id: str) -> list[int]:
-        """What still runs of a machine whose server has died; none while that is alive."""
-        place = self.home(machine_id) / "lock"
-        mark = place.read_text()
-        if mark and mark == _process_mark(int(mark.partition(" ")[0])):
-            return []
-        return [pid for pid in _processes() if _has_open(pid, str(place))]
+        """What is seen to run of a machine, for when its server has died.
+
+        A process that is ending may be seen no more and hold the machine for a moment still.
+        """
+        place = str(self.home(machine_id) / "lock")
+        return [pid for pid in _processes() if _has_inherited(pid, place)]
 
     # Commits
 
@@ -321,17 +330,29 @@ def _processes() -> list[int]:
 def _process_mark(pid: int) -> str:
     """A process id and when that process started, as ids are used again. Empty: it has ended."""
     try:
-        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    return f"{pid} {started}"
+    return "" if fields[0] in ENDED else f"{pid} {fields[19]}"
 
 
-def _has_open(pid: int, path: str) -> bool:
+def _has_inherited(pid: int, path: str) -> bool:
+    """Whether a process was given an open file: servers keep what they open to themselves."""
+    process = Path(f"/proc/{pid}")
     try:
-        return any(str(entry.readlink()) == path for entry in Path(f"/proc/{pid}/fd").iterdir())
+        return any(
+            str(entry.readlink()) == path
+            and not _flags(process / "fdinfo" / entry.name) & os.O_CLOEXEC
+            for entry in (process / "fd").iterdir()
+        )
     except OSError:  # Another user's, or it has ended.
         return False
+
+
+def _flags(descriptor: Path) -> int:
+    """The flags of a descriptor, as proc(5) tells them: in octal."""
+    lines = descriptor.read_text().splitlines()
+    return next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
 
 
 def _is_name(text: str) -> bool:
