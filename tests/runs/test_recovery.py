@@ -114,7 +114,8 @@ async def test_a_machine_of_the_caller_is_never_replaced(lab: Lab):
 async def test_the_checkpoints_of_old_runs_are_deleted(lab: Lab, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("vers_rlm_mcp.runs.history.CHECKPOINTED_RUNS", 2)
     done = [await lab.run("-> x", Turns(cell("FINAL('1')")), settings=EACH_STEP) for _ in range(4)]
-    kept = {commit.run for commit in lab.fleet.ledger.commits("fake") if not commit.deleted_at}
+    commits = lab.fleet.ledger.commits(lab.fleet.backend.name)
+    kept = {commit.run for commit in commits if not commit.deleted_at}
     assert kept == {result.run_id for result in done[-2:]}
     assert len(await lab.fleet.commits()) == 4
 
