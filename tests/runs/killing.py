@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from vers_rlm_mcp import rlm
 from vers_rlm_mcp.messages import Message
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from family import Family
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 COMMAND = str(Path(sys.executable).with_name("vers-rlm-mcp"))
 MODEL = "openai:counted"
+BUBBLEWRAP = {"VERS_RLM_BACKEND": "bubblewrap"}
 KILL_POLL_SECONDS = 0.001
 """Between two looks at a journal: the next event may be written meanwhile, not many more."""
 
@@ -40,6 +41,8 @@ class Killed:
 
     home: Path
     server: OpenAIServer
+    settings: Mapping[str, str]
+    """What the environment of its processes says besides."""
     run_id: str = ""
     journalled: set[str] = field(default_factory=set[str])
     """Requests whose replies were in the journal when the process was killed."""
@@ -77,7 +80,8 @@ class Killed:
                     assert process.returncode is None, (point, (self.home / "log").read_text())
                     await anyio.sleep(KILL_POLL_SECONDS)
         finally:
-            process.kill()
+            with suppress(ProcessLookupError):  # it ended before what it was to be killed at
+                process.kill()
             await process.aclose()
         (directory,) = (self.home / "state" / "runs").iterdir()
         self.run_id = directory.name
@@ -89,7 +93,7 @@ class Killed:
             "PATH": os.environ["PATH"],
             "HOME": str(self.home),
             "VERS_RLM_STATE_DIR": str(self.home / "state"),
-            "VERS_RLM_BACKEND": "bubblewrap",
+            **self.settings,
             "VERS_RLM_MODEL": MODEL,
             "VERS_RLM_CELL_TIMEOUT": str(CELL_SECONDS),
             "OPENAI_BASE_URL": self.server.url,
@@ -97,7 +101,9 @@ class Killed:
 
 
 @asynccontextmanager
-async def killable(home: Path, model: Family) -> AsyncGenerator[Killed]:
+async def killable(
+    home: Path, model: Family, settings: Mapping[str, str] = BUBBLEWRAP
+) -> AsyncGenerator[Killed]:
     """A place for one run, with a server that says what `model` says."""
     await anyio.Path(home).mkdir()
 
@@ -105,7 +111,7 @@ async def killable(home: Path, model: Family) -> AsyncGenerator[Killed]:
         return Reply(model.reply(_messages(request)))
 
     async with OpenAIServer(answer) as server:
-        yield Killed(home, server)
+        yield Killed(home, server, settings)
 
 
 def _messages(request: Request) -> Sequence[Message]:

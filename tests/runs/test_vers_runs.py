@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
+from family import Family
+from killing import killable
 from lab import HITHER_AND_THITHER, Lab, Turns, cell
 
 from vers_emulator import Options, VersEmulator
@@ -80,6 +83,24 @@ async def test_a_restored_kernel_has_its_variables(vers: Lab) -> None:
     restored = await bench.restore(commit.id)
     assert await vers.cell(bench, "x + 1", restored.id) == "42"
     await bench.aclose()
+
+
+async def test_a_killed_run_goes_on_from_the_checkpoint_that_the_service_keeps(
+    emulator: VersEmulator, tmp_path: Path
+) -> None:
+    model = Family(
+        cell("x = 6; writeFile('n', '7')"), cell("n = x * int(readFile('n'))"), cell("FINAL(n)")
+    )
+    settings = {**emulator.facts()["environment"], "VERS_RLM_CHECKPOINTS": "step"}
+    async with killable(tmp_path / "home", model, settings) as run:
+        await run.kill_at({"event": "checkpoint_made", "step": 1}, "run", "-> n: int")
+        assert len(emulator.vms) == 1
+        result = json.loads(await run.command("runs", "resume", run.run_id, "--json"))
+        assert result["outputs"] == {"n": 42}
+        twice = {request for request, count in run.asked.items() if count > 1}
+        assert not twice & run.journalled
+        assert len(run.asked) == 3
+    assert list(emulator.vms) == []
 
 
 async def test_a_cell_whose_connection_breaks_says_so_and_keeps_the_variables(
