@@ -104,6 +104,27 @@ async def test_the_newest_host_wins(machine: FakeMachine) -> None:
         assert await first.output("x") == "2\n"
 
 
+async def test_a_host_that_sends_its_program_leaves_that_of_the_kernel_whole(
+    machine: FakeMachine,
+) -> None:
+    seen: list[str] = []
+
+    class Slow(Watched):
+        async def write(self, path: str, data: bytes, *, mode: int = 0o644) -> int:
+            await machine.write(path, data[: len(data) // 2], mode=mode)
+            seen.append(
+                await first.output(
+                    "import sys, zipfile; kernel = sys.modules['vers_rlm_kernel'].__file__\n"
+                    "zipfile.ZipFile(kernel.partition('/vers_rlm')[0]).testzip() is None"
+                )
+            )
+            return await super().write(path, data, mode=mode)
+
+    async with connected(machine) as first, connected(Slow(machine)) as second:
+        assert await second.output("kernel is None") == "False\n"
+    assert seen == ["True\n"]
+
+
 async def test_a_newer_host_interrupts_what_runs_for_the_former(machine: FakeMachine) -> None:
     asked = anyio.Event()
     results: list[CellResult] = []

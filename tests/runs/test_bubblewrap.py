@@ -12,6 +12,7 @@ import pytest
 from lab import Lab, Turns, cell
 
 from vers_rlm_mcp import rlm, runs
+from vers_rlm_mcp.kernel import Kernel
 from vers_rlm_mcp.settings import Settings
 
 if TYPE_CHECKING:
@@ -71,6 +72,16 @@ writeFile(path, data)
 FINAL([readFile(path, binary=True) == data, exec("ls -b odd").stdout])
 """
     assert await outputs(real, code) == [True, "\\377\\ $(x)\\ '\"\\n\n"]
+
+
+@pytest.mark.on_vers_too
+async def test_a_kernel_that_another_host_had_meanwhile_is_taken_back_without_a_word(real: Lab):
+    bench = real.bench()
+    await real.cell(bench, "x = 1")
+    machine = await bench.machine()
+    await (await Kernel.connect(machine, home_id=machine.id)).aclose()
+    assert await real.cell(bench, "x") == "1"
+    await bench.aclose()
 
 
 async def test_a_cell_sees_neither_the_host_nor_its_environment(

@@ -15,9 +15,14 @@ if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 _PACKAGE = "vers_rlm_kernel"
-ENTRY = f"import sys; sys.path[0] = sys.argv[1]; from {_PACKAGE}.guest.attach import main; main()"
-"""What Python is told to run, with the archive's path as first argument. To run the archive itself
-would take 5 ms more, and with the working directory on the path, files there could get in the way.
+ENTRY = (
+    "import os, sys; sent, sys.path[0] = sys.argv[1:3]; "
+    "os.path.exists(sent) and os.rename(sent, sys.path[0]); "
+    f"from {_PACKAGE}.guest.attach import main; main()"
+)
+"""What Python is told to run. Its first two arguments are the path that the archive was sent to,
+and the one that it is to have, where a kernel may be reading it. To run the archive itself would
+take 5 ms more, and with the working directory on the path, files there could get in the way.
 """
 _UNCHECKED = (1).to_bytes(4, "little")
 """Flags of a bytecode file that is valid for its source without a look at it (PEP 552)."""

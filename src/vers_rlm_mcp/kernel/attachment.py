@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+import secrets
 import signal
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +35,13 @@ MAX_COMPLAINT = 4096
 
 COMPLAINT_SECONDS = 1.0
 """What a process that has ended had to say is there already."""
+
+TURNS = 3
+"""Of the event loop, after which a stream has told its end if that has come: most let others have
+their turn first. A look that has no time at all would be cancelled then."""
+
+NAME_BYTES = 4
+"""Random bytes of a name: several hosts may be sending the program at once."""
 
 LOOK_SECONDS = 10.0
 """A shell that looks for three files takes milliseconds."""
@@ -96,14 +105,20 @@ class Attachment:
 
     async def is_lost(self) -> bool:
         """Whether the attachment is known to have ended. To be asked while nothing is in flight."""
-        with anyio.move_on_after(0):
-            self.broken = not await self._read() or self.broken
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._look)
+            for _ in range(TURNS):
+                await checkpoint()
+            tasks.cancel_scope.cancel()
         return self.broken
 
     async def aclose(self) -> None:
         """Let go of the kernel; it goes on."""
         self.broken = True
         await self._process.aclose()
+
+    async def _look(self) -> None:
+        self.broken = not await self._read() or self.broken
 
     async def _read(self) -> bool:
         """Take in what has come. False at the end of the stream."""
@@ -158,16 +173,17 @@ _LIKELY_CAUSES = MappingProxyType(
 
 
 async def upload(machine: GuestMachine) -> str:
-    """Put the kernel's program into the machine; return the directory it lies in."""
+    """Put the kernel's program into the machine, beside one that may be read; return its path."""
     name, data = guest_archive()
+    name = f"{name}.{secrets.token_hex(NAME_BYTES)}"
     for directory in DIRECTORIES[:-1]:
         try:
             await machine.write(f"{directory}/{name}", data)
         except PathRefused:
             continue
-        return directory
+        return f"{directory}/{name}"
     await machine.write(f"{DIRECTORIES[-1]}/{name}", data)
-    return DIRECTORIES[-1]
+    return f"{DIRECTORIES[-1]}/{name}"
 
 
 async def has_kernel(machine: GuestMachine) -> bool:
@@ -183,12 +199,15 @@ async def has_kernel(machine: GuestMachine) -> bool:
         await process.aclose()
 
 
-async def start_program(machine: GuestMachine, directory: str, mode: Mode) -> GuestProcess:
-    """Start the program that attaches to a kernel, having started it if need be."""
-    name, _ = guest_archive()
-    archive = f"{directory}/{name}"
+async def start_program(machine: GuestMachine, sent: str, mode: Mode) -> GuestProcess:
+    """Start the program that attaches to a kernel, having started it if need be.
+
+    `sent` is where `upload` has put it, and where it is no more once it was started.
+    """
+    directory = posixpath.dirname(sent)
+    archive = f"{directory}/{guest_archive()[0]}"
     # Without `site`, which the kernel makes up for when it is not waited for.
-    argv = ["python3", "-S", "-c", ENTRY, archive, directory, VARIABLES, mode]
+    argv = ["python3", "-S", "-c", ENTRY, sent, archive, directory, VARIABLES, mode]
     try:
         return await machine.spawn(argv)
     except PathRefused as error:

@@ -92,7 +92,7 @@ class Kernel:
         self._output_limit = output_limit
         self._save_on_copy = save_on_copy
         self._memory = memory
-        self._directory = ""
+        self._program = ""
         self._attachment: Attachment | None = None
         self._identity = ""
         self._cells = 0
@@ -139,7 +139,7 @@ class Kernel:
             save_on_copy=save_on_copy,
             memory=memory,
         )
-        kernel._directory = await upload(machine)
+        kernel._program = await upload(machine)
         try:
             await kernel._attach()
             if restore_variables:
@@ -373,7 +373,7 @@ class Kernel:
         return True
 
     async def _admit(self, mode: Mode, seconds: float) -> None:
-        attachment = Attachment(await start_program(self._machine, self._directory, mode))
+        attachment = Attachment(await start_program(self._machine, self._program, mode))
         try:
             with anyio.fail_after(seconds):
                 await attachment.send(
@@ -405,7 +405,7 @@ class Kernel:
     async def _kill(self, seconds: float) -> None:
         await self._detach()
         with anyio.move_on_after(seconds):
-            process = await start_program(self._machine, self._directory, "kill")
+            process = await start_program(self._machine, self._program, "kill")
             try:
                 await process.wait()
             finally:

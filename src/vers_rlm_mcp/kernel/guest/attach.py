@@ -1,4 +1,4 @@
-"""The program that the host starts, with the arguments ARCHIVE, DIRECTORY, VARIABLES and MODE.
+"""The program that the host starts, with the arguments SENT ARCHIVE DIRECTORY VARIABLES MODE.
 
 It finds the kernel of this machine by its socket in DIRECTORY or starts one, passes its own
 standard input and output on to it, and then only waits: frames go straight from the kernel to the
@@ -46,7 +46,7 @@ _DESCRIPTORS = struct.Struct("2i")
 
 def main() -> None:
     """Attach to the kernel (MODE `attach`), to a fresh one (`restart`), or only end it (`kill`)."""
-    _, directory, variables, mode = sys.argv[1:]
+    _, _, directory, variables, mode = sys.argv[1:]
     lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     # Through the descriptor, since the address of a Unix socket holds no more than 108 bytes.
