@@ -1,24 +1,31 @@
-"""Kernels to try. ``VERS_RLM_TEST_MACHINES=microsandbox`` puts them into micro-VMs."""
+"""Kernels to try, in machines that are only directories. ``VERS_RLM_TEST_MACHINES`` names others:
+``bubblewrap``, ``microsandbox``, or ``vers``, which is the emulator.
+"""
 
 from __future__ import annotations
 
 import os
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 from repl import Host, Repl
 
 from microvm.machines import open_microsandbox
+from vers_emulator import VersEmulator, config_of
 from vers_rlm_mcp.kernel import Kernel
+from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
 from vers_rlm_mcp.machines.fake import FakeBackend
+from vers_rlm_mcp.machines.vers import VersBackend
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from vers_rlm_mcp.machines import Backend, Machine
 
-MACHINES = os.environ.get("VERS_RLM_TEST_MACHINES")
+MACHINES = os.environ.get("VERS_RLM_TEST_MACHINES", "fake")
 
 
 @pytest.fixture
@@ -26,10 +33,23 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@asynccontextmanager
+async def open_vers(directory: Path) -> AsyncGenerator[Backend]:
+    async with VersEmulator(directory) as emulator, VersBackend(config_of(emulator)) as backend:
+        yield backend
+
+
+BACKENDS: Mapping[str, Callable[[Path], AbstractAsyncContextManager[Backend]]] = {
+    "fake": FakeBackend,
+    "bubblewrap": BubblewrapBackend,
+    "microsandbox": open_microsandbox,
+    "vers": open_vers,
+}
+
+
 @pytest.fixture
 async def backend(tmp_path: Path) -> AsyncGenerator[Backend]:
-    opened = open_microsandbox(tmp_path) if MACHINES == "microsandbox" else FakeBackend(tmp_path)
-    async with opened as backend:
+    async with BACKENDS[MACHINES](tmp_path) as backend:
         yield backend
 
 

@@ -85,6 +85,7 @@ async def test_cells_go_on_being_numbered_after_another_host_attached(
     assert "Cell 1, line 2, in f\n    return 1 / 0" in error
 
 
+@pytest.mark.assumes("host")
 async def test_two_hosts_that_start_at_once_share_one_kernel(machine: FakeMachine) -> None:
     async def connect() -> None:
         async with connected(machine):
@@ -184,6 +185,7 @@ async def test_a_connection_that_broke_between_cells_is_made_anew_at_the_next(
     async with connected(watched) as repl:
         await repl.output("x = 1")
         await watched.started[-1].kill()
+        await watched.started[-1].wait()
         assert await repl.output("x") == "1\n"
         assert len(watched.started) == 2
 
@@ -199,6 +201,7 @@ async def test_a_machine_out_of_reach_is_an_error_of_the_machine(machine: FakeMa
         assert await repl.output("1") == "1\n"
 
 
+@pytest.mark.assumes("host")
 async def test_a_kernel_stuck_in_another_hosts_cell_is_replaced(machine: FakeMachine) -> None:
     started = anyio.Event()
     async with connected(machine) as first, anyio.create_task_group() as tasks:
@@ -220,6 +223,7 @@ async def test_a_kernel_stuck_in_another_hosts_cell_is_replaced(machine: FakeMac
                 assert await second.output("1") == "1\n"
 
 
+@pytest.mark.assumes("host")
 async def test_shutting_down_ends_the_kernel_and_what_runs_under_it(machine: FakeMachine) -> None:
     async with connected(machine) as repl:
         pid = await pid_of(repl)
@@ -241,6 +245,7 @@ async def test_a_closed_kernel_says_so(machine: FakeMachine) -> None:
             await repl("1")
 
 
+@pytest.mark.assumes("host")
 async def test_a_socket_left_by_a_dead_kernel_is_no_obstacle(machine: FakeMachine) -> None:
     async with connected(machine) as repl:
         await repl("import os; os.kill(os.getpid(), 9)")

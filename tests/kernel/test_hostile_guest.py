@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp.machines.fake import FakeMachine, FakeProcess
 
+pytestmark = pytest.mark.assumes("fake")  # its guest has our own wire to lie on
+
 GUEST = r"""
 import json, struct, sys
 from vers_rlm_mcp.kernel.wire import Decoder, TO_GUEST, encode

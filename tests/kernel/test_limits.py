@@ -65,6 +65,7 @@ async def test_a_call_to_the_host_does_not_outlive_the_time_limit(repl: Repl) ->
     assert await repl.output("llmQuery('b')") == "'b'\n"
 
 
+@pytest.mark.assumes("quick")
 async def test_a_call_that_is_interrupted_while_it_is_sent_does_no_harm(
     repl: Repl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +146,7 @@ async def test_cancelling_interrupts_the_cell_and_keeps_the_variables(repl: Repl
     assert await repl.output("x") == "2\n"
 
 
+@pytest.mark.assumes("host")
 async def test_cancelling_kills_a_cell_that_cannot_be_interrupted(repl: Repl) -> None:
     await repl.output("x = 1\nimport os\npid = os.getpid()")
     pid = int(await repl.output("pid"))
@@ -206,6 +208,7 @@ async def test_a_kernel_that_dies_is_started_anew_and_what_is_lost_is_named(
     assert "NameError" in await repl.error("a")
 
 
+@pytest.mark.assumes("host")
 async def test_a_kernel_that_died_between_cells_is_started_anew_before_the_next(
     repl: Repl,
 ) -> None:

@@ -207,7 +207,8 @@ async def test_a_full_disk_loses_the_variables_by_name_and_leaves_no_old_ones(
     await repl.kernel.save_variables()
     await repl.output(
         "import resource\nx = bytes(3_000_000)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, -1))\n"
+        "limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limit))\n"
         "import signal; _ = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"
     )
     carried = await repl.kernel.save_variables()

@@ -38,24 +38,7 @@ async def real(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[
         yield lab
 
 
-ASSUMED = {
-    "fake": ("it looks at what only the machines of tests have", {"vers", "bubblewrap"}),
-    "disk": ("it is about what a copy of the disk alone does not carry", {"vers"}),
-    "local": ("it counts descriptors, of which an open connection has some", {"vers"}),
-    "quick": ("its limits are for machines that start and move data at once", {"vers"}),
-}
-"""What tests may assume of machines: why, and of which machines it does not hold."""
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    for marker in item.iter_markers("assumes"):
-        why, others = ASSUMED[marker.args[0]]
-        if MACHINES in others:
-            pytest.skip(f"not on {MACHINES}: {why}")
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "assumes(what): runs only on machines of which that holds")
     config.addinivalue_line("markers", "on_vers_too: runs on bubblewrap and on the Vers emulator")
 
 

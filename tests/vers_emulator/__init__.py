@@ -8,6 +8,7 @@ disk is noted, not enforced; no HTTP ports are exposed.
 
 from __future__ import annotations
 
+from .client import config_from, config_of
 from .counts import Counts
 from .emulator import NOTICE, VersEmulator
 from .faults import (
@@ -46,5 +47,7 @@ __all__ = [
     "Reset",
     "Truncate",
     "VersEmulator",
+    "config_from",
+    "config_of",
     "quota",
 ]

@@ -3,9 +3,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from vers_client import config_of
 
-from vers_emulator import VersEmulator
+from vers_emulator import VersEmulator, config_of
 from vers_rlm_mcp.machines.vers import VersBackend
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from vers_client import config_of
 
+from vers_emulator import config_of
 from vers_rlm_mcp.machines.checks import CHECKS, Check
 from vers_rlm_mcp.machines.vers import VersBackend
 

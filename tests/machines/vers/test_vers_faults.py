@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import random
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from vers_client import config_of, hurry
+from vers_client import hurry
 
 from vers_emulator import (
     Cut,
@@ -28,6 +29,7 @@ from vers_emulator import (
     Reset,
     Truncate,
     VersEmulator,
+    config_of,
     quota,
 )
 from vers_rlm_mcp.errors import VersRlmError
@@ -35,9 +37,13 @@ from vers_rlm_mcp.machines import ExitStatus, run_command
 from vers_rlm_mcp.machines.vers import VersBackend, api, link, making, ssh
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
 SCHEDULES = 200
+
+LANES = 4
+"""Services at once, each with its share of the schedules: most of one is waiting."""
 
 LIMIT = 20.0
 """Seconds for one act; the limits of the client are shortened to fit well inside."""
@@ -118,12 +124,13 @@ async def act(
     await machine.aclose()
 
 
-async def shorten(backend: VersBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+async def shorten(emulators: Sequence[VersEmulator], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let limits be reached within a test, but not by what is only as slow as this host now."""
+    await make_and_copy(emulators[0])  # what machines start from is made with the first one
     started = time.monotonic()
-    machine = await backend.create()
-    await (await machine.branch())[0].delete()
-    await machine.delete()
+    async with anyio.create_task_group() as tasks:
+        for emulator in emulators:
+            tasks.start_soon(make_and_copy, emulator)
     unit = min(max(0.2, time.monotonic() - started), LIMIT / 20)
     for module, name, units in (
         (api, "CALL_SECONDS", 2),
@@ -135,6 +142,13 @@ async def shorten(backend: VersBackend, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(module, name, units * unit)
 
 
+async def make_and_copy(emulator: VersEmulator) -> None:
+    async with VersBackend(config_of(emulator)) as backend:
+        machine = await backend.create()
+        await (await machine.branch())[0].delete()
+        await machine.delete()
+
+
 async def expect_only(backend: VersBackend, kept: set[str], seed: int) -> None:
     """Fail unless these are all machines, once what comes late has come and been deleted."""
     left: set[str] = set()
@@ -144,33 +158,54 @@ async def expect_only(backend: VersBackend, kept: set[str], seed: int) -> None:
     assert left == kept, f"schedule {seed}"
 
 
-@pytest.mark.timeout(300)
-async def test_under_any_faults_the_outcome_is_right_or_an_error_and_nothing_is_lost(
-    emulator: VersEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hurry(monkeypatch)
-    async with VersBackend(config_of(emulator)) as backend:
-        await shorten(backend, monkeypatch)
-    done = failed = 0
-    kept: set[str] = set()
-    for seed in range(SCHEDULES):
+@dataclass
+class Lane:
+    """A service that schedules go over one after the other."""
+
+    emulator: VersEmulator
+    kept: set[str] = field(default_factory=set[str])
+    done: int = 0
+    failed: int = 0
+
+    async def run(self, seeds: Iterable[int]) -> None:
+        for seed in seeds:
+            await self.schedule(seed)
+        assert self.emulator.counts.vms_alive == len(self.kept)
+
+    async def schedule(self, seed: int) -> None:
         chance = random.Random(seed)
-        async with VersBackend(config_of(emulator)) as backend:
+        async with VersBackend(config_of(self.emulator)) as backend:
             faults = [a_fault(chance) for _ in range(chance.randint(1, 3))]
             try:
                 with anyio.fail_after(LIMIT):
-                    await act(backend, chance, kept, partial(emulator.faults.set, *faults))
-                done += 1
+                    go_wrong = partial(self.emulator.faults.set, *faults)
+                    await act(backend, chance, self.kept, go_wrong)
+                self.done += 1
             except VersRlmError:
-                failed += 1
-            emulator.faults.clear()
-            alive = {vm.id for vm in emulator.vms}
-            gone = kept - alive  # a delete whose answer was lost
+                self.failed += 1
+            self.emulator.faults.clear()
+            alive = {vm.id for vm in self.emulator.vms}
+            gone = self.kept - alive  # a delete whose answer was lost
             assert len(gone) <= 1, f"schedule {seed}"
-            kept -= gone
-            await expect_only(backend, kept, seed)
-            while len(kept) > 4:
-                await backend.delete(kept.pop())
-    assert min(done, failed) > SCHEDULES / 20
-    assert sum(isinstance(fault, Cut) for fault in emulator.faults.taken) > SCHEDULES / 20
-    assert emulator.counts.vms_alive == len(kept)
+            self.kept -= gone
+            await expect_only(backend, self.kept, seed)
+            while len(self.kept) > 4:
+                await backend.delete(self.kept.pop())
+
+
+@pytest.mark.timeout(300)
+async def test_under_any_faults_the_outcome_is_right_or_an_error_and_nothing_is_lost(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurry(monkeypatch)
+    async with AsyncExitStack() as stack:
+        emulators = [await stack.enter_async_context(VersEmulator(state)) for _ in range(LANES)]
+        await shorten(emulators, monkeypatch)
+        lanes = [Lane(emulator) for emulator in emulators]
+        async with anyio.create_task_group() as tasks:
+            for number, lane in enumerate(lanes):
+                tasks.start_soon(lane.run, range(number, SCHEDULES, LANES))
+    assert sum(lane.done for lane in lanes) > SCHEDULES / 20
+    assert sum(lane.failed for lane in lanes) > SCHEDULES / 20
+    taken = [fault for emulator in emulators for fault in emulator.faults.taken]
+    assert sum(isinstance(fault, Cut) for fault in taken) > SCHEDULES / 20

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from vers_client import config_of, hurry
+from vers_client import hurry
 
-from vers_emulator import Delay, VersEmulator
+from vers_emulator import Delay, VersEmulator, config_of
 from vers_rlm_mcp.machines import Fleet
 from vers_rlm_mcp.machines.ledger import Ledger
 from vers_rlm_mcp.machines.vers import VersBackend
@@ -20,7 +20,7 @@ from vers_rlm_mcp.machines.vers import VersBackend
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-SERVER = str(Path(__file__).with_name("vers_server.py"))
+TESTS = Path(__file__).parents[2]
 LABELS = "PUT /vm/*/labels"
 
 
@@ -40,7 +40,7 @@ async def killed_server(emulator: VersEmulator, state: Path, how: str) -> AsyncG
     made = {"restore": 2, "branch": 3, "kept": 3}[how]
     with anyio.fail_after(60):
         async with await anyio.open_process(
-            [sys.executable, SERVER, facts, str(state), how]
+            [sys.executable, "-m", "machines.vers.vers_server", facts, str(state), how], cwd=TESTS
         ) as server:
             assert server.stdout is not None
             assert server.stdin is not None

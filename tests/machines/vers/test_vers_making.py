@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import anyio
 import pytest
-from vers_client import UNKNOWN, config_of, hurry
+from vers_client import UNKNOWN, hurry
 
 from vers_emulator import (
     Delay,
@@ -20,6 +20,7 @@ from vers_emulator import (
     Reset,
     Truncate,
     VersEmulator,
+    config_of,
     quota,
 )
 from vers_rlm_mcp.errors import BackendUnavailable, MachineError, UnknownHandle

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from vers_client import config_of, hurry
+from vers_client import hurry
 
-from vers_emulator import Cut, NotReady, VersEmulator
+from vers_emulator import Cut, NotReady, VersEmulator, config_of
 from vers_rlm_mcp.errors import (
     BackendUnavailable,
     MachineError,

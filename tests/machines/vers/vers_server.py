@@ -1,6 +1,6 @@
 """A process that makes a machine and copies it, until it is killed.
 
-python vers_server.py FACTS STATE restore|branch|kept
+python -m machines.vers.vers_server FACTS STATE restore|branch|kept
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import anyio
-from vers_client import config_from
 
+from vers_emulator import config_from
 from vers_rlm_mcp.machines import Fleet
 from vers_rlm_mcp.machines.ledger import Ledger
 from vers_rlm_mcp.machines.vers import VersBackend

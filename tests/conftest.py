@@ -1,0 +1,31 @@
+"""What tests may assume of the machines that ``VERS_RLM_TEST_MACHINES`` names."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+MACHINES = os.environ.get("VERS_RLM_TEST_MACHINES")
+
+REAL = {"bubblewrap", "microsandbox", "vers"}
+
+ASSUMED = {
+    "fake": ("it looks at what only the machines of tests have", REAL),
+    "host": ("it looks at the machine's processes from this host", REAL),
+    "disk": ("it is about what a copy of the disk alone does not carry", {"vers"}),
+    "local": ("it counts descriptors, of which an open connection has some", {"vers"}),
+    "quick": ("its limits are for machines that start and move data at once", {"vers"}),
+}
+"""What may be assumed: why it then is not for the machines of which it does not hold."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "assumes(what): runs only on machines of which that holds")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("assumes"):
+        why, others = ASSUMED[marker.args[0]]
+        if MACHINES in others:
+            pytest.skip(f"not on {MACHINES}: {why}")
