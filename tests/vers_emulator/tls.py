@@ -135,11 +135,12 @@ class _Pipe(ByteStream):
         self._end = end
 
     async def receive(self, max_bytes: int = CHUNK) -> bytes:
+        await anyio.lowlevel.checkpoint()
         while True:
-            await anyio.wait_readable(self._end)
             try:
                 data = self._end.recv(max_bytes)
             except BlockingIOError:
+                await anyio.wait_readable(self._end)
                 continue
             except OSError as error:
                 raise anyio.BrokenResourceError from error
@@ -148,13 +149,13 @@ class _Pipe(ByteStream):
             return data
 
     async def send(self, item: bytes) -> None:
+        await anyio.lowlevel.checkpoint()
         view = memoryview(item)
         while view:
-            await anyio.wait_writable(self._end)
             try:
                 view = view[self._end.send(view) :]
             except BlockingIOError:
-                continue
+                await anyio.wait_writable(self._end)
             except OSError as error:
                 raise anyio.BrokenResourceError from error
 
