@@ -14,6 +14,8 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from .emulator import STORE, mended
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import IO
@@ -74,6 +76,23 @@ class Images:
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
+
+    def emulator(self) -> Path:
+        """QEMU, mended. It looks for its parts in the directories beside its own."""
+        found = shutil.which("qemu-system-x86_64")
+        assert found is not None, missing_tools()
+        program = Path(found).read_bytes()
+        home = self._directory / "qemu"
+
+        def make(path: Path) -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(mended(program))
+            path.chmod(0o755)
+            for name in ("lib", "share"):
+                (home / name).unlink(missing_ok=True)
+                (home / name).symlink_to(Path(found).parents[1] / name)
+
+        return self._kept("qemu/bin/qemu-system-x86_64", program + STORE.pattern, make)
 
     def key(self) -> Path:
         """The private key that the host lets in."""
