@@ -198,25 +198,38 @@ class MicrosandboxBackend(Backend):
             )
         try:
             yield names
-            async with anyio.create_task_group() as tasks:
-                for name in names:
-                    tasks.start_soon(self._renew, name)
+            await self._renew_all(names)
         except BaseException:
             await self._clean(machine_ids=names)
             raise
 
-    async def _renew(self, name: str) -> None:
+    async def _renew_all(self, names: Sequence[str]) -> None:
+        failures: list[MachineError] = []
+        async with anyio.create_task_group() as tasks:
+            for name in names:
+                tasks.start_soon(self._renew, name, failures)
+        if failures:
+            raise failures[0]
+
+    async def _renew(self, name: str, failures: list[MachineError]) -> None:
         """Give a machine a name and an identity of its own."""
         machine = self._handle(name)
+        why_not: object = f"it did not answer within {RENEW_SECONDS:g} s"
         try:
-            with anyio.fail_after(RENEW_SECONDS):
+            with anyio.move_on_after(RENEW_SECONDS):
                 argv = ("python3", "-I", "-S", "-c", _renewal(), name)
                 async with await machine.spawn(argv, cwd="/") as process:
                     status = await process.wait()
+                if status.ok:
+                    return
+                why_not = status
+        except MachineError as error:
+            why_not = error
         finally:
             await machine.aclose()
-        if not status.ok:
-            raise MachineError(f"Machine {name} cannot be given an identity of its own: {status}.")
+        failures.append(
+            MachineError(f"Machine {name} cannot be given an identity of its own: {why_not}")
+        )
 
     async def _clean(
         self, *, machine_ids: Sequence[str] = (), commit_ids: Sequence[str] = ()
