@@ -119,6 +119,7 @@ class Lab:
         *,
         settings: dict[str, Any] | None = None,
         on_event: Callable[[rlm.Event], None] = lambda _: None,
+        seconds: float = 40,
         **how: Any,
     ) -> RunResult:
         """Go on with a run."""
@@ -127,7 +128,7 @@ class Lab:
             self.events.append(event)
             on_event(event)
 
-        with anyio.fail_after(40):
+        with anyio.fail_after(seconds):
             return await resume(
                 run_id,
                 fleet=self.fleet,
@@ -184,6 +185,20 @@ class Lab:
         run_id = result_or_id if isinstance(result_or_id, str) else result_or_id.run_id
         text = (self.settings.state_dir / "runs" / run_id / "events.jsonl").read_text()
         return [json.loads(line) for line in text.splitlines()]
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process."""
+
+
+def stop_when(kind: type[rlm.Event], step: int) -> Callable[[rlm.Event], None]:
+    """What ends a run when this happens in that step."""
+
+    def look(event: rlm.Event) -> None:
+        if isinstance(event, kind) and getattr(event, "step", None) == step:
+            raise Interrupted
+
+    return look
 
 
 def cell(code: str, reasoning: str = "Let me see.") -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from family import Family, branching
-from lab import Lab, Speaker, Turns, cell
+from lab import Interrupted, Lab, Speaker, Turns, cell, stop_when
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import ModelFailed, UnknownHandle, UsageError
@@ -27,20 +27,6 @@ COUNTING = [
 ]
 COUNTED = {"n": 3, "lines": ["12", "3"]}
 SIGNATURE = "-> n: int, lines: list[str]"
-
-
-class Interrupted(Exception):
-    """Stands for whatever ends a process."""
-
-
-def stop_when(kind: type[rlm.Event], step: int) -> Callable[[rlm.Event], None]:
-    """What ends a run when this happens in that step."""
-
-    def look(event: rlm.Event) -> None:
-        if isinstance(event, kind) and getattr(event, "step", None) == step:
-            raise Interrupted
-
-    return look
 
 
 async def broken_off(lab: Lab, model: Turns, at: Callable[[rlm.Event], None], **how: Any) -> str:

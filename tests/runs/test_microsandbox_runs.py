@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from lab import HITHER_AND_THITHER, Lab, Turns, cell
+from family import Family, branching
+from lab import HITHER_AND_THITHER, Interrupted, Lab, Turns, cell, stop_when
 
-from vers_rlm_mcp import runs
+from vers_rlm_mcp import rlm, runs
 from vers_rlm_mcp.machines.microsandbox import usable
 from vers_rlm_mcp.settings import Settings
 
@@ -35,6 +36,12 @@ client.sendall(b"hello")
 answer = child.communicate("over\\n", timeout=30)[0]
 print(list(value), file.read(), accepted.recv(5).decode(), answer.strip())
 """
+
+ALIVE = """
+child.stdin.write("over\\n"); child.stdin.flush()
+assert child.stdout.readline() == "got over\\n" and list(value) == ["x"]
+"""
+"""Works once in every kernel that goes back to what `PREPARE` made."""
 
 
 @pytest.fixture
@@ -72,5 +79,34 @@ async def test_a_run_branches_restores_and_hands_in_what_it_found(lab: Lab) -> N
     assert result.status == "finished", result
     assert result.outputs["x"] == ["a", "a", "a", "b"]
     assert (result.backend, result.isolation, result.fidelity) == ("microsandbox", "vm", "memory")
+    for commit in await lab.fleet.commits():
+        await lab.fleet.delete_commit(commit.id)
+
+
+async def test_branches_and_a_run_that_goes_on_have_the_programs_of_their_kernel(lab: Lab) -> None:
+    model = Family(
+        *branching(
+            "['like a.', 'like b.'], outputs='n: int', score='n'",
+            f"{ALIVE}FINAL(readFile('own'), [r.outputs['n'] for r in results])",
+            before=PREPARE,
+        ),
+        a=[cell(f"{ALIVE}writeFile('own', 'a')\nFINAL(1)")],
+        b=[cell(f"{ALIVE}writeFile('own', 'b')\nFINAL(2)")],
+    )
+    settings = {"checkpoints": "step"}
+    with pytest.raises((Interrupted, BaseExceptionGroup)):
+        await lab.run(
+            "-> own, all: list[int]",
+            model,
+            settings=settings,
+            on_event=stop_when(rlm.CellFinished, 2),
+            seconds=5 * SECONDS,
+        )
+    assert [event.child for event in lab.happened(rlm.ChildChosen)] == ["2"]
+    asked = len(model.asked)
+    (run_id,) = lab.journal_ids()
+    result = await lab.resume(run_id, model, settings=settings, seconds=5 * SECONDS)
+    assert result.outputs == {"own": "b", "all": [1, 2]}
+    assert len(model.asked) == asked
     for commit in await lab.fleet.commits():
         await lab.fleet.delete_commit(commit.id)
