@@ -203,6 +203,19 @@ async def killing_takes_children_along(lab: Lab) -> None:
 
 
 @check
+async def a_session_of_its_own_is_spared(lab: Lab) -> None:
+    """What has left the program's session goes on, such as a kernel that outlives its host."""
+    machine = await lab.create()
+    script = "setsid sh -c 'echo $$; exec sleep 1000 >/dev/null 2>&1' & wait"
+    async with await machine.spawn(["sh", "-c", script]) as process:
+        (child,) = await _numbers(process.stdout, 1)
+        with anyio.fail_after(COMMAND_SECONDS):
+            await process.kill()
+            await process.wait()
+    expect(await is_running(machine, child), "a session of its own was killed with another")
+
+
+@check
 async def closing_kills(lab: Lab) -> None:
     """Closing a process that runs ends it with its children, and closes its streams."""
     machine = await lab.create()
@@ -322,6 +335,7 @@ CHECKS: tuple[Check, ...] = (
     impossible_programs_are_refused,
     impossible_arguments_are_refused,
     killing_takes_children_along,
+    a_session_of_its_own_is_spared,
     closing_kills,
     cancelling_leaves_no_process,
     background_programs_go_on,

@@ -300,7 +300,7 @@ class Init:
         leader = int(arguments[0])
         reused = leader not in self._children and os.path.exists(f"/proc/{leader}")
         if not reused:  # While a session has members, its number is not given to another process.
-            tasks.kill_family(leader)
+            tasks.kill_session(leader)
         return []
 
     # Snapshots

@@ -115,26 +115,16 @@ def resume(pids: list[int]) -> None:
         signal(pid, SIGCONT)
 
 
-def _family(leader: int) -> list[int]:
-    """The live processes of a session, and the descendants of its leader in other sessions."""
-    processes = table()
-    family = {leader}
-    grown = True
-    while grown:
-        more = {
-            pid
-            for pid, (_, parent, session) in processes.items()
-            if parent in family or session == leader
-        }
-        grown = not more <= family
-        family |= more
-    return [pid for pid in family if processes.get(pid, ("Z",))[0] not in ENDED]
-
-
-def kill_family(leader: int) -> None:
-    """Kill a session and its leader's descendants until none is left, or patience ends."""
+def kill_session(session: int) -> None:
+    """Kill the processes of a session until none is left, or patience ends."""
     deadline = time.monotonic() + PATIENCE
-    while (doomed := _family(leader)) and time.monotonic() < deadline:
+    while (doomed := _members(session)) and time.monotonic() < deadline:
         for pid in doomed:
             signal(pid, SIGKILL)
         time.sleep(BLINK)
+
+
+def _members(session: int) -> list[int]:
+    return [
+        pid for pid, (state, _, its) in table().items() if its == session and state not in ENDED
+    ]
