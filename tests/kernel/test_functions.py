@@ -39,6 +39,7 @@ async def test_output_of_commands_that_is_no_text_is_replaced(repl: Repl) -> Non
     assert await repl.output(r"exec('printf \"\\xff\"')") == "�\n"
 
 
+@pytest.mark.assumes("host")
 async def test_a_command_over_its_time_is_killed_with_its_children(repl: Repl) -> None:
     output = await repl.output(
         "r = exec('sleep 99 & echo $!; wait', timeout=0.2)\nprint(r, r.exit_code)"
