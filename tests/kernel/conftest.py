@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 from repl import Host, Repl
 
+from assumptions import MACHINES, MARKER, hold_assumptions
 from microvm.machines import open_microsandbox
 from vers_emulator import VersEmulator, config_of
 from vers_rlm_mcp.kernel import Kernel
@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp.machines import Backend, Machine
 
-MACHINES = os.environ.get("VERS_RLM_TEST_MACHINES", "fake")
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", MARKER)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    hold_assumptions(item)
 
 
 @pytest.fixture
@@ -49,7 +55,7 @@ BACKENDS: Mapping[str, Callable[[Path], AbstractAsyncContextManager[Backend]]] =
 
 @pytest.fixture
 async def backend(tmp_path: Path) -> AsyncGenerator[Backend]:
-    async with BACKENDS[MACHINES](tmp_path) as backend:
+    async with BACKENDS[MACHINES or "fake"](tmp_path) as backend:
         yield backend
 
 

@@ -3,13 +3,13 @@ every test of runs work on such machines, and not only those that are about them
 
 from __future__ import annotations
 
-import os
 from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from lab import Lab
 
+from assumptions import MACHINES, MARKER, hold_assumptions
 from vers_emulator import Options, VersEmulator
 from vers_rlm_mcp import runs
 from vers_rlm_mcp.machines import Fleet, Ledger
@@ -19,8 +19,6 @@ from vers_rlm_mcp.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
     from pathlib import Path
-
-MACHINES = os.environ.get("VERS_RLM_TEST_MACHINES")
 
 
 @pytest.fixture
@@ -39,7 +37,12 @@ async def real(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", MARKER)
     config.addinivalue_line("markers", "on_vers_too: runs on bubblewrap and on the Vers emulator")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    hold_assumptions(item)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -20,11 +20,11 @@ ASSUMED = {
 """What may be assumed: why it then is not for the machines of which it does not hold."""
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "assumes(what): runs only on machines of which that holds")
+MARKER = "assumes(what): runs only on machines of which that holds"
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
+def hold_assumptions(item: pytest.Item) -> None:
+    """Skip a test that assumes what does not hold of these machines."""
     for marker in item.iter_markers("assumes"):
         why, others = ASSUMED[marker.args[0]]
         if MACHINES in others:
