@@ -147,9 +147,21 @@ class Settings(BaseSettings):
     max_recoveries: int = Field(
         3, ge=0, description="How often a run may put a machine that it broke back to a checkpoint."
     )
+    max_record_mib: int = Field(
+        1024,
+        ge=1,
+        description="What the records of runs may take on disk, in MiB, for each client: the "
+        "oldest go first.",
+    )
     max_seconds: float = Field(1800, gt=0, description="Seconds a run may take.")
     max_tokens: int | None = Field(None, gt=0, description="Tokens a run may use.")
     max_usd: float | None = Field(None, gt=0, description="Money a run may spend, in USD.")
+    confirm_usd: float | None = Field(
+        None,
+        ge=0,
+        description="Money that a run may be allowed to spend, in USD, before the user is asked, "
+        "where the client can ask. Without it, nobody is asked.",
+    )
     token: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         repr=False,
@@ -177,7 +189,15 @@ class Settings(BaseSettings):
     read_only: bool = Field(
         False, description="Offer only tools that make, change and delete nothing."
     )
-    max_calls: int = Field(32, ge=1, description="Calls at work at once, per client.")
+    max_calls: int = Field(
+        32, ge=1, description="Calls at work at once, and runs under way, per client."
+    )
+    wait_seconds: float | None = Field(
+        None,
+        ge=0,
+        description="Seconds after which a call that waits for a run answers that it still goes "
+        "on. Without it 50, and more for clients known to wait longer.",
+    )
     max_requests: float = Field(50, gt=0, description="HTTP requests per second, per client.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much is logged."

@@ -20,7 +20,7 @@ import anyio
 from vers_rlm_mcp.server import create_server, serve_http
 from vers_rlm_mcp.settings import Settings
 
-from . import documents, rounds, tools
+from . import documents, jobs, rounds, tools
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -44,9 +44,10 @@ REVISIONS = ("2025-11-25", "2026-07-28")
 
 def everything(*args: Any, **kwargs: Any) -> MCPServer[Any]:
     """The server that everybody gets, with what the suite looks for."""
-    server = create_server(*args, **kwargs)
-    for module in (tools, rounds, documents):
-        module.mount(server)
+    made = jobs.Jobs()
+    server = create_server(*args, **kwargs, tasks=[made])
+    for part in (tools, rounds, documents, made):
+        part.mount(server)
     return server
 
 

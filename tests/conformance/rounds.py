@@ -51,33 +51,33 @@ def mount(server: MCPServer[Any]) -> None:
 
 def test_input_required_result_elicitation(context: Context) -> str | InputRequiredResult:
     """Greet the user by name."""
-    given = _given(context, "user_name", ElicitResult)
-    name = given and (given.content or {}).get("name")
+    said = given(context, "user_name", ElicitResult)
+    name = said and (said.content or {}).get("name")
     if name is None:
-        return _need(user_name=_question("What is your name?", name="string"))
+        return need(user_name=question("What is your name?", name="string"))
     return f"Hello, {name}!"
 
 
 def test_input_required_result_sampling(context: Context) -> str | InputRequiredResult:
     """Ask the client's model."""
-    given = _given(context, "capital_question", CreateMessageResult)
-    if given is None:
-        return _need(capital_question=_sample("What is the capital of France?"))
-    return str(given.content)
+    said = given(context, "capital_question", CreateMessageResult)
+    if said is None:
+        return need(capital_question=_sample("What is the capital of France?"))
+    return str(said.content)
 
 
 def test_input_required_result_list_roots(context: Context) -> str | InputRequiredResult:
     """List the client's roots."""
-    given = _given(context, "client_roots", ListRootsResult)
-    if given is None:
-        return _need(client_roots=ListRootsRequest())
-    return "Roots: " + ", ".join(str(root.uri) for root in given.roots)
+    said = given(context, "client_roots", ListRootsResult)
+    if said is None:
+        return need(client_roots=ListRootsRequest())
+    return "Roots: " + ", ".join(str(root.uri) for root in said.roots)
 
 
 def test_input_required_result_request_state(context: Context) -> str | InputRequiredResult:
     """Remember something between two calls."""
-    if _given(context, "confirm", ElicitResult) is None:
-        return _need(STATE, confirm=_question("Please confirm", ok="boolean"))
+    if given(context, "confirm", ElicitResult) is None:
+        return need(STATE, confirm=question("Please confirm", ok="boolean"))
     if context.request_state != STATE:
         raise MCPError(INVALID_PARAMS, "This is not the state that was given")
     return "state-ok"
@@ -90,13 +90,13 @@ def test_input_required_result_tampered_state(context: Context) -> str | InputRe
 
 def test_input_required_result_multiple_inputs(context: Context) -> str | InputRequiredResult:
     """Ask three things at once."""
-    name = _given(context, "user_name", ElicitResult)
-    greeting = _given(context, "greeting", CreateMessageResult)
-    roots = _given(context, "client_roots", ListRootsResult)
+    name = given(context, "user_name", ElicitResult)
+    greeting = given(context, "greeting", CreateMessageResult)
+    roots = given(context, "client_roots", ListRootsResult)
     if not (name and greeting and roots):
-        return _need(
+        return need(
             STATE,
-            user_name=_question("What is your name?", name="string"),
+            user_name=question("What is your name?", name="string"),
             greeting=_sample("Generate a greeting"),
             client_roots=ListRootsRequest(),
         )
@@ -105,42 +105,45 @@ def test_input_required_result_multiple_inputs(context: Context) -> str | InputR
 
 def test_input_required_result_multi_round(context: Context) -> str | InputRequiredResult:
     """Ask two things, one after the other."""
-    if context.request_state == "2" and (colour := _given(context, "step2", ElicitResult)):
+    if context.request_state == "2" and (colour := given(context, "step2", ElicitResult)):
         return f"Colour: {colour.content}"
-    if context.request_state == "1" and _given(context, "step1", ElicitResult):
-        return _need("2", step2=_question("Step 2: What is your favorite color?", color="string"))
-    return _need("1", step1=_question("Step 1: What is your name?", name="string"))
+    if context.request_state == "1" and given(context, "step1", ElicitResult):
+        return need("2", step2=question("Step 2: What is your favorite color?", color="string"))
+    return need("1", step1=question("Step 1: What is your name?", name="string"))
 
 
 def test_input_required_result_capabilities(context: Context) -> str | InputRequiredResult:
     """Ask only what the client can be asked."""
     can = context.client_capabilities
     if can and can.sampling:
-        return _need(greeting=_sample("Generate a greeting"))
+        return need(greeting=_sample("Generate a greeting"))
     if can and can.elicitation:
-        return _need(user_name=_question("What is your name?", name="string"))
+        return need(user_name=question("What is your name?", name="string"))
     return "The client can be asked nothing."
 
 
 async def test_input_required_result_prompt(context: Context) -> str | InputRequiredResult:
     """Write a prompt around what the user says."""
-    given = _given(context, "user_context", ElicitResult)
-    if given is None:
-        question = _question("What context should the prompt use?", context="string")
-        return _need(user_context=question)
-    return f"Consider: {given.content}"
+    said = given(context, "user_context", ElicitResult)
+    if said is None:
+        ask = question("What context should the prompt use?", context="string")
+        return need(user_context=ask)
+    return f"Consider: {said.content}"
 
 
-def _given(context: Context, key: str, kind: type[Response]) -> Response | None:
+def given(context: Context, key: str, kind: type[Response]) -> Response | None:
+    """What the client answered to a question."""
     response = (context.input_responses or {}).get(key)
     return response if isinstance(response, kind) else None
 
 
-def _need(state: str | None = None, **requests: InputRequest) -> InputRequiredResult:
+def need(state: str | None = None, **requests: InputRequest) -> InputRequiredResult:
+    """Ask for answers first."""
     return InputRequiredResult(input_requests=requests, request_state=state)
 
 
-def _question(message: str, **fields: str) -> ElicitRequest:
+def question(message: str, **fields: str) -> ElicitRequest:
+    """A question to the user; `fields` are names and types of what is to be filled in."""
     schema = {
         "type": "object",
         "properties": {name: {"type": kind} for name, kind in fields.items()},

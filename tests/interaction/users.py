@@ -158,7 +158,7 @@ async def user(home: Path, **variables: str) -> AsyncGenerator[User]:
 
 
 def text_of(result: CallToolResult) -> str:
-    (content,) = result.content
+    content = result.content[0]  # links may follow
     assert isinstance(content, TextContent)
     return content.text
 

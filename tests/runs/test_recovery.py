@@ -133,6 +133,17 @@ async def test_the_runs_of_one_principal_do_not_cost_another_its_checkpoints(
     assert hers.run_id not in {commit.run for commit in ann.fleet.checkpoints()}
 
 
+async def test_the_oldest_records_go_when_they_take_too_much(lab: Lab):
+    noise = "import os; print(os.urandom(300_000).hex())"
+    settings = {"max_record_mib": 1}
+    runs = [
+        await lab.run("-> x", Turns(cell(noise), cell("FINAL('1')")), settings=settings)
+        for _ in range(3)
+    ]
+    assert lab.journal_ids() == [runs[2].run_id]
+    assert {commit.run for commit in lab.fleet.checkpoints()} <= {runs[2].run_id}
+
+
 @pytest.mark.parametrize(("keep", "left"), [(5, 3), (3, 3), (2, 2), (0, 0)])
 async def test_pruning_keeps_the_latest_runs_and_their_checkpoints(lab: Lab, keep: int, left: int):
     done = [await lab.run("-> x", Turns(cell("FINAL('1')")), settings=EACH_STEP) for _ in range(3)]

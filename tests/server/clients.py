@@ -33,7 +33,7 @@ def environment_in(home: Path) -> dict[str, str]:
 
 
 def text_of(result: CallToolResult) -> str:
-    (content,) = result.content
+    content = result.content[0]  # links may follow
     assert isinstance(content, TextContent)
     return content.text
 

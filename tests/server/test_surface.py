@@ -16,10 +16,11 @@ from mcp_types import Tool
 from vers_rlm_mcp.errors import SettingsError
 from vers_rlm_mcp.rlm import MAX_ITERATIONS, MAX_SUB_CALLS
 from vers_rlm_mcp.server import Application, create_server
+from vers_rlm_mcp.server.rlm_tools import ITERATIONS, SUB_CALLS
 from vers_rlm_mcp.settings import Settings
 
-LIST_CHARS = 12_000
-"""Of JSON: some 3,000 tokens, all that a tool list should cost a model's context."""
+LIST_CHARS = 12_150
+"""Of JSON: less than 3,000 tokens of the tokenizers o200k_base and cl100k_base, as counted."""
 
 NAME_CHARS = 60
 """What Cursor allows for server and tool name together."""
@@ -55,8 +56,9 @@ async def test_a_client_may_keep_the_list_and_share_it(application: Application)
 
 async def test_the_defaults_of_a_run_are_those_of_the_engine(tools: list[Tool]):
     properties = tools[0].input_schema["properties"]
-    assert properties["maxIterations"]["default"] == MAX_ITERATIONS
-    assert properties["maxLLMCalls"]["default"] == MAX_SUB_CALLS
+    assert f"Default {MAX_ITERATIONS}," in properties["maxIterations"]["description"]
+    assert f"Default {MAX_SUB_CALLS}," in properties["maxLLMCalls"]["description"]
+    assert (ITERATIONS, SUB_CALLS) == (MAX_ITERATIONS, MAX_SUB_CALLS)
 
 
 async def test_nothing_that_a_handshake_does_not_need_is_loaded_with_the_server():

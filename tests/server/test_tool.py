@@ -126,7 +126,7 @@ async def test_schemas_are_short_and_flat(server: MCPServer):
             "size": {
                 "type": "object",
                 "properties": {
-                    "width": {"type": "integer", "default": 1, "minimum": 1},
+                    "width": {"type": "integer", "default": 1},
                     "height": {"type": "integer", "default": 1},
                 },
             },

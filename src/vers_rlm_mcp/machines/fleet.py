@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self
 
 import anyio
 
-from vers_rlm_mcp.errors import MachineError, UnknownHandle
+from vers_rlm_mcp.errors import BackendUnavailable, MachineError, UnknownHandle
 
 from .base import INTENT
 from .handles import NAMED_HANDLES, unknown_handle
@@ -248,7 +249,8 @@ class Fleet:
             machines = await make(self._labels(intent, run))
             self.ledger.bind(intent, [machine.id for machine in machines])
         except BaseException:
-            self.ledger.abandon(intent)
+            with suppress(BackendUnavailable):  # A full disk: then its end deletes them.
+                self.ledger.abandon(intent)
             await self._remove(self.ledger.asked(intent))
             raise
         return machines
@@ -327,13 +329,22 @@ class _Removal:
         try:
             for intent, ids in _by_intent(await self._backend.list()).items():
                 if intent in intents:
-                    self._ledger.bind(intent, ids)
+                    await self._take(intent, ids)
             for intent in intents:
                 await self._adopt_unlabelled(intent)
         except Exception as error:  # noqa: BLE001 - the machines whose ids are known must still go
             self.warnings.append(f"Machines whose making failed cannot be looked for: {error}")
         bound = [record for record in records if record.machine_id is not None]
         return [*bound, *(record for intent in intents for record in self._ledger.asked(intent))]
+
+    async def _take(self, intent: str, machine_ids: Sequence[str]) -> None:
+        """Bind machines to their record, or delete them at once where that cannot be written."""
+        try:
+            self._ledger.bind(intent, machine_ids)
+        except BackendUnavailable:  # The disk is full, perhaps of them.
+            for machine_id in machine_ids:
+                await self._backend.delete(machine_id)
+            raise
 
     async def _adopt_unlabelled(self, intent: str) -> None:
         """Bind copies that a server was killed before it could label, where it is sure of them."""

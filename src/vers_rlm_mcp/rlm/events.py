@@ -345,4 +345,13 @@ class RunFinished(Event):
     usage: Usage
     seconds: float
     machine_id: str | None = None
+    """None when it came to no end of its own; so for what follows."""
     kept: bool = False
+    backend: str = ""
+    isolation: str = ""
+    fidelity: str = ""
+    sub_calls: int = 0
+    final_reasoning: str = ""
+    verified: str | None = None
+    """The command that accepted the outputs."""
+    warnings: tuple[str, ...] = ()

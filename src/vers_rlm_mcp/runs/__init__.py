@@ -12,10 +12,11 @@ from .differences import compare
 from .driver import check_request, run
 from .files import opened_files
 from .fleets import Item, inventory, open_fleet
-from .history import RunSummary, prune, summaries
+from .history import RunRecord, RunSummary, prune, recorded, summaries, summary, way_on
 from .lineage import Node, drawn, fleet_lineage, run_lineage
+from .live import LiveRun, LiveRuns
 from .past import recall
-from .record import Records
+from .record import Journal, Records, is_open
 from .request import RunRequest, RunResult
 from .workbench import Branches, Snapshot, Workbench
 
@@ -24,9 +25,13 @@ __all__ = [
     "Changes",
     "Choice",
     "Item",
+    "Journal",
+    "LiveRun",
+    "LiveRuns",
     "Node",
     "Records",
     "Replay",
+    "RunRecord",
     "RunRequest",
     "RunResult",
     "RunSummary",
@@ -39,16 +44,20 @@ __all__ = [
     "examine_backend",
     "fleet_lineage",
     "inventory",
+    "is_open",
     "lost_variables",
     "not_carried",
     "open_fleet",
     "opened_files",
     "prune",
     "recall",
+    "recorded",
     "replay",
     "resume",
     "run",
     "run_cell",
     "run_lineage",
     "summaries",
+    "summary",
+    "way_on",
 ]

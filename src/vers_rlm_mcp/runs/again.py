@@ -11,6 +11,7 @@ from vers_rlm_mcp.errors import UsageError
 
 from .conversation import recalled
 from .driver import Driver, publisher, with_problems
+from .history import COMPLETE
 from .past import Past, recall
 from .record import Journal, Records
 from .request import RunRequest, RunResult, check_limits, check_prices, limits
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.machines import Fleet
     from vers_rlm_mcp.models import Model
     from vers_rlm_mcp.settings import Settings
-
-ENDED = ("finished", "extracted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ async def resume(
     directory = Records.seen_by(fleet, settings).of(run_id)
     with Journal(directory) as journal:
         past = recall(directory)
-        if step is None and past.finished and past.finished["status"] in ENDED:
+        if step is None and past.finished and past.finished["status"] in COMPLETE:
             raise UsageError(
                 f"{run_id} has ended with its outputs. Name the step to go on from, one of: "
                 f"{', '.join(map(str, sorted(past.checkpoints))) or 'none'}."

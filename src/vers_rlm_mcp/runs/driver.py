@@ -18,7 +18,7 @@ from vers_rlm_mcp.errors import KernelError, MachineError, UnknownHandle, UsageE
 from .calls import not_carried
 from .checkpoints import Checkpoints, restore
 from .conversation import Conversation
-from .history import prune_checkpoints
+from .history import prune_checkpoints, prune_to_size
 from .inputs import bring_in, check_inputs, recordable
 from .record import Journal, Records
 from .request import RunRequest, RunResult, check_limits, check_prices, limits
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.models import Model
     from vers_rlm_mcp.settings import Settings
 
+MIB = 1 << 20
+
 LET_GO_SECONDS = 2.0
 """What closing connections to kernels may take; deleting the machines ends them anyway."""
 
@@ -48,10 +50,12 @@ async def run(
     sub_model: Model,
     settings: Settings,
     on_event: Callable[[rlm.Event], None] = lambda _: None,
+    journal: Journal | None = None,
 ) -> RunResult:
     """Perform one run, and leave none of its machines behind but the one to be kept.
 
     Events reach `on_event` as they happen; it must not block. Cancelling ends the run at once.
+    `journal` is a new one, which the run closes; without it, the run opens its own.
 
     Raises:
         UsageError: The request does not make sense; no machine was made for it, unless it took
@@ -63,7 +67,7 @@ async def run(
     """
     signature, inputs = check_request(request)
     check_prices(limits(request, settings), (model, sub_model))
-    with Journal(Records.seen_by(fleet, settings).new()) as journal:
+    with journal or Journal(Records.seen_by(fleet, settings).new()) as journal:
         publish = publisher(journal, on_event)
         tree = Tree(journal.run_id, model, sub_model, settings, publish, request.max_depth)
         driver = Driver(request, fleet, tree)
@@ -187,8 +191,10 @@ class Driver:
             self._request.verify if outcome.verified else None,
             tuple(self._warnings),
         )
-        self._tree.publish(_finished(result))
-        await prune_checkpoints(self._fleet, Records.seen_by(self._fleet, self._tree.settings))
+        self._tree.publish(result.event())
+        records = Records.seen_by(self._fleet, self._tree.settings)
+        await prune_checkpoints(self._fleet, records)
+        await prune_to_size(self._fleet, records, self._tree.settings.max_record_mib * MIB)
         return result
 
     async def begin(
@@ -305,17 +311,3 @@ def _facts(machine: Machine, spec: MachineSpec, settings: Settings) -> rlm.Machi
     }
     limits = {name: str(size) for name, size in sizes.items() if size}
     return rlm.MachineFacts(can.isolation, can.fidelity, can.root, can.network, limits, can.notes)
-
-
-def _finished(result: RunResult) -> rlm.RunFinished:
-    return rlm.RunFinished(
-        result.run_id,
-        result.status,
-        dict(result.outputs),
-        result.reason,
-        len(result.steps),
-        result.usage,
-        result.seconds,
-        result.machine_id,
-        result.kept,
-    )

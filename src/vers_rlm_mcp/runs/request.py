@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -10,16 +10,18 @@ from pydantic import JsonValue
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import InputError
+from vers_rlm_mcp.messages import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vers_rlm_mcp.machines import MachineSpec
-    from vers_rlm_mcp.messages import Usage
     from vers_rlm_mcp.models import Model
     from vers_rlm_mcp.settings import Settings
 
 N = TypeVar("N", int, float)
+
+_ENDING = fields(rlm.RunFinished)
 
 OPTIONS = ("machine_id", "keep_machine", "max_depth", "max_seconds", "max_tokens", "max_usd")
 
@@ -72,7 +74,8 @@ class RunResult:
     """What came of a run."""
 
     run_id: str
-    status: Literal["finished", "extracted", "partial"]
+    status: Literal["finished", "extracted", "partial", "failed", "cancelled"]
+    """The last two are only met on record."""
     outputs: Mapping[str, JsonValue]
     steps: tuple[rlm.Step, ...]
     reason: str
@@ -90,6 +93,20 @@ class RunResult:
     verified: str | None = None
     """The command that accepted the outputs."""
     warnings: tuple[str, ...] = ()
+
+    def event(self) -> rlm.RunFinished:
+        """The end of the run, as its journal tells it."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in _ENDING}
+        values |= {"steps": len(self.steps), "outputs": dict(self.outputs)}
+        return rlm.RunFinished(**values)
+
+    @classmethod
+    def of(cls, ended: Mapping[str, Any], steps: Sequence[rlm.Step]) -> RunResult:
+        """What came of a run, by its journal's `RunFinished` and its steps."""
+        values: dict[str, Any] = {f.name: ended.get(f.name, f.default) for f in _ENDING}
+        values |= {"usage": Usage(**ended["usage"]), "warnings": tuple(values["warnings"])}
+        values |= {"steps": tuple(steps), "machine_id": values["machine_id"] or ""}
+        return cls(**values)
 
 
 def check_limits(request: RunRequest) -> None:

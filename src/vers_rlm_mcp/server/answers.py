@@ -146,10 +146,15 @@ class CellAnswer(Answer):
         return "\n".join(part for part in parts if part) or "(no output)"
 
 
-class MachineAnswer(Answer):
-    """A machine, and what it can do."""
+class NewMachine(Answer):
+    """A machine was made; what else is said of it depends on its backend."""
 
     vm_id: str
+
+
+class MachineAnswer(NewMachine):
+    """A machine, and what it can do."""
+
     backend: str
     isolation: Literal["vm", "namespace", "none"]
     fidelity: Literal["memory", "disk"]

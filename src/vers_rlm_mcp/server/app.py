@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
+from mcp.server.mcpserver import MCPServer
 
 from vers_rlm_mcp.errors import VersRlmError
 
@@ -21,8 +22,10 @@ from .principals import caller
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from mcp.server.mcpserver import Context
+
     from vers_rlm_mcp.machines import Fleet
-    from vers_rlm_mcp.runs import Workbench
+    from vers_rlm_mcp.runs import LiveRuns, Workbench
     from vers_rlm_mcp.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -34,6 +37,21 @@ loaded and the machines of dead servers are looked for."""
 LET_GO_SECONDS = 2.0
 """What closing connections to kernels may take at the end; deleting the machines ends them anyway,
 and takes only as long as the fleet lets it."""
+
+
+class Server(MCPServer[Any]):
+    """The MCP server of an application."""
+
+    def __init__(self, app: Application, *args: Any, **kwargs: Any) -> None:
+        self.app = app
+        super().__init__(*args, **kwargs)
+
+
+def application(context: Context[Any, Any]) -> Application:
+    """The application whose server a call came to."""
+    server = context.mcp_server
+    assert isinstance(server, Server)
+    return server.app
 
 
 class Application:
@@ -57,6 +75,7 @@ class Application:
         self._workbenches: dict[Fleet, Workbench] = {}
         self._opening = anyio.Lock()
         self._resources = AsyncExitStack()
+        self._live: LiveRuns | None = None
 
     async def fleet(self) -> Fleet:
         """Where machines are made and found, as whoever calls may see them.
@@ -75,6 +94,15 @@ class Application:
         if principal not in self._fleets:
             self._fleets[principal] = fleet.seen_by(principal)
         return self._fleets[principal]
+
+    @property
+    def live(self) -> LiveRuns:
+        """The runs under way, which end with the application."""
+        from vers_rlm_mcp.runs import LiveRuns
+
+        if self._live is None:
+            self._live = LiveRuns(self._background, self.settings.max_calls)
+        return self._live
 
     async def workbench(self) -> Workbench:
         """What the low-level tools act through: one for all calls of a principal.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,16 @@ from mcp_types import INVALID_PARAMS, GetPromptResult, Icon, InputRequiredResult
 from vers_rlm_mcp import __version__
 from vers_rlm_mcp.errors import SettingsError
 
+from .app import Server
 from .completions import Completions
+from .detached import DetachedRuns
 from .limits import CallLimit
 from .prompts import prompts
+from .resources import Resources
 from .rlm_tools import RlmTools
+from .tasks import TaskExtension
 from .vm_tools import VmTools
+from .waiting import Cancellations
 
 if TYPE_CHECKING:
     from mcp.server.auth.provider import TokenVerifier
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.settings import Settings
 
     from .app import Application
+    from .tasks import Tasks
     from .tool import StrictTool
 
 Lifespan = Callable[[MCPServer[Any]], AbstractAsyncContextManager[Any]]
@@ -65,7 +71,7 @@ CACHE_HINTS: Mapping[CacheableMethod, CacheHint] = dict.fromkeys(
 """What is the same for every client, whoever it is."""
 
 
-class _Server(MCPServer[Any]):
+class _Server(Server):
     async def get_prompt(
         self,
         name: str,
@@ -85,6 +91,7 @@ def create_server(
     lifespan: Lifespan | None = None,
     auth: AuthSettings | None = None,
     token_verifier: TokenVerifier | None = None,
+    tasks: Sequence[Tasks] = (),
 ) -> MCPServer[Any]:
     """The MCP server of an application, with all its tools, not yet serving.
 
@@ -94,14 +101,17 @@ def create_server(
             connections over Streamable HTTP.
         auth: For HTTP with a token, together with `token_verifier`.
         token_verifier: Checks bearer tokens.
+        tasks: Further sources of tasks, besides runs.
 
     Raises:
         SettingsError: The settings leave no tool to offer.
     """
-    settings, vms = app.settings, VmTools(app)
-    tools = _tools(settings, RlmTools(app), vms)
+    settings, vms, cancellations = app.settings, VmTools(app), Cancellations()
+    runs = DetachedRuns(app, cancellations)
+    tools = _tools(settings, RlmTools(app, runs), vms)
     names = {tool.name for tool in tools}
     server = _Server(
+        app,
         "vers-rlm",
         title="Vers RLM",
         description="A whole machine to think with, and Recursive Language Models that use it",
@@ -113,11 +123,14 @@ def create_server(
         lifespan=lifespan,
         cache_hints=CACHE_HINTS,
         icons=[ICON],
+        extensions=[TaskExtension([runs, *tasks])],
     )
+    server.middleware.append(cancellations)
     server.middleware.append(CallLimit(settings.max_calls))
     for prompt in prompts(names):
         server.add_prompt(prompt)
-    server.completion()(Completions({"vmId": vms.ids}))
+    Resources(app, runs).mount(server, names)
+    server.completion()(Completions({"vmId": vms.ids, "runId": runs.ids}))
     return server
 
 

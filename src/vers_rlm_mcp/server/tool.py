@@ -13,7 +13,8 @@ from typing import Any, Self, cast
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.mcpserver.tools import Tool
-from mcp_types import CallToolResult, TextContent, ToolAnnotations
+from mcp_types import CallToolResult, ResourceLink, TextContent, ToolAnnotations
+from mcp_types.version import is_version_at_least
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
@@ -21,6 +22,11 @@ from vers_rlm_mcp.errors import VersRlmError
 
 MAX_FAULTS = 5
 """Wrong arguments that one error names: enough to fix a call, short enough to read."""
+
+LINKS_SINCE = "2025-06-18"
+"""The revision from which a result may link to resources."""
+
+LOWER_BOUNDS = ("minimum", "exclusiveMinimum")
 
 Json = dict[str, Any]
 
@@ -31,6 +37,10 @@ class Answer(BaseModel):
     def text(self) -> str:
         """The whole answer, as a model or a person reads it."""
         raise NotImplementedError
+
+    def links(self) -> list[ResourceLink]:
+        """What more there is to read."""
+        return []
 
 
 class Options(BaseModel):
@@ -91,7 +101,10 @@ class StrictTool(Tool):
             if isinstance(error.__cause__, ValidationError):
                 raise ToolError(self._faults(error.__cause__)) from error.__cause__
             raise
-        return _result(answer) if convert_result else answer
+        if not (convert_result and isinstance(answer, Answer)):
+            return answer
+        knows_links = is_version_at_least(context.protocol_version or "", LINKS_SINCE)
+        return as_result(answer, links=knows_links)
 
     def _explained(self, cause: BaseException | None) -> ToolError:
         if isinstance(cause, VersRlmError):
@@ -109,10 +122,12 @@ class StrictTool(Tool):
         return f"{self.name}: " + "; ".join(lines)
 
 
-def _result(answer: Answer) -> CallToolResult:
+def as_result(answer: Answer, *, links: bool = True, is_error: bool = False) -> CallToolResult:
+    """An answer as a call's result, with links where the client knows them."""
     return CallToolResult(
-        content=[TextContent(text=answer.text())],
+        content=[TextContent(text=answer.text()), *(answer.links() if links else ())],
         structured_content=answer.model_dump(mode="json", exclude_none=True),
+        is_error=is_error,
     )
 
 
@@ -144,15 +159,20 @@ def _slim(schema: Json, definitions: Json | None = None, *, output: bool = False
     """A model's schema without what costs tokens, or clients, and tells a model nothing.
 
     That is titles, the models' docstrings, null as a way to leave an argument out, defaults that
-    are empty, that no other arguments are taken, which whoever tries is told, fields of an output
-    that may be anything, which of them are always there and what is inside them, which the output
-    itself tells, and references, which some clients do not follow: each is replaced by its target.
+    are empty or said in words, lower bounds that go without saying, that no other arguments are
+    taken, which whoever tries is told, fields of an output that may be anything, which of them are
+    always there and what is inside them, which the output itself tells, and references, which some
+    clients do not follow: each is replaced by its target.
     """
     definitions = definitions or cast("Json", schema.get("$defs", {}))
     if "$ref" in schema:
         schema = definitions[schema["$ref"].removeprefix("#/$defs/")]
     left_out = {"$defs", "title", "description", *(["required"] if output else [])}
-    slim = {key: schema[key] for key in schema if key not in left_out}
+    slim = {
+        key: schema[key]
+        for key in schema
+        if key not in left_out and (key not in LOWER_BOUNDS or schema[key] > 1)
+    }
     if slim.get("additionalProperties") is False:
         del slim["additionalProperties"]
     if "properties" in slim:
@@ -180,8 +200,8 @@ def _slim_field(field: Json, definitions: Json, *, output: bool) -> Json:
         return _closed(slim)
     if "description" in field:
         slim["description"] = field["description"]
-    if not slim.get("default", True):
-        del slim["default"]
+    if not slim.get("default", True) or "Default" in field.get("description", ""):
+        slim.pop("default", None)
     return slim
 
 

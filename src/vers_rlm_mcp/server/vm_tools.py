@@ -27,6 +27,7 @@ from .answers import (
     FileAnswer,
     ListAnswer,
     MachineAnswer,
+    NewMachine,
     SnapshotAnswer,
     WrittenAnswer,
 )
@@ -66,15 +67,10 @@ NO_CURRENT = "Over HTTP, or with --read-only, there is no current VM"
 
 READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 ADDS = ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=False)
-SETS = ToolAnnotations(
-    read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False
-)
-REPLACES = ToolAnnotations(
-    read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False
-)
+REPLACES = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=False)
 RUNS_CODE = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=True)
 
-VmId = Annotated[str | None, Field(description="Default: current VM. Required over HTTP")]
+VmId = Annotated[str | None, Field(description="Default: current VM")]
 
 
 class VmConfig(Options):
@@ -109,7 +105,7 @@ class VmTools:
             (self.vm_delete, "vmDelete", "Delete a VM", REPLACES),
             (self.vm_snapshot, "vmSnapshot", "Snapshot a VM", ADDS),
             (self.vm_branch, "vmBranch", "Branch a VM", ADDS),
-            (self.vm_switch, "vmSwitch", "Switch the current VM", SETS),
+            (self.vm_switch, "vmSwitch", "Switch the current VM", ADDS),
             (self.vm_restore, "vmRestore", "Restore a commit", ADDS),
             (self.vm_diff, "vmDiff", "Compare VMs", READS),
             (self.current_vm_id, "currentVmId", "Current VM", READS),
@@ -196,16 +192,14 @@ class VmTools:
         keepVM: Annotated[
             bool, Field(description="Keep it when the server ends. Default false")
         ] = False,
-    ) -> MachineAnswer:
+    ) -> NewMachine:
         """Create a fresh VM, which becomes the current one; its answer says what it can do."""
         bench = await self._app.workbench()
         async with Progress(context.report_progress, "Creating a VM"):
             info = await bench.create(vmConfig.spec() if vmConfig else None, keep=keepVM)
         return await self._described(bench, info, kept=keepVM)
 
-    async def vm_list(
-        self, offset: Annotated[int, Field(ge=0, description="Default 0")] = 0
-    ) -> ListAnswer:
+    async def vm_list(self, offset: Annotated[int, Field(ge=0)] = 0) -> ListAnswer:
         """List VMs and commits with their ids and origins, newest first."""
         bench = await self._app.workbench()
         machines, commits = await bench.list()
@@ -260,7 +254,7 @@ class VmTools:
         previous = await bench.switch(vmId)
         return CurrentAnswer(vm_id=bench.current, previous=previous)
 
-    async def vm_restore(self, context: Context, commitId: str) -> MachineAnswer:
+    async def vm_restore(self, context: Context, commitId: str) -> NewMachine:
         """Make a new VM from a commit of vmSnapshot; it becomes the current one."""
         bench = await self._app.workbench()
         async with Progress(context.report_progress, "Restoring"):

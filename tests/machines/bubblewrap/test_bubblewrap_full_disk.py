@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from small_disk import MOST, Disk
 from vers_rlm_mcp.errors import MachineFull
 from vers_rlm_mcp.machines import Commit, Machine, read_bytes
 from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend, running
@@ -18,52 +17,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 
-MOST: Final = 1 << 30
-"""More bytes and more files than a machine's state takes."""
-
 TRIES: Final = 40
 """A snapshot makes fewer files and fills fewer pages than that."""
-
-PAGE: Final = 4096
 
 CONTENT: Final = b"content" * 1000
 
 
-class Disk:
-    """A file system of its own, which can be made to hold just a little more than it does."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self._mount("-t", "tmpfs", "-o", f"size={MOST},nr_inodes={MOST},mode=755")
-
-    def leave(self, kind: str, count: int) -> None:
-        """Let so many files be made, or so many pages be filled, and no more."""
-        now = os.statvfs(self.place)
-        if kind == "files":
-            self._mount("-o", f"remount,nr_inodes={now.f_files - now.f_ffree + count}")
-        else:
-            self._mount("-o", f"remount,size={(now.f_blocks - now.f_bfree + count) * PAGE}")
-
-    def release(self) -> None:
-        """Let it grow again."""
-        self._mount("-o", f"remount,size={MOST},nr_inodes={MOST}")
-
-    def garbage(self) -> set[str]:
-        """What of the store nobody needs."""
-        store = self.place / "bubblewrap"
-        records = [*store.glob("machines/*/machine.json"), *store.glob("commits/*.json")]
-        needed = {name for path in records for name in json.loads(path.read_bytes())["layers"]}
-        layers = {path.name for path in (store / "layers").iterdir()}
-        return layers - needed | {path.name for path in (store / "trash").iterdir()}
-
-    def _mount(self, *options: str) -> None:
-        subprocess.run(["mount", *options, "tmpfs", self.place], check=True)
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    yield Disk(tmp_path)
-    subprocess.run(["umount", "--lazy", tmp_path], check=True)
+    disk = Disk(tmp_path)
+    yield disk
+    disk.unmount()
 
 
 @pytest.mark.parametrize("kind", ["files", "pages"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -286,7 +287,9 @@ class BubblewrapBackend(Backend):
                 if name not in self._bases:
                     self._bases[name] = await to_thread.run_sync(self._open_base, name)
             except (OSError, subprocess.SubprocessError) as error:
-                raise BackendUnavailable(f"Machines cannot be prepared: {error}.") from error
+                # Of the many files that could not be copied, one tells enough.
+                why = error.args[0][0][2] if isinstance(error, shutil.Error) else error
+                raise BackendUnavailable(f"Machines cannot be prepared: {why}.") from error
         return self._bases[name], self._program
 
     def _open_base(self, name: str) -> Base:
