@@ -44,7 +44,8 @@ A sandboxed Linux machine to think with, which can be snapshotted, branched and 
 Recursive Language Models that work in it."""
 
 RLM_INSTRUCTIONS = """\
- Give vers_rlm a task that is too big for one context (large files, codebases, logs, many steps)."""
+ Give vers_rlm a task that is too big for one context (large files, codebases, logs, many steps); \
+where it answers that the run is still running, rlmResult waits for it."""
 
 VM_INSTRUCTIONS = """\
  Use exec, python, readFile and writeFile to work in a machine yourself. Snapshot before anything \
