@@ -12,7 +12,7 @@ import pytest
 from lab import Lab, Turns, cell
 
 from vers_rlm_mcp import rlm
-from vers_rlm_mcp.errors import ModelError
+from vers_rlm_mcp.errors import ModelError, UsageError
 from vers_rlm_mcp.messages import Usage
 from vers_rlm_mcp.models import open_model
 from vers_rlm_mcp.runs.conversation import OUTPUT_PIECES
@@ -100,6 +100,12 @@ async def test_a_full_disk_ends_the_journal_and_not_the_run(lab: Lab):
     (warning,) = result.warnings
     assert "breaks off" in warning
     assert result.run_id in warning
+
+
+def test_a_journal_that_cannot_be_begun_says_where_and_what_to_do(tmp_path: Path):
+    (tmp_path / "runs").touch()
+    with pytest.raises(UsageError, match="Not a directory"):
+        Journal(tmp_path / "runs" / "run-1")
 
 
 def test_a_journal_on_a_full_disk_is_closed_all_the_same(tmp_path: Path):

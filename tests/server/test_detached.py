@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -184,6 +185,7 @@ async def test_runs_under_way_are_limited(serving: Any):
         for _ in range(2):
             await call(client, "vers_rlm", **RUN)
         assert "2 runs of yours are under way" in await error(client, "vers_rlm", **RUN)
+        assert len((await call(client, "rlmRuns"))["runs"]) == 2
 
 
 async def test_a_client_that_knows_tasks_gets_one_which_outlives_the_server(
@@ -221,20 +223,38 @@ async def test_a_task_is_cancelled(serve_http_process: ServeHttp, tmp_path: Path
         assert task["status"] == "cancelled"
 
 
-class Tasks:
-    """A client of the revision 2026-07-28 that declares the extension, by hand."""
+async def test_a_client_that_hangs_up_ends_the_run(serve_http_process: ServeHttp, tmp_path: Path):
+    env = {"VERS_RLM_MODEL": script(tmp_path / "replies", BARRIER)}
+    async with serve_http_process(env=env) as server:
+        async with httpx2.AsyncClient() as http, anyio.create_task_group() as tasks:
+            calls = Tasks(http, server.url, extension="none")
+            tasks.start_soon(partial(calls.request, "tools/call", name="vers_rlm", arguments=RUN))
+            async with connected(server.url) as client:
+                with anyio.fail_after(20):
+                    while not await vm_ids(client):
+                        pass
+            tasks.cancel_scope.cancel()
+        async with connected(server.url) as client:
+            (run,) = (await call(client, "rlmRuns"))["runs"]
+            assert (await ended(client, run["run_id"]))["status"] == "cancelled"
+            assert await vm_ids(client) == []
 
-    def __init__(self, http: httpx2.AsyncClient, url: str) -> None:
+
+class Tasks:
+    """A client of the revision 2026-07-28 that declares the extension, or none, by hand."""
+
+    def __init__(
+        self, http: httpx2.AsyncClient, url: str, extension: str = "io.modelcontextprotocol/tasks"
+    ) -> None:
         self._http = http
         self._url = url
+        self._extensions: dict[str, Any] = {extension: {}}
 
     async def request(self, method: str, **params: Any) -> dict[str, Any]:
         meta: dict[str, Any] = {
             "io.modelcontextprotocol/protocolVersion": "2026-07-28",
             "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
-            "io.modelcontextprotocol/clientCapabilities": {
-                "extensions": {"io.modelcontextprotocol/tasks": {}}
-            },
+            "io.modelcontextprotocol/clientCapabilities": {"extensions": self._extensions},
         }
         headers = {
             "Accept": "application/json, text/event-stream",

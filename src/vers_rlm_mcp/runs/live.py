@@ -104,20 +104,20 @@ class LiveRuns:
         """A run that is under way here, or was until lately."""
         return self._runs.get(run_id)
 
-    def start(self, run_id: str, principal: str | None, perform: Perform) -> LiveRun:
-        """Let a run begin.
-
-        Raises:
-            UsageError: As many as there may be are under way, or this very run is.
-        """
+    def admit(self, principal: str | None) -> None:
+        """Raise `UsageError` where as many runs are under way as there may be."""
         at_work = [run for run in self._runs.values() if not run.has_ended]
-        if any(run.run_id == run_id for run in at_work):
-            raise UsageError(f"{run_id} is under way; wait for it with rlmResult.")
         if sum(run.principal == principal for run in at_work) >= self._limit:
             raise UsageError(
                 f"{self._limit} runs of yours are under way; wait until one of them has ended "
                 "(rlmRuns lists them), or end one with rlmCancel."
             )
+
+    def start(self, run_id: str, principal: str | None, perform: Perform) -> LiveRun:
+        """Let a run begin. Raises `UsageError` when this very run is under way."""
+        before = self._runs.get(run_id)
+        if before and not before.has_ended:
+            raise UsageError(f"{run_id} is under way; wait for it with rlmResult.")
         live = self._runs[run_id] = LiveRun(run_id, principal)
         self._tasks.start_soon(live.perform, perform)
         ended = [run for run in self._runs.values() if run.has_ended]

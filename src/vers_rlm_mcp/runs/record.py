@@ -145,17 +145,29 @@ class Journal:
     """
 
     def __init__(self, directory: Path) -> None:
-        """Open it, for this process alone. Raises `UsageError` when another has it open."""
+        """Open it, for this process alone.
+
+        Raises:
+            UsageError: Another process has it open, or it cannot be written there.
+        """
         self.directory = directory
         self.run_id = directory.name
         self.problem: str | None = None
         """Why the rest of the run is missing, as a whole sentence."""
         self._values = directory / VALUES
-        # Inputs, code and answers are the user's alone.
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._values.mkdir(exist_ok=True, mode=0o700)
-        # A lone surrogate, which UTF-8 has no bytes for, becomes its escape in JSON.
-        self._file = (directory / EVENTS).open("a+", encoding="utf-8", errors="backslashreplace")
+        try:
+            # Inputs, code and answers are the user's alone.
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._values.mkdir(exist_ok=True, mode=0o700)
+            # A lone surrogate, which UTF-8 has no bytes for, becomes its escape in JSON.
+            self._file = (directory / EVENTS).open(
+                "a+", encoding="utf-8", errors="backslashreplace"
+            )
+        except OSError as error:
+            raise UsageError(
+                f"The run cannot be recorded in {directory}: {error.strerror}. Make room there, "
+                "or choose another state directory (VERS_RLM_STATE_DIR)."
+            ) from error
         if not _locked(self._file):
             self._file.close()
             raise UsageError(

@@ -81,7 +81,7 @@ class DetachedRuns(Tasks):
             attached: Whether it needs the call, which then waits to the end.
 
         Raises:
-            UsageError: Too many runs are under way.
+            UsageError: The run is under way already.
             VersRlmError: What ended the run, within the wait.
         """
         from .spans import RunSpans

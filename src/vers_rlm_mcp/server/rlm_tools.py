@@ -128,6 +128,7 @@ class RlmTools:
         settings, fleet = self._app.settings, await self._app.fleet()
         limit = budget or Budget()
         require(consent)
+        self._app.live.admit(fleet.principal)
         async with AsyncExitStack() as stack:
             request = RunRequest(
                 signature=signature,
@@ -182,6 +183,7 @@ class RlmTools:
         past = recall((await self._runs.records()).of(runId))
         limit = budget or Budget()
         require(consent)
+        self._app.live.admit(fleet.principal)
         changes = Changes(max_seconds=limit.seconds, max_tokens=limit.tokens, max_usd=limit.usd)
         async with AsyncExitStack() as stack:
             models = _models(stack, context, (model, past.model), (model, past.sub_model))
