@@ -79,7 +79,8 @@ class Images:
 
     def emulator(self) -> Path:
         """QEMU, mended. It looks for its parts in the directories beside its own."""
-        found = shutil.which("qemu-system-x86_64")
+        name = "qemu-system-x86_64"
+        found = shutil.which(name)
         assert found is not None, missing_tools()
         program = Path(found).read_bytes()
         home = self._directory / "qemu"
@@ -88,11 +89,11 @@ class Images:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(mended(program))
             path.chmod(0o755)
-            for name in ("lib", "share"):
-                (home / name).unlink(missing_ok=True)
-                (home / name).symlink_to(Path(found).parents[1] / name)
+            for part in ("lib", "share"):
+                (home / part).unlink(missing_ok=True)
+                (home / part).symlink_to(Path(found).parents[1] / part)
 
-        return self._kept("qemu/bin/qemu-system-x86_64", program + STORE.pattern, make)
+        return self._kept(f"qemu/bin/{name}", found.encode() + program + STORE.pattern, make)
 
     def key(self) -> Path:
         """The private key that the host lets in."""
