@@ -57,6 +57,12 @@ def test_nothing_that_bindings_raise_slips_through(kind: type[Exception]) -> Non
         raise kind("boom")
 
 
+@pytest.mark.parametrize("kind", [ValueError, LibraryError])
+def test_a_commit_that_is_gone_is_told_apart_whatever_raises_it(kind: type[Exception]) -> None:
+    with pytest.raises(faults.NoSuchSnapshot), faults.translated("delete commit c", LibraryError):
+        raise kind("snapshot not found: group:c")
+
+
 def test_every_error_of_the_package_is_translated() -> None:
     pytest.importorskip("microsandbox.errors", reason="the extra microvm is not installed")
     errors = import_module("microsandbox.errors")

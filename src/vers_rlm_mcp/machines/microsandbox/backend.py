@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio
+import anyio.lowlevel
 
 from vers_rlm_mcp.errors import MachineError, MachineGone
 
@@ -148,6 +149,7 @@ class MicrosandboxBackend(Backend):
         self._commits.write(commit)
         try:
             fidelity, why_not = await self._library.snapshot(machine_id, commit.id)
+            await anyio.lowlevel.checkpoint_if_cancelled()
             if why_not:
                 note = f"It carries the disk only, since its memory could not be kept: {why_not}"
                 commit = Commit(commit.id, machine_id, commit.created_at, fidelity, (note,))
@@ -167,6 +169,7 @@ class MicrosandboxBackend(Backend):
         try:
             async with self._making(count, machine_id, labels, spec) as names:
                 await self._library.fork(machine_id, names)
+                await anyio.lowlevel.checkpoint_if_cancelled()
         except NoSuchSandbox:
             raise _gone(machine_id) from None
         return [self._handle(name) for name in names]

@@ -34,6 +34,9 @@ MEANS: Final[dict[str, tuple[type[MachineError], str]]] = {
 }
 """By the library's code for an error: what we raise, and what to do next."""
 
+NO_SNAPSHOT: Final = "snapshot not found"
+"""The library's words; it raises them without a code, and some as an error of its bindings."""
+
 NO_ROOM: Final = ("No space left on device", "Cannot allocate memory", "Disk quota exceeded")
 """The words of the system for a full host, which the library passes on."""
 
@@ -59,6 +62,8 @@ def translated(what: str, root: type[Exception]) -> Generator[None]:
     except root as error:
         raise meaning(what, error) from None
     except (OSError, ValueError, TypeError) as error:  # of its bindings, which check arguments
+        if NO_SNAPSHOT in str(error):
+            raise NoSuchSnapshot(_no_commit(what)) from None
         raise MachineError(f"Cannot {what}: {_short(error)}.") from None
 
 
@@ -68,12 +73,16 @@ def meaning(what: str, error: Exception) -> MachineError:
     if code == "sandbox-not-found":
         return NoSuchSandbox(f"Cannot {what}: there is no such machine any more.")
     words = _short(error)
-    if "snapshot not found" in words:
-        return NoSuchSnapshot(f"Cannot {what}: there is no such commit any more.")
+    if NO_SNAPSHOT in words:
+        return NoSuchSnapshot(_no_commit(what))
     if any(sign in words for sign in NO_ROOM):
         return MachineFull(f"Cannot {what}: {words}. Make room on this computer, and try again.")
     kind, advice = MEANS.get(code, (MachineError, "`msb doctor` tells what this computer lacks."))
     return kind(f"Cannot {what}: {words}. {advice}")
+
+
+def _no_commit(what: str) -> str:
+    return f"Cannot {what}: there is no such commit any more."
 
 
 def _short(error: Exception) -> str:

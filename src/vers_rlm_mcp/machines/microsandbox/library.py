@@ -29,8 +29,9 @@ LIVE: Final = frozenset({"created", "starting", "running"})
 
 PAUSED: Final = "paused"
 
-FORK_SECONDS: Final = 600.0
-"""For copying a machine: milliseconds to seconds, minutes where the processor is emulated."""
+COPY_SECONDS: Final = 120.0
+"""For copying or freezing a machine: milliseconds to seconds. Its end is awaited even where nobody
+wants it any more: given up, the package leaves the machine paused, and then stops it."""
 
 GROUP: Final = "vers-rlm"
 """Snapshots are kept in groups, by default one for each machine, which goes with it."""
@@ -99,7 +100,7 @@ class Library:
             *("--dangerously-inherit-resources", "--names", *names),
         )
         with self.doing(f"branch machine {name}"):
-            with anyio.fail_after(FORK_SECONDS):
+            with anyio.fail_after(COPY_SECONDS, shield=True):
                 result = await anyio.run_process(argv, check=False, stderr=subprocess.STDOUT)
             words = result.stdout.decode(errors="replace")
             if result.returncode and "not found" in words:
@@ -164,12 +165,14 @@ class Library:
         take = self.package.Snapshot.create
         try:
             with self.doing(f"snapshot machine {name}"):
-                await take(commit, from_sandbox=name, group=GROUP, full=True)
+                with anyio.fail_after(COPY_SECONDS, shield=True):
+                    await take(commit, from_sandbox=name, group=GROUP, full=True)
         except MachineError as error:
             if await self.state(name) not in LIVE:
                 raise
             with self.doing(f"snapshot machine {name}"):
-                await take(commit, from_sandbox=name, group=GROUP, force=True)
+                with anyio.fail_after(COPY_SECONDS, shield=True):
+                    await take(commit, from_sandbox=name, group=GROUP, force=True)
             return "disk", str(error)
         return "memory", ""
 
