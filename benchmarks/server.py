@@ -7,19 +7,25 @@ import os
 import sys
 import tempfile
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
 from mcp import Client, StdioServerParameters
 
-from .tables import Section, computer
+from .tables import TIMES, Section, computer
 
-ROUNDS = 10
+ROUNDS = 15
 CALLS = 100
+MAX_RATIO = 1.15
+MAX_TOKENS = 3000
 OURS, BARE = "vers-rlm-mcp", "bare server"
-_BARE_SERVER = Path(__file__).parent / "adapters" / "bare_server.py"
-_SERVERS = {OURS: (["-m", "vers_rlm_mcp"], "currentVmId"), BARE: ([str(_BARE_SERVER)], "nothing")}
+_SERVERS = {
+    OURS: (Path(sys.executable).with_name("vers-rlm-mcp"), "currentVmId"),
+    BARE: (Path(__file__).parent / "adapters" / "bare_server.py", "nothing"),
+}
+"""The program of each, and a tool of it."""
 
 
 async def measure(*, rounds: int | None = None) -> Section:
@@ -32,16 +38,18 @@ async def measure(*, rounds: int | None = None) -> Section:
     for _ in range(rounds or ROUNDS):
         for column in section.columns:
             await _session(section, column)
-    _goal(section)
+    _goals(section)
     return section
 
 
 async def _session(section: Section, column: str) -> None:
-    argv, tool = _SERVERS[column]
+    program, tool = _SERVERS[column]
     with tempfile.TemporaryDirectory(prefix="vers-rlm-bench-") as state:
         settings = {"BACKEND": "bubblewrap", "STATE_DIR": state, "LOG_LEVEL": "warning"}
         environment = {**os.environ, **{f"VERS_RLM_{name}": settings[name] for name in settings}}
-        parameters = StdioServerParameters(command=sys.executable, args=argv, env=environment)
+        parameters = StdioServerParameters(
+            command=sys.executable, args=[str(program)], env=environment
+        )
         started = time.perf_counter()
         async with Client(parameters, mode="legacy") as client:
             spawned = time.perf_counter() - started
@@ -64,8 +72,11 @@ async def _session(section: Section, column: str) -> None:
         section.cell(what, unit, column).values.append(value)
 
 
-def _goal(section: Section) -> None:
-    """The goals: a ratio to the bare server, and a number of tokens."""
+def _goals(section: Section) -> None:
+    """The goals: a ratio to the bare server of the same round, and a number of tokens."""
     spawn, _, tools = section.rows
-    spawn.goal = round(1.15 * spawn.cells[BARE].median)
-    tools.goal = 3000
+    tools.goal = MAX_TOKENS
+    ours, bare = spawn.cells[OURS].values, spawn.cells[BARE].values
+    ratio = partial(section.cell, "spawn to `initialize`, against a bare server's", TIMES)
+    ratio(OURS, MAX_RATIO).values = [one / other for one, other in zip(ours, bare, strict=True)]
+    ratio(BARE).values = [1]

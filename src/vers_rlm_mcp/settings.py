@@ -12,10 +12,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pydantic import Field, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -54,12 +60,10 @@ def default_state_dir() -> Path:
     return Path(base) / "vers-rlm-mcp"
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """The settings of the server and the command line."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     backend: Literal["auto", "vers", "microsandbox", "bubblewrap"] = Field(
         "auto",
@@ -82,7 +86,7 @@ class Settings(BaseSettings):
         description="The directory under which everything durable lies. By default in "
         "`$XDG_STATE_HOME`, where that is set.",
     )
-    allow_dir: Annotated[tuple[Path, ...], NoDecode] = Field(
+    allow_dir: tuple[Path, ...] = Field(
         (),
         description="Host directories whose files a run may take into its machine. In the "
         "environment, separated by `:`.",
@@ -93,7 +97,7 @@ class Settings(BaseSettings):
         "through pasta or slirp4netns, for microsandbox public addresses only); `host` (the host's "
         "own network, its local services included).",
     )
-    network_domains: Annotated[tuple[str, ...], NoDecode] = Field(
+    network_domains: tuple[str, ...] = Field(
         (),
         description="With network `on`, the only domains that microsandbox machines may reach. In "
         "the environment, separated by `,`.",
@@ -162,7 +166,7 @@ class Settings(BaseSettings):
         description="Money that a run may be allowed to spend, in USD, before the user is asked, "
         "where the client can ask. Without it, nobody is asked.",
     )
-    token: Annotated[tuple[str, ...], NoDecode] = Field(
+    token: tuple[str, ...] = Field(
         (),
         repr=False,
         description="Bearer tokens of HTTP clients; each has machines and runs of its own. In the "
@@ -171,17 +175,17 @@ class Settings(BaseSettings):
     token_file: Path | None = Field(
         None, description="A file of further bearer tokens, one on each line."
     )
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+    allowed_hosts: tuple[str, ...] = Field(
         (),
         description="`Host` headers to accept over HTTP besides this computer's own, as `NAME` or "
         "`NAME:PORT`. In the environment, separated by `,`.",
     )
-    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+    allowed_origins: tuple[str, ...] = Field(
         (),
         description="`Origin` headers to accept over HTTP besides this computer's own, as "
         "`https://NAME`. In the environment, separated by `,`.",
     )
-    toolsets: Annotated[tuple[Literal["vm", "rlm"], ...], NoDecode] = Field(
+    toolsets: tuple[Literal["vm", "rlm"], ...] = Field(
         ("vm", "rlm"),
         description="Which tools are offered: those for machines, those for runs, or both. "
         "Separated by `,`.",
@@ -208,6 +212,13 @@ class Settings(BaseSettings):
     log_file: Path | None = Field(
         None, description="A file to add the log to, instead of standard error."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _add_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Take from the environment what was not given; an empty variable says nothing."""
+        found = {name: os.environ.get(variable(name)) for name in cls.model_fields}
+        return {name: value for name, value in found.items() if value} | given
 
     @field_validator(*SEPARATORS, mode="before")
     @classmethod

@@ -22,7 +22,7 @@ MANIFEST: dict[str, Any] = json.loads((ROOT / "packaging/manifest.json").read_te
 
 SERVER: dict[str, Any] = json.loads((ROOT / "packaging/server.json").read_text())
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/clients").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 VARIABLES = {*PROVIDER_VARIABLES, *(PREFIX + name.upper() for name in Settings.model_fields)}
 

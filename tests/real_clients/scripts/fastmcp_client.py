@@ -1,18 +1,21 @@
 """fastmcp's client."""
 
 import asyncio
-import json
-import os
 
 from fastmcp import Client
 from fastmcp.client.transports import StdioTransport
+from trial import ENVIRONMENT, LIMIT_SECONDS, SERVER, next_call, report
 
 
 async def main() -> None:
-    async with Client(StdioTransport(os.environ["SERVER"], [], dict(os.environ))) as client:
+    transport = StdioTransport(SERVER, [], ENVIRONMENT)
+    async with Client(transport, timeout=LIMIT_SECONDS) as client:
         tools = [tool.name for tool in await client.list_tools()]
-        run = await client.call_tool("vers_rlm", {"signature": "-> answer: int"})
-        print(json.dumps({"tools": tools, "answer": str(run.structured_content["outputs"])}))
+        answers = []
+        while call := next_call(answers):
+            result = await client.call_tool(*call)
+            answers.append(str(result.structured_content))
+        report(tools, answers)
 
 
 asyncio.run(main())

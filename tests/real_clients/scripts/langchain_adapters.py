@@ -1,24 +1,32 @@
-"""LangChain's adapters, which make a tool of LangChain of each tool here."""
+"""LangChain's adapters, which make a tool of LangChain of each tool here.
+
+The session is kept open: without one, each call starts a server of its own, and a run ends with it.
+"""
 
 import asyncio
-import json
-import os
+from datetime import timedelta
 
 from langchain_mcp_adapters.client import MultiServerMCPClient
+from langchain_mcp_adapters.tools import load_mcp_tools
+from trial import ENVIRONMENT, LIMIT_SECONDS, SERVER, next_call, report
 
-SERVER = {
+CONNECTION = {
     "transport": "stdio",
-    "command": os.environ["SERVER"],
+    "command": SERVER,
     "args": [],
-    "env": dict(os.environ),
+    "env": ENVIRONMENT,
+    "session_kwargs": {"read_timeout_seconds": timedelta(seconds=LIMIT_SECONDS)},
 }
 
 
 async def main() -> None:
-    tools = await MultiServerMCPClient({"vers-rlm": SERVER}).get_tools()
-    (run,) = [tool for tool in tools if tool.name == "vers_rlm"]
-    answer = await run.ainvoke({"signature": "-> answer: int"})
-    print(json.dumps({"tools": [tool.name for tool in tools], "answer": str(answer)}))
+    async with MultiServerMCPClient({"vers-rlm": CONNECTION}).session("vers-rlm") as session:
+        tools = {tool.name: tool for tool in await load_mcp_tools(session)}
+        answers = []
+        while call := next_call(answers):
+            name, arguments = call
+            answers.append(str(await tools[name].ainvoke(arguments)))
+        report(list(tools), answers)
 
 
 asyncio.run(main())
