@@ -19,7 +19,7 @@ from vers_rlm_mcp.server import Application, create_server
 from vers_rlm_mcp.server.rlm_tools import ITERATIONS, SUB_CALLS
 from vers_rlm_mcp.settings import Settings
 
-LIST_CHARS = 12_150
+LIST_CHARS = 12_000
 """Of JSON: less than 3,000 tokens of the tokenizers o200k_base and cl100k_base, as counted."""
 
 NAME_CHARS = 60

@@ -26,8 +26,6 @@ MAX_FAULTS = 5
 LINKS_SINCE = "2025-06-18"
 """The revision from which a result may link to resources."""
 
-LOWER_BOUNDS = ("minimum", "exclusiveMinimum")
-
 Json = dict[str, Any]
 
 
@@ -159,20 +157,18 @@ def _slim(schema: Json, definitions: Json | None = None, *, output: bool = False
     """A model's schema without what costs tokens, or clients, and tells a model nothing.
 
     That is titles, the models' docstrings, null as a way to leave an argument out, defaults that
-    are empty or said in words, lower bounds that go without saying, that no other arguments are
-    taken, which whoever tries is told, fields of an output that may be anything, which of them are
-    always there and what is inside them, which the output itself tells, and references, which some
-    clients do not follow: each is replaced by its target.
+    are empty, defaults and limits that are said in words, lower bounds and that no other arguments
+    are taken, which whoever tries is told, fields of an output that may be anything, which of them
+    are always there and what is inside them, which the output itself tells, and references, which
+    some clients do not follow: each is replaced by its target.
     """
     definitions = definitions or cast("Json", schema.get("$defs", {}))
     if "$ref" in schema:
         schema = definitions[schema["$ref"].removeprefix("#/$defs/")]
-    left_out = {"$defs", "title", "description", *(["required"] if output else [])}
-    slim = {
-        key: schema[key]
-        for key in schema
-        if key not in left_out and (key not in LOWER_BOUNDS or schema[key] > 1)
-    }
+    left_out = {"$defs", "title", "description", "minimum", "exclusiveMinimum"}
+    if output:
+        left_out.add("required")
+    slim = {key: schema[key] for key in schema if key not in left_out}
     if slim.get("additionalProperties") is False:
         del slim["additionalProperties"]
     if "properties" in slim:
@@ -200,8 +196,11 @@ def _slim_field(field: Json, definitions: Json, *, output: bool) -> Json:
         return _closed(slim)
     if "description" in field:
         slim["description"] = field["description"]
-    if not slim.get("default", True) or "Default" in field.get("description", ""):
+    said = field.get("description", "")
+    if not slim.get("default", True) or "Default" in said:
         slim.pop("default", None)
+    if ", max " in said:
+        del slim["maximum"]
     return slim
 
 
