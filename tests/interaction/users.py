@@ -220,7 +220,7 @@ def traces(home: Path, vm_ids: Sequence[str] = (), besides: int = 0) -> list[str
         *map(str, machines.glob("*")),
         *_processes(str(home), {os.getpid(), besides}),
         *(group for group in groups if any(name in group for name in names)),
-        *(mount for mount in mounts if str(home) in mount),
+        *(mount for mount in mounts if f"{home}/" in mount),
     ]
 
 

@@ -69,6 +69,7 @@ class AnthropicModel(RemoteModel["AsyncAnthropic"]):
             default_headers=self._endpoint.headers,
             max_retries=0,
             timeout=TIMEOUT,
+            http_client=anthropic.DefaultAsyncHttpxClient(),  # as for OpenAI
         )
         _ = client.messages  # imports the rest of the SDK
         return client

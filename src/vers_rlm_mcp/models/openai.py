@@ -77,6 +77,8 @@ class OpenAIModel(RemoteModel["AsyncOpenAI"]):
             default_headers=self._endpoint.headers,
             max_retries=0,
             timeout=TIMEOUT,
+            # Its own one would close itself in a task when collected, half made as it may be.
+            http_client=openai.DefaultAsyncHttpxClient(),
         )
 
     async def _ask(
