@@ -125,6 +125,9 @@ def kill_session(session: int) -> None:
 
 
 def _members(session: int) -> list[int]:
+    """The live processes of a session, and its leader also when it is only about to begin it."""
     return [
-        pid for pid, (state, _, its) in table().items() if its == session and state not in ENDED
+        pid
+        for pid, (state, _, its) in table().items()
+        if session in (pid, its) and state not in ENDED
     ]
