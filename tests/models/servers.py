@@ -124,7 +124,8 @@ class ModelServer(ABC):
         assert task is not None
         self._handlers.add(task)
         try:
-            with suppress(ConnectionError, asyncio.CancelledError):
+            # A client may be killed between the head of its request and the body.
+            with suppress(ConnectionError, asyncio.CancelledError, asyncio.IncompleteReadError):
                 while (request := await _read(reader)) is not None:
                     self.requests.append(request)
                     await self._answer_or_leave(request, reader, writer)
