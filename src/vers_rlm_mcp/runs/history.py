@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 from contextlib import suppress
@@ -18,7 +17,7 @@ from anyio import to_thread
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import MachineError, UsageError
 
-from .record import EVENTS, is_open, read_events
+from .record import EVENTS, expanded, is_open
 from .request import RunResult
 
 if TYPE_CHECKING:
@@ -36,9 +35,6 @@ CHECKPOINTED_RUNS = 10
 
 RESUMABLE_RUNS = 50
 """The same for older runs that have no outputs yet."""
-
-END_BYTES = 1 << 20
-"""Of a journal, in which its last event is looked for."""
 
 PRUNE_SECONDS = 10.0
 """What deleting the checkpoints of older runs may take; the next run goes on with it."""
@@ -95,9 +91,13 @@ def summaries(records: Records) -> Sequence[RunSummary]:
 
 def summary(directory: Path) -> RunSummary:
     """The run that is recorded in a directory."""
+    return _summed_up(directory, _told(directory))
+
+
+def _summed_up(directory: Path, events: Iterable[dict[str, Any]]) -> RunSummary:
     at, started, ended = 0.0, dict[str, Any](), dict[str, Any]()
     steps, checkpoints = 0, set[int]()
-    for event in _told(directory):
+    for event in events:
         at = at or event["at"]
         match event["event"]:
             case "run_started":
@@ -132,10 +132,9 @@ def recorded(directory: Path) -> RunRecord:
     """The run that is recorded in a directory, with its steps; their texts are whole."""
     steps: list[rlm.Step] = []
     ended: dict[str, Any] | None = None
-    for event in read_events(directory):
-        if "in" in event:
-            continue
-        match event.get("event"):
+    events = [expanded(event, directory) for event in _told(directory)]
+    for event in events:
+        match event["event"]:
             case "step_finished":
                 values = {name: event[name] for name in STEP}
                 steps.append(rlm.Step(event["step"], **values))
@@ -146,7 +145,7 @@ def recorded(directory: Path) -> RunRecord:
             case _:
                 pass
     result = RunResult.of(ended, steps) if ended else None
-    return RunRecord(summary(directory), tuple(steps), result)
+    return RunRecord(_summed_up(directory, events), tuple(steps), result)
 
 
 def way_on(fleet: Fleet, run: RunSummary) -> str:
@@ -183,11 +182,7 @@ async def prune_checkpoints(fleet: Fleet, records: Records) -> None:
 
 def _needs(directory: Path) -> bool:
     """Whether a run is under way or has no outputs yet, so that it needs its checkpoints."""
-    with (directory / EVENTS).open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - END_BYTES))
-        last = file.read().rstrip().rpartition(b"\n")[2]
-    ending = re.match(rb'\{"at": [0-9.]+, "event": "run_finished", .{,99}"status": "(\w+)"', last)
-    return is_open(directory) or not ending or ending[1].decode() not in COMPLETE
+    return is_open(directory) or summary(directory).state not in COMPLETE
 
 
 async def prune(fleet: Fleet, records: Records, keep: int) -> Sequence[str]:

@@ -103,20 +103,24 @@ def read_events(directory: Path) -> Iterator[dict[str, Any]]:
             except ValueError:
                 continue
             if isinstance(event, dict):
-                yield _expanded(cast("dict[str, Any]", event), directory / VALUES)
+                yield expanded(cast("dict[str, Any]", event), directory)
 
 
-def _expanded(value: Any, values: Path) -> Any:
-    """What `Journal` was given, made from what it wrote."""
+def expanded(value: Any, directory: Path) -> Any:
+    """What the `Journal` of a run was given, made from what it wrote."""
     if isinstance(value, list):
-        return [_expanded(item, values) for item in cast("list[Any]", value)]
+        return [expanded(item, directory) for item in cast("list[Any]", value)]
     if not isinstance(value, dict):
         return value
     fields = cast("dict[str, Any]", value)
     if fields.keys() == STORED and re.fullmatch("[0-9a-f]{64}", str(fields["sha256"])):
         with suppress(FileNotFoundError):  # then it is a value that looks like this
-            return (values / fields["sha256"]).read_bytes().decode("utf-8", "surrogatepass")
-    return {key: _expanded(item, values) for key, item in fields.items()}
+            return (
+                (directory / VALUES / fields["sha256"])
+                .read_bytes()
+                .decode("utf-8", "surrogatepass")
+            )
+    return {key: expanded(item, directory) for key, item in fields.items()}
 
 
 def _locked(file: IO[Any]) -> bool:

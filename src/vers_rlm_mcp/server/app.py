@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 from mcp.server.mcpserver import MCPServer
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_PARAMS
 
 from vers_rlm_mcp.errors import VersRlmError
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mcp.server.mcpserver import Context
+    from mcp_types import GetPromptResult, InputRequiredResult
 
     from vers_rlm_mcp.machines import Fleet
     from vers_rlm_mcp.runs import LiveRuns, Workbench
@@ -45,6 +48,18 @@ class Server(MCPServer[Any]):
     def __init__(self, app: Application, *args: Any, **kwargs: Any) -> None:
         self.app = app
         super().__init__(*args, **kwargs)
+
+    async def get_prompt(
+        self,
+        name: str,
+        arguments: dict[str, Any] | None = None,
+        context: Context[Any, Any] | None = None,
+    ) -> GetPromptResult | InputRequiredResult:
+        """A prompt; an unknown name and missing arguments are the caller's fault, not a crash."""
+        try:
+            return await super().get_prompt(name, arguments, context)
+        except ValueError as error:
+            raise MCPError(INVALID_PARAMS, str(error)) from error
 
 
 def application(context: Context[Any, Any]) -> Application:

@@ -174,9 +174,11 @@ class DetachedRuns(Tasks):
 
     async def task(self, task_id: str) -> Task:
         """A run as a task. One that failed has an error of the tool as its result."""
-        answer = await self._answer(task_id)
-        run = (await self.recorded(task_id)).summary
-        task = partial(Task, task_id, started_at=run.started_at, updated_at=run.updated_at)
+        run = await self.recorded(task_id)
+        answer = await self._answer_about(run)
+        task = partial(
+            Task, task_id, started_at=run.summary.started_at, updated_at=run.summary.updated_at
+        )
         match answer.status:
             case "running":
                 live = self._app.live.get(task_id)
@@ -206,10 +208,12 @@ class DetachedRuns(Tasks):
                 await live.wait(seconds)
 
     async def _answer(self, run_id: str, cursor: int | None = None) -> RunAnswer:
+        return await self._answer_about(await self.recorded(run_id), cursor)
+
+    async def _answer_about(self, run: RunRecord, cursor: int | None = None) -> RunAnswer:
         from vers_rlm_mcp.runs import way_on
 
-        live = self._app.live.get(run_id)
-        run = await self.recorded(run_id)
+        live = self._app.live.get(run.summary.id)
         if live and not live.has_ended:
             return RunAnswer.running(run, cursor)
         further = way_on(await self._app.fleet(), run.summary)

@@ -8,10 +8,9 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.caching import CacheableMethod, CacheHint
-from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.tools import Tool
-from mcp.shared.exceptions import MCPError
-from mcp_types import INVALID_PARAMS, GetPromptResult, Icon, InputRequiredResult
+from mcp_types import Icon
 
 from vers_rlm_mcp import __version__
 from vers_rlm_mcp.errors import SettingsError
@@ -72,20 +71,6 @@ CACHE_HINTS: Mapping[CacheableMethod, CacheHint] = dict.fromkeys(
 """What is the same for every client, whoever it is."""
 
 
-class _Server(Server):
-    async def get_prompt(
-        self,
-        name: str,
-        arguments: dict[str, Any] | None = None,
-        context: Context[Any, Any] | None = None,
-    ) -> GetPromptResult | InputRequiredResult:
-        """A prompt; an unknown name and missing arguments are the caller's fault, not a crash."""
-        try:
-            return await super().get_prompt(name, arguments, context)
-        except ValueError as error:
-            raise MCPError(INVALID_PARAMS, str(error)) from error
-
-
 def create_server(
     app: Application,
     *,
@@ -111,7 +96,7 @@ def create_server(
     runs = DetachedRuns(app, cancellations)
     tools = _tools(settings, RlmTools(app, runs), vms)
     names = {tool.name for tool in tools}
-    server = _Server(
+    server = Server(
         app,
         "vers-rlm",
         title="Vers RLM",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mcp_types import ResourceLink
@@ -316,14 +317,9 @@ def _machine(result: RunResult) -> RunMachine | None:
 
 
 def _usage(result: RunResult) -> RunUsage:
-    used = result.usage
     return RunUsage(
-        tokens=used.tokens,
-        input_tokens=used.input_tokens,
-        output_tokens=used.output_tokens,
-        cache_read_tokens=used.cache_read_tokens,
-        cache_write_tokens=used.cache_write_tokens,
-        usd=used.usd,
+        **asdict(result.usage),
+        tokens=result.usage.tokens,
         seconds=round(result.seconds, 3),
         sub_calls=result.sub_calls,
     )
