@@ -19,6 +19,10 @@ ASSUMED = {
 }
 """What may be assumed: why it then is not for the machines of which it does not hold."""
 
+needs_root = pytest.mark.skipif(
+    "os.geteuid() != 0", reason="only root's machines have a system that can be changed"
+)
+"""Said as a text, since tests of machines may become another user once they are collected."""
 
 MARKER = "assumes(what): runs only on machines of which that holds"
 

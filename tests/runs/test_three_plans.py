@@ -16,6 +16,7 @@ from three_plans import (
     straight_model,
 )
 
+from assumptions import needs_root
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.runs import compare
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 pytestmark = needs_compiler
 
 
+@needs_root
 async def test_a_straight_line_breaks_the_machine_before_it_comes_to_the_plan_that_works(real: Lab):
     result = await real.run(
         "-> patch",

@@ -100,8 +100,8 @@ async def test_a_machine_starts_from_an_archive(tmp_path: Path, busybox: bytes, 
 
 async def test_a_machine_starts_from_a_directory(tmp_path: Path, busybox: bytes, sh: Shell) -> None:
     root = tmp_path / "root"
-    with tarfile.open(fileobj=io.BytesIO(busybox)) as archive:
-        archive.extractall(root, filter="tar")
+    archive = image(tmp_path / "i.tar", busybox)
+    images.unpack(archive, tmp_path, None).root.rename(root)
     (root / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\n")
     async with BubblewrapBackend(tmp_path / "s", BubblewrapConfig(base=root)) as backend:
         machine = await backend.create()
@@ -120,6 +120,10 @@ async def test_a_machine_starts_from_a_directory(tmp_path: Path, busybox: bytes,
     tar(entry("hard", tarfile.LNKTYPE, linkname="../../../../../etc/passwd")),
     tar(entry("l", tarfile.SYMTYPE, linkname="/etc"), entry("h", tarfile.LNKTYPE,
                                                             linkname="l/passwd")),
+    tar(file("..", b"x")),
+    tar(file("a/..", b"x"), file("a/../..", b"x")),
+    tar(file(".wh...", b"")),
+    tar(entry("a", tarfile.DIRTYPE), file("a/.wh..", b"")),
     tar(entry("out", tarfile.SYMTYPE, linkname=".."), file("out/.wh.precious", b"")),
     tar(entry("out", tarfile.SYMTYPE, linkname=".."), file("out/.wh..wh..opq", b"")),
 ])  # fmt: skip
@@ -133,6 +137,12 @@ def test_an_archive_cannot_reach_out_of_its_directory(tmp_path: Path, layer: byt
     assert (bases / "precious").read_text() == "kept"
     assert [path.name for path in bases.iterdir()] == ["precious"]
     assert not Path("/tmp/vers-outside").exists()
+
+
+def test_names_may_begin_at_the_root_and_name_it(tmp_path: Path) -> None:
+    layer = tar(entry("./", tarfile.DIRTYPE), file("./a", b"1"), file("/b", b"2"), file("//c", b"3"))
+    root = images.unpack(image(tmp_path / "i.tar", layer), tmp_path, None).root
+    assert {path.name: path.read_text() for path in root.iterdir()} == {"a": "1", "b": "2", "c": "3"}
 
 
 def test_devices_are_left_out_and_modes_kept(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def act(chance: random.Random, fresh: bytes, there: bytes) -> None:
         shutil.rmtree(there) if is_directory(there) else os.unlink(there)
     elif kind == "chmod" and os.path.lexists(there) and not os.path.islink(there):
         os.chmod(there, 0o700 if is_directory(there) else chance.choice(MODES))
-    elif kind == "append" and os.path.isfile(there) and not os.path.islink(there):
+    elif kind == "append" and is_writable(there):
         with open(there, "ab") as file:
             file.write(chance.choice(CONTENTS))
     elif os.path.lexists(fresh):
@@ -48,6 +48,10 @@ def act(chance: random.Random, fresh: bytes, there: bytes) -> None:
         os.mkdir(fresh)
     elif kind == "link":
         os.symlink(chance.choice(TARGETS), fresh)
+
+
+def is_writable(path: bytes) -> bool:
+    return os.path.isfile(path) and not os.path.islink(path) and os.access(path, os.W_OK)
 
 
 def is_directory(path: bytes) -> bool:

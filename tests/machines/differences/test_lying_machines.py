@@ -9,6 +9,7 @@ import anyio
 import pytest
 from trees import sh
 
+from assumptions import needs_root
 from vers_rlm_mcp.errors import MachineError, VersRlmError
 from vers_rlm_mcp.machines.differences import bring_back, diff, digest, merging
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from trees import Pair
 
     from vers_rlm_mcp.machines import Machine
+
+pytestmark = needs_root  # A machine lies by another Python in its system.
 
 SECONDS: Final = 0.5
 """What a comparison may take here."""

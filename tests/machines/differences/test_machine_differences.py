@@ -9,6 +9,7 @@ import anyio
 import pytest
 from trees import done, sh
 
+from assumptions import needs_root
 from vers_rlm_mcp.errors import PathRefused
 from vers_rlm_mcp.machines import run_command
 from vers_rlm_mcp.machines.differences import diff
@@ -38,9 +39,9 @@ async def test_each_way_in_which_a_path_can_differ_is_told(pair: Pair) -> None:
     both = "mkdir d; echo one > text; echo x > mode; ln -s a link; echo f > kind; "
     difference = await found(
         pair,
-        both + "echo gone > gone; head -c 3000 /dev/zero > bytes; chown 5:6 mode",
+        both + "echo gone > gone; head -c 3000 /dev/zero > bytes",
         both + "echo two >> text; chmod 600 mode; ln -sfn b link; rm kind; mkfifo kind; chmod 700 d"
-        "; head -c 3000 /dev/zero | tr '\\0' x > bytes; echo new > new; chown 7 mode",
+        "; head -c 3000 /dev/zero | tr '\\0' x > bytes; echo new > new",
     )
     assert difference.text.startswith(
         """\
@@ -50,13 +51,19 @@ Files: 1 added, 1 removed, 6 changed
 - /workspace/gone (5 bytes)
 ~ /workspace/kind (file → fifo)
 ~ /workspace/link (a → b)
-~ /workspace/mode (mode 0644 → 0600, owner 5:6 → 7:0)
+~ /workspace/mode (mode 0644 → 0600)
 + /workspace/new (4 bytes)
 ~ /workspace/text (4 bytes → 8 bytes)
 
 """
     )
     assert difference.text.endswith("--- /workspace/text\n@@ -1,2 +1,3 @@\n one\n+two")
+
+
+@needs_root
+async def test_another_owner_is_told(pair: Pair) -> None:
+    difference = await found(pair, "echo > f; chown 5:6 f", "echo > f; chown 7 f")
+    assert "~ /workspace/f (owner 5:6 → 7:0)\n" in difference.text
 
 
 async def test_a_file_that_is_only_younger_is_no_difference(pair: Pair) -> None:

@@ -11,6 +11,7 @@ import anyio
 import pytest
 from vers_client import hurry
 
+from assumptions import needs_root
 from vers_emulator import Cut, NotReady, VersEmulator, config_of
 from vers_rlm_mcp.errors import (
     BackendUnavailable,
@@ -128,6 +129,7 @@ async def test_who_kills_all_python_programs_does_not_kill_the_agent(machine: Ma
         assert await process.wait() == ExitStatus(None, 9)
 
 
+@needs_root
 async def test_a_machine_without_python_says_so(
     emulator: VersEmulator, backend: VersBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:

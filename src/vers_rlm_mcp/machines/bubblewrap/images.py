@@ -91,27 +91,35 @@ def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
 
 def _apply(layer: IO[bytes], root: Path, first_id: int | None) -> None:
     """Put one layer over what the ones before it left."""
-
-    def accept(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
-        checked = tarfile.tar_filter(member, path)  # Raises for a path outside of the root.
-        if member.isdev():
-            return None
-        if member.islnk():
-            _require_inside(root, root / member.linkname)
-        first = first_id or 0  # Only root can change owners, and only then are they looked at.
-        return checked.replace(
-            mode=member.mode & 0o7777, uid=first + member.uid, gid=first + member.gid, deep=False
-        )
-
     with tarfile.open(fileobj=layer, mode="r:*") as tar:
+        # What is extracted was checked here. Python's own filters came with 3.11.4.
+        tar.extraction_filter = lambda member, _: member
         for member in tar:
-            place = root / member.name.lstrip("/")
-            if place.name.startswith(WHITEOUT):
-                _require_inside(root, place.parent)
-                _white_out(place)
+            place = _place(root, member.name)
+            if place == root or member.isdev():
                 continue
-            _make_way(root, place, member)
-            tar.extract(member, root, numeric_owner=True, filter=accept)
+            if place.name.startswith(WHITEOUT):
+                _white_out(root, place)
+                continue
+            if member.islnk():
+                _require_inside(root, root / member.linkname)
+            _make_way(place, member)
+            first = first_id or 0  # Only root can change owners, and only then are they looked at.
+            member.name = str(place.relative_to(root))
+            member.mode &= 0o7777
+            member.uid += first
+            member.gid += first
+            tar.extract(member, root, numeric_owner=True)
+
+
+def _place(root: Path, name: str) -> Path:
+    """Where an entry belongs, in a directory that is inside of the root."""
+    place = root / name.lstrip("/")
+    if ".." in place.parts:
+        raise ValueError(f"{name} leads out of the image")
+    if place != root:
+        _require_inside(root, place.parent)
+    return place
 
 
 def _require_inside(root: Path, path: Path) -> None:
@@ -119,18 +127,18 @@ def _require_inside(root: Path, path: Path) -> None:
         raise ValueError(f"{path.relative_to(root)} leads out of the image")
 
 
-def _white_out(mark: Path) -> None:
+def _white_out(root: Path, mark: Path) -> None:
     """Remove what a layer's mark says is gone."""
     if mark.name == OPAQUE:
         for entry in mark.parent.iterdir():
             _remove(entry)
     else:
-        _remove(mark.with_name(mark.name.removeprefix(WHITEOUT)))
+        name = mark.name.removeprefix(WHITEOUT)
+        _remove(_place(root, str(mark.relative_to(root).with_name(name))))
 
 
-def _make_way(root: Path, place: Path, member: tarfile.TarInfo) -> None:
+def _make_way(place: Path, member: tarfile.TarInfo) -> None:
     """Remove what a layer replaces by something of another kind."""
-    _require_inside(root, place.parent)
     if os.path.lexists(place) and not (
         member.isdir() and place.is_dir() and not place.is_symlink()
     ):
