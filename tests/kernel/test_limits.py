@@ -208,6 +208,12 @@ async def test_a_kernel_that_dies_is_started_anew_and_what_is_lost_is_named(
     assert "NameError" in await repl.error("a")
 
 
+async def test_what_was_written_before_a_signal_to_oneself_is_told(repl: Repl) -> None:
+    await repl.output("import os, sys; sys.setswitchinterval(60)")
+    result = await repl("print('last words'); os.kill(os.getpid(), 9)")
+    assert (result.status, result.output) == ("died", "last words\n")
+
+
 @pytest.mark.assumes("host")
 async def test_a_kernel_that_died_between_cells_is_started_anew_before_the_next(
     repl: Repl,

@@ -36,9 +36,8 @@ def act(chance: random.Random, fresh: bytes, there: bytes) -> None:
         shutil.rmtree(there) if is_directory(there) else os.unlink(there)
     elif kind == "chmod" and os.path.lexists(there) and not os.path.islink(there):
         os.chmod(there, 0o700 if is_directory(there) else chance.choice(MODES))
-    elif kind == "append" and is_writable(there):
-        with open(there, "ab") as file:
-            file.write(chance.choice(CONTENTS))
+    elif kind == "append" and os.path.isfile(there) and not os.path.islink(there):
+        append(there, chance.choice(CONTENTS))
     elif os.path.lexists(fresh):
         return
     elif kind == "write":
@@ -50,8 +49,12 @@ def act(chance: random.Random, fresh: bytes, there: bytes) -> None:
         os.symlink(chance.choice(TARGETS), fresh)
 
 
-def is_writable(path: bytes) -> bool:
-    return os.path.isfile(path) and not os.path.islink(path) and os.access(path, os.W_OK)
+def append(path: bytes, content: bytes) -> None:
+    mode = os.stat(path).st_mode
+    os.chmod(path, 0o600)  # Not everywhere do modes bind nobody.
+    with open(path, "ab") as file:
+        file.write(content)
+    os.chmod(path, stat.S_IMODE(mode))
 
 
 def is_directory(path: bytes) -> bool:

@@ -30,6 +30,8 @@ PIPE_SIZE = 1024 * 1024
 GATHER_SECONDS = 0.005
 """Between two looks at a pipe that fills slowly, so that a printing loop keeps the interpreter."""
 
+LOCK_SECONDS = 0.1
+"""A signal's handler may have interrupted who holds the lock, and then would wait for itself."""
 
 BULK = 64 * 1024
 """Bytes of a cell's output after which lines are no longer written one by one, which costs ten
@@ -129,12 +131,7 @@ class Capture:
         """The cell is over: send what it has written up to now."""
         self.flush()
         with self._lock:
-            left = PIPE_SIZE  # no more can have been in the pipe; others may go on filling it
-            while left > 0:
-                taken = self._take()
-                if not taken:
-                    break
-                left -= taken
+            self._take_all()
             output, send = self._output, self._send
             if send and output.tail:
                 send(output.tail, output.omitted)
@@ -174,6 +171,17 @@ class Capture:
     def _on_audit(self, event: str, _: object) -> None:
         if event in _STARTS_CHILD:
             self.flush()
+        elif event == "os.kill":
+            self._leave_nothing()
+
+    def _leave_nothing(self) -> None:
+        """Send what was written before this process perhaps ends, and the thread with it."""
+        self.flush()
+        if self._lock.acquire(timeout=LOCK_SECONDS):
+            try:
+                self._take_all()
+            finally:
+                self._lock.release()
 
     def _pump(self) -> None:
         poll = select.poll()
@@ -189,6 +197,11 @@ class Capture:
                 continue
             if taken < PIPE_SIZE // 2:
                 time.sleep(GATHER_SECONDS)
+
+    def _take_all(self) -> None:
+        left = PIPE_SIZE  # no more can have been in the pipe; others may go on filling it
+        while left > 0 and (taken := self._take()):
+            left -= taken
 
     def _take(self) -> int:
         """Empty the pipe once; return how much was in it."""
