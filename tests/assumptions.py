@@ -8,6 +8,9 @@ import pytest
 
 MACHINES = os.environ.get("VERS_RLM_TEST_MACHINES")
 
+CARRY_MEMORY = {"microsandbox"}
+"""Machines whose copies carry more than the disk."""
+
 REAL = {"bubblewrap", "microsandbox", "vers"}
 
 ASSUMED = {

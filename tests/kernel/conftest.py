@@ -14,6 +14,7 @@ from assumptions import MACHINES, MARKER, hold_assumptions
 from microvm.machines import open_microsandbox
 from vers_emulator import VersEmulator, config_of
 from vers_rlm_mcp.kernel import Kernel
+from vers_rlm_mcp.machines import run_command
 from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
 from vers_rlm_mcp.machines.fake import FakeBackend
 from vers_rlm_mcp.machines.vers import VersBackend
@@ -34,7 +35,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     hold_assumptions(item)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def anyio_backend() -> str:
     return "asyncio"
 
@@ -53,17 +54,40 @@ BACKENDS: Mapping[str, Callable[[Path], AbstractAsyncContextManager[Backend]]] =
 }
 
 
-@pytest.fixture
-async def backend(tmp_path: Path) -> AsyncGenerator[Backend]:
-    async with BACKENDS[MACHINES or "fake"](tmp_path) as backend:
+@pytest.fixture(scope="module")
+async def backend(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Backend]:
+    async with BACKENDS[MACHINES or "fake"](tmp_path_factory.mktemp("state")) as backend:
         yield backend
 
 
+@pytest.fixture(scope="module")
+async def lasting(backend: Backend) -> AsyncGenerator[list[Machine]]:
+    """A machine for the next test, where it takes long to make one."""
+    kept: list[Machine] = []
+    yield kept
+    for machine in kept:
+        await machine.delete()
+
+
 @pytest.fixture
-async def machine(backend: Backend) -> AsyncGenerator[Machine]:
-    machine = await backend.create()
+async def machine(backend: Backend, lasting: list[Machine]) -> AsyncGenerator[Machine]:
+    machine = lasting.pop() if lasting else await backend.create()
     yield machine
-    await machine.delete()
+    if MACHINES == "microsandbox":
+        await renew(machine)
+        lasting.append(machine)
+    else:
+        await machine.delete()
+
+
+async def renew(machine: Machine) -> None:
+    """Leave nothing of a test: neither its kernel nor its files."""
+    kernel = await Kernel.connect(machine, home_id=machine.id)
+    await kernel.shutdown()
+    clear = ["find", "/workspace", "-mindepth", "1", "-delete"]
+    result = await run_command(machine, clear, timeout=60)
+    assert result.status
+    assert result.status.ok, result.stderr.text
 
 
 @pytest.fixture
