@@ -1,6 +1,6 @@
 """A computer with a working `/dev/kvm`, where this one has none: QEMU emulates its processor.
 
-    PYTHONPATH=tests python -m microvm [smoke | all | shell]
+    PYTHONPATH=tests python -m microvm [smoke | machines | kernel | all | shell]
 
 QEMU's emulation of AMD-V is enough for a Debian kernel to offer KVM, and for micro-VMs to boot in
 there: slowly, but really. Its clock counts instructions and not seconds, so that a time limit means
