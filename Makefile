@@ -16,7 +16,8 @@ test: $(STAMP)
 	$(BIN)/pytest -n 2 $(PYTEST_ARGS)
 
 # Real micro-VMs, in an emulated computer where this one has no KVM: everything, or MICROVM=smoke
-# for each thing once, =machines or =kernel for a part, or =shell to look around. It says what it needs. Minutes to hours.
+# for each thing once, =machines or =kernel for a part, or =shell to look around in that computer.
+# It says what it needs. Minutes to hours.
 test-microvm: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m microvm $(MICROVM)
 

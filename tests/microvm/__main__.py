@@ -1,31 +1,43 @@
-"""Runs tests in a host: ``python -m microvm [smoke | machines | kernel | all | shell]``."""
+"""Runs tests where micro-VMs boot: here, or else in a test host.
+
+``python -m microvm [smoke | machines | kernel | all | shell]``
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Final
 
+from vers_rlm_mcp.machines.microsandbox import usable
+
 from .host import Host, tree_of
 from .images import ROOT, Images, cache_dir, missing_tools
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
-ENVIRONMENT: Final = (
+IN_HOST: Final = (
     "cd /project && export PYTHONPATH=/packages/site:/project/src:/project/tests "
     "PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 MSB_HOME=/state/msb TMPDIR=/state "
-    "VERS_RLM_IMAGE=/packages/image.tar VERS_RLM_TEST_MACHINES=microsandbox "
-    "VERS_RLM_VCPU_COUNT=1 VERS_RLM_MEM_SIZE_MIB=256 VERS_RLM_FS_SIZE_MIB=512"
+    "VERS_RLM_IMAGE=/packages/image.tar"
 )
-"""Small machines: several live at once in an emulated computer of 8 GiB."""
+MACHINES: Final = {
+    "VERS_RLM_TEST_MACHINES": "microsandbox",
+    "VERS_RLM_VCPU_COUNT": "1",
+    "VERS_RLM_MEM_SIZE_MIB": "256",
+    "VERS_RLM_FS_SIZE_MIB": "512",
+}
+"""Small ones: several live at once in an emulated computer of 8 GiB."""
 
 PYTEST: Final = (
-    "python3 -m pytest -v --tb=short --timeout=900 -p no:cacheprovider "
+    *("-m", "pytest", "-v", "-s", "--tb=short", "--timeout=900", "-p", "no:cacheprovider"),
     # What these tests do without, and what takes most of the time that pytest needs to start.
-    "-p no:inline_snapshot -p no:hypothesispytest -p no:xdist"
+    *("-p", "no:inline_snapshot", "-p", "no:hypothesispytest", "-p", "no:xdist"),
 )
 KERNEL: Final = tuple(
     f"tests/kernel/test_{name}.py" for name in ("cells", "final", "functions", "variables")
@@ -37,15 +49,37 @@ SMOKE: Final = (
     "tests/runs/test_microsandbox_runs.py",
 )
 SUITES: Final = {
-    "smoke": f"{PYTEST} -s {' '.join(SMOKE)}",
-    "machines": f"{PYTEST} tests/machines/microsandbox --ignore={SMOKE[0]}",
-    "kernel": f"{PYTEST} {' '.join(KERNEL)}",
+    "smoke": SMOKE,
+    "machines": ("tests/machines/microsandbox", f"--ignore={SMOKE[0]}"),
+    "kernel": KERNEL,
 }
-"""Each by itself: where the package panics it ends the whole process."""
 
 
 def main(what: str) -> int:
-    """Boot a host, and run what is asked for in it."""
+    """Run what is asked for, here or in a host."""
+    found = usable(cache_dir())
+    if found.yes and what != "shell":
+        return _test_here(SUITES if what == "all" else [what])
+    if os.access("/dev/kvm", os.R_OK | os.W_OK):
+        print(f"This computer has KVM, but {found.reason}. It takes: pip install -e '.[microvm]'")
+        return 1
+    return _test_in_host(what)
+
+
+def _test_here(suites: Iterable[str]) -> int:
+    # Each by itself: where the package panics it ends the whole process.
+    return max(
+        subprocess.run(
+            [sys.executable, *PYTEST, *SUITES[suite]],
+            cwd=ROOT,
+            env=MACHINES | os.environ,
+            check=False,
+        ).returncode
+        for suite in suites
+    )
+
+
+def _test_in_host(what: str) -> int:
     if missing := missing_tools():
         print(f"The test host needs: apt-get install {' '.join(missing)}")
         return 1
@@ -58,18 +92,17 @@ def main(what: str) -> int:
         print(f"The test host booted after {time.monotonic() - started:.0f} s.", flush=True)
         if what == "shell":
             return subprocess.run(
-                [*host.ssh("-t"), f"{ENVIRONMENT}; exec bash"], check=False
+                [*host.ssh("-t"), f"{IN_HOST}; exec bash"], check=False
             ).returncode
-        wanted = SUITES if what == "all" else (what,)
-        codes = [host.run(f"{ENVIRONMENT}; {SUITES[suite]}") for suite in wanted]
+        code = host.run(f"{IN_HOST}; python3 -m microvm {what}")
     print(f"All took {time.monotonic() - started:.0f} s; the host's console is in {log}.")
-    return max(codes)
+    return code
 
 
 def _load_image(images: Images, disk: Path, log: Path) -> None:
     with Host(images, disk, log, lasting=True) as host:
         _send_project(host)
-        code = host.run(f"{ENVIRONMENT}; python3 -m microvm.machines && cd / && umount /state")
+        code = host.run(f"{IN_HOST}; python3 -m microvm.machines && cd / && umount /state")
         if code:
             raise SystemExit("The image cannot be loaded in the test host.")
 

@@ -1,0 +1,55 @@
+"""Machines that stand still, and machines whose time is over."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import anyio
+from test_microsandbox_smoke import COUNT, RISES, sh
+
+from microvm.machines import open_microsandbox
+from vers_rlm_mcp.machines.microsandbox import MicrosandboxBackend
+from vers_rlm_mcp.machines.microsandbox.library import Library
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vers_rlm_mcp.machines import Backend, Machine
+
+LIFE_SECONDS = 20
+SECONDS = 120
+
+
+async def test_programs_of_a_paused_machine_go_on_once_it_is_attached(backend: Backend) -> None:
+    machine = await backend.create()
+    try:
+        await sh(machine, COUNT)
+        await (await Library().package.Sandbox.get(machine.id)).pause()
+        await until_it_rests(machine)
+        await sh(await backend.attach(machine.id), RISES)
+        assert (await machine.info()).running
+    finally:
+        await machine.delete()
+
+
+async def test_a_machine_ends_when_its_time_is_over(
+    tmp_path: Path,
+    backend: Backend,  # skips where there is none
+) -> None:
+    config = replace(open_microsandbox(tmp_path).config, max_seconds=LIFE_SECONDS)
+    async with MicrosandboxBackend(tmp_path, config) as limited:
+        machine = await limited.create()
+        try:
+            await sh(machine, "sync")
+            await until_it_rests(machine)
+            await sh(await limited.attach(machine.id), "echo awake")
+        finally:
+            await machine.delete()
+        assert await limited.list() == []
+
+
+async def until_it_rests(machine: Machine) -> None:
+    with anyio.fail_after(SECONDS):
+        while (await machine.info()).running:  # noqa: ASYNC110 - nobody tells
+            await anyio.sleep(1)
