@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -13,8 +15,6 @@ from vers_rlm_mcp.machines.microsandbox import MicrosandboxBackend
 from vers_rlm_mcp.machines.microsandbox.library import Library
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vers_rlm_mcp.machines import Backend, Machine
 
 LIFE_SECONDS = 20
@@ -47,6 +47,25 @@ async def test_a_machine_ends_when_its_time_is_over(
         finally:
             await machine.delete()
         assert await limited.list() == []
+
+
+async def test_of_copies_and_commits_nothing_stays(backend: Backend) -> None:
+    before = kept()
+    machine = await backend.create()
+    older, newer = await machine.snapshot(), await machine.snapshot()
+    machines = [machine, await backend.restore(newer.id), *await machine.branch(2)]
+    for commit in (newer, older):
+        await backend.delete_commit(commit.id)
+    for one in machines:
+        await one.delete()
+    assert kept() == before
+    assert not (await Library().package.Storage.prune(dry_run=True)).entries
+
+
+def kept() -> set[Path]:
+    """What the library has on disk of machines and commits."""
+    home = Path(os.environ.get("MSB_HOME", "~/.microsandbox")).expanduser()
+    return {*home.glob("sandboxes/*"), *home.glob("snapshots/*")}
 
 
 async def until_it_rests(machine: Machine) -> None:

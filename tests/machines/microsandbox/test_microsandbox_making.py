@@ -66,7 +66,11 @@ class Sandbox:
             raise NotFound(name)
         return Machine(name)
 
+async def prune():
+    pass
+
 PullPolicy = Space(NEVER=0)
+Storage = Space(prune=prune)
 Network = Space(none=lambda: None)
 Stdin = Space(pipe=lambda: None)
 '''

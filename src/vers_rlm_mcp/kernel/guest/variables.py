@@ -73,7 +73,10 @@ class Variables:
         """
         from . import pickles
 
-        inputs = {name: (i.path, i.form) for name, i in self._inputs.items() if self._holds(name)}
+        disk = self._disk()
+        inputs = {
+            name: (i.path, i.form) for name, i in self._inputs.items() if self._holds(name, disk)
+        }
         values = {name: self._namespace[name] for name in self.names() if name not in inputs}
         kept, lost = pickles.write(self._path, values, self._functions, inputs, most)
         return {"kept": [*inputs, *kept], "lost": lost}
@@ -97,13 +100,23 @@ class Variables:
                 lost[name] = pickles.describe(error)
         return {"kept": list(values), "lost": lost}
 
-    def _holds(self, name: str) -> bool:
+    def _disk(self) -> int | None:
+        """The device of files that copies carry. In an overlay a directory tells another."""
+        probe = self._path + ".probe"
+        try:
+            os.makedirs(os.path.dirname(probe), exist_ok=True)
+            with open(probe, "wb") as file:
+                os.unlink(probe)
+                return os.fstat(file.fileno()).st_dev
+        except OSError:  # the disk is full: nothing can be said
+            return None
+
+    def _holds(self, name: str, disk: int | None) -> bool:
         """Whether a copy of the machine will find the very value of this input in its file."""
         entry = self._inputs[name]
         try:
-            same_disk = entry.disk == os.stat(os.path.dirname(os.path.dirname(self._path))).st_dev
             return (
-                same_disk
+                entry.disk == disk
                 and entry.state == _state(entry.path)
                 and self._namespace.get(name) is entry.value
             )

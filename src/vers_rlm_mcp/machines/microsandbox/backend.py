@@ -112,7 +112,7 @@ class MicrosandboxBackend(Backend):
 
     async def commits(self) -> Sequence[Commit]:
         records = self._commits.commits()
-        there = await self._library.snapshots() if records else set[str]()
+        there = await self._library.snapshots() if records else dict[str, str]()
         return [record for record in records if record.id in there]
 
     async def delete(self, machine_id: str) -> None:
@@ -122,12 +122,14 @@ class MicrosandboxBackend(Backend):
             link.close(gone=True)
         await self._library.destroy(machine_id)
         self._machines.delete(machine_id)
+        await self._prune()
 
     async def delete_commit(self, commit_id: str) -> None:
         if commit_id not in {record.id for record in self._commits.commits()}:
             return
         await self._library.remove_snapshot(commit_id)
         self._commits.delete(commit_id)
+        await self._prune()
 
     async def aclose(self) -> None:
         for link in self._links.values():
@@ -148,7 +150,8 @@ class MicrosandboxBackend(Backend):
         commit = Commit(new_name(), machine_id, time.time(), "memory")
         self._commits.write(commit)
         try:
-            fidelity, why_not = await self._library.snapshot(machine_id, commit.id)
+            async with self._copying(machine_id):
+                fidelity, why_not = await self._library.snapshot(machine_id, commit.id)
             await anyio.lowlevel.checkpoint_if_cancelled()
             if why_not:
                 note = f"It carries the disk only, since its memory could not be kept: {why_not}"
@@ -168,7 +171,8 @@ class MicrosandboxBackend(Backend):
         spec = (await self.info(machine_id)).spec
         try:
             async with self._making(count, machine_id, labels, spec) as names:
-                await self._library.fork(machine_id, names)
+                async with self._copying(machine_id):
+                    await self._library.fork(machine_id, names)
                 await anyio.lowlevel.checkpoint_if_cancelled()
         except NoSuchSandbox:
             raise _gone(machine_id) from None
@@ -183,6 +187,14 @@ class MicrosandboxBackend(Backend):
                 del self._links[link.machine_id]
 
     # Making
+
+    @asynccontextmanager
+    async def _copying(self, machine_id: str) -> AsyncGenerator[None]:
+        """Copy a machine once at a time: a copy that waits for another is soon given up there."""
+        if machine_id not in self._links:  # deleted meanwhile
+            raise _gone(machine_id)
+        async with self._links[machine_id].copying:
+            yield
 
     @asynccontextmanager
     async def _making(
@@ -246,6 +258,13 @@ class MicrosandboxBackend(Backend):
                     await self.delete_commit(commit_id)
             except MachineError as error:
                 logger.warning("What a failed request made cannot be deleted yet: %s", error)
+
+    async def _prune(self) -> None:
+        """Free memory that only what was deleted has used. What stays is found the next time."""
+        try:
+            await self._library.prune()
+        except MachineError as error:
+            logger.warning("%s", error)
 
     def _handle(self, machine_id: str) -> AgentMachine[Link]:
         if machine_id not in self._links:

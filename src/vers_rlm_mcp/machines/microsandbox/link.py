@@ -25,6 +25,8 @@ class Link:
     def __init__(self, machine_id: str, library: Library) -> None:
         self.machine_id = machine_id
         self.handles = 0
+        self.copying = anyio.Lock(fast_acquire=True)
+        """Held while the machine is frozen or copied."""
         self._gone = False
         self._library = library
         self._pipe: Pipe | None = None
