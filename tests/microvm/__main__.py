@@ -60,9 +60,7 @@ def main(what: str) -> int:
     found = usable(cache_dir())
     if found.yes and what != "shell":
         return _test_here(SUITES if what == "all" else [what])
-    if os.access("/dev/kvm", os.R_OK | os.W_OK):
-        print(f"This computer has KVM, but {found.reason}. It takes: pip install -e '.[microvm]'")
-        return 1
+    print(f"Not on this computer, since {found.reason}, but on an emulated one:", flush=True)
     return _test_in_host(what)
 
 
