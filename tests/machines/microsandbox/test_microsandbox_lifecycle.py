@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from test_microsandbox_smoke import COUNT, RISES, sh
@@ -15,6 +17,10 @@ from vers_rlm_mcp.machines.microsandbox import MicrosandboxBackend
 from vers_rlm_mcp.machines.microsandbox.library import Library
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
     from vers_rlm_mcp.machines import Backend, Machine
 
 LIFE_SECONDS = 20
@@ -60,6 +66,45 @@ async def test_of_copies_and_commits_nothing_stays(backend: Backend) -> None:
         await one.delete()
     assert kept() == before
     assert not (await Library().package.Storage.prune(dry_run=True)).entries
+
+
+class Forgetful:
+    """Snapshots of the package where no memory can be kept."""
+
+    def __init__(self, package: Any) -> None:
+        self.package = package
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.package.Snapshot, name)
+
+    async def create(self, *names: str, full: bool = False, **options: Any) -> object:
+        if full:
+            raise self.package.MicrosandboxError("it is too large to be remembered")
+        return await self.package.Snapshot.create(*names, **options)
+
+
+async def test_where_memory_cannot_be_kept_a_commit_has_the_disk_and_says_so(
+    open_backend: Callable[[], Backend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = Library().package
+    without_memory = ModuleType(package.__name__)
+    vars(without_memory).update(vars(package), Snapshot=Forgetful(package))
+    monkeypatch.setitem(sys.modules, package.__name__, without_memory)
+    async with open_backend() as backend:
+        machine = await backend.create()
+        try:
+            await sh(machine, f"echo kept > /workspace/file; {COUNT}")
+            commit = await machine.snapshot()
+            assert commit.fidelity == "disk"
+            assert "too large to be remembered" in commit.notes[0]
+            restored = await backend.restore(commit.id)
+            assert await sh(restored, "cat /workspace/file; ls /dev/shm") == "kept"
+            await sh(machine, RISES)
+        finally:
+            for info in await backend.list():
+                await backend.delete(info.id)
+            for left in await backend.commits():
+                await backend.delete_commit(left.id)
 
 
 def kept() -> set[Path]:
