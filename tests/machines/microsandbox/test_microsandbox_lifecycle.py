@@ -86,10 +86,11 @@ class Forgetful:
 async def test_where_memory_cannot_be_kept_a_commit_has_the_disk_and_says_so(
     open_backend: Callable[[], Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = Library().package
-    without_memory = ModuleType(package.__name__)
-    vars(without_memory).update(vars(package), Snapshot=Forgetful(package))
-    monkeypatch.setitem(sys.modules, package.__name__, without_memory)
+    package: Any = Library().package
+    without_memory: Any = ModuleType("microsandbox")
+    vars(without_memory).update(vars(package))
+    without_memory.Snapshot = Forgetful(package)
+    monkeypatch.setitem(sys.modules, "microsandbox", without_memory)
     async with open_backend() as backend:
         machine = await backend.create()
         try:

@@ -175,9 +175,10 @@ class Library:
         except MachineError as error:
             if await self.state(name) not in LIVE:
                 raise
+            await self.remove_snapshot(commit)  # what there may be of it stands in the way
             with self.doing(f"snapshot machine {name}"):
                 with anyio.fail_after(COPY_SECONDS, shield=True):
-                    await take(commit, from_sandbox=name, group=commit, force=True)
+                    await take(commit, from_sandbox=name, group=commit)
             return "disk", str(error)
         return "memory", ""
 
