@@ -88,7 +88,8 @@ async def test_where_memory_cannot_be_kept_a_commit_has_the_disk_and_says_so(
 ) -> None:
     package: Any = Library().package
     without_memory: Any = ModuleType("microsandbox")
-    vars(without_memory).update(vars(package))
+    for name in dir(package):
+        setattr(without_memory, name, getattr(package, name))
     without_memory.Snapshot = Forgetful(package)
     monkeypatch.setitem(sys.modules, "microsandbox", without_memory)
     async with open_backend() as backend:
