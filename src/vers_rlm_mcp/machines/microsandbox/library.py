@@ -167,18 +167,21 @@ class Library:
         Returns:
             What the snapshot carries, and why it is not the memory.
         """
-        take = self.package.Snapshot.create
-        try:
+
+        async def take(*, full: bool) -> None:
             with self.doing(f"snapshot machine {name}"):
                 with anyio.fail_after(COPY_SECONDS, shield=True):
-                    await take(commit, from_sandbox=name, group=commit, full=True)
+                    await self.package.Snapshot.create(
+                        commit, from_sandbox=name, group=commit, full=full
+                    )
+
+        try:
+            await take(full=True)
         except MachineError as error:
             if await self.state(name) not in LIVE:
                 raise
             await self.remove_snapshot(commit)  # what there may be of it stands in the way
-            with self.doing(f"snapshot machine {name}"):
-                with anyio.fail_after(COPY_SECONDS, shield=True):
-                    await take(commit, from_sandbox=name, group=commit)
+            await take(full=False)
             return "disk", str(error)
         return "memory", ""
 
