@@ -44,13 +44,18 @@ class Killed:
     settings: Mapping[str, str]
     """What the environment of its processes says besides."""
     run_id: str = ""
-    journalled: set[str] = field(default_factory=set[str])
-    """Requests whose replies were in the journal when the process was killed."""
+    paid: dict[str, int] = field(default_factory=dict[str, int])
+    """How often a request had been asked when the process was killed, its reply in the journal."""
 
     @property
     def asked(self) -> Counter[str]:
         """What the model was asked, by the fingerprint of the request."""
         return Counter(map(_fingerprint, self.server.requests))
+
+    @property
+    def paid_again(self) -> set[str]:
+        """Requests that were asked again although their reply was in the journal."""
+        return {request for request, count in self.paid.items() if self.asked[request] > count}
 
     def journal(self) -> list[dict[str, Any]]:
         """The events that are on disk in whole lines."""
@@ -85,7 +90,8 @@ class Killed:
             await process.aclose()
         (directory,) = (self.home / "state" / "runs").iterdir()
         self.run_id = directory.name
-        self.journalled = _answered(self.journal())
+        asked = self.asked
+        self.paid = {request: asked[request] for request in _answered(self.journal())} | self.paid
 
     @property
     def _environment(self) -> dict[str, str]:

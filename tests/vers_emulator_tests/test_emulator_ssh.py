@@ -230,4 +230,5 @@ async def test_the_usual_programs_can_be_used(vers: RawVers, vm: str, tmp_path: 
         return subprocess.run(argv, input=ALL_BYTES, capture_output=True, timeout=30, check=False)
 
     result = await to_thread.run_sync(ssh)
-    assert (result.stdout, result.stderr, result.returncode) == (ALL_BYTES, ALL_BYTES, 9)
+    assert (result.stdout, result.returncode) == (ALL_BYTES, 9)
+    assert result.stderr.startswith(ALL_BYTES)  # openssl may complain of how the connection ended

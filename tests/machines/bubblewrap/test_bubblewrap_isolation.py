@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from typing import TYPE_CHECKING
 
 import pytest
+
+from vers_rlm_mcp.machines import ExitStatus, run_command
 
 if TYPE_CHECKING:
     from conftest import Shell
@@ -107,3 +110,16 @@ async def test_a_machine_of_roots_is_not_root_on_the_host(
     owners = await sh(machine, "stat -c %u:%g /usr/bin /etc/passwd /workspace /root")
     assert owners.split() == ["0:0"] * 4
     assert await sh(machine, "touch /usr/x && chown 33:33 /usr/x && stat -c %u /usr/x") == "33\n"
+
+
+async def test_programs_heed_signals_that_the_server_ignores(backend: BubblewrapBackend) -> None:
+    ignored = {number: signal.signal(number, signal.SIG_IGN) for number in (1, 2, 3)}
+    try:
+        machine = await backend.create()
+    finally:
+        for number, handler in ignored.items():
+            signal.signal(number, handler)
+    for number in ignored:
+        result = await run_command(machine, ["sh", "-c", f"kill -{number} $$"], timeout=20)
+        assert result.status == ExitStatus(None, number)
+    await machine.delete()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
+from anyio.abc import SocketAttribute
 
 from microvm.machines import open_microsandbox
 from vers_rlm_mcp.machines import run_command
@@ -15,14 +19,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from vers_rlm_mcp.machines import Backend
+    from anyio.abc import SocketStream
 
-CONNECT = """
+    from vers_rlm_mcp.machines import Backend, Machine
+    from vers_rlm_mcp.machines.microsandbox.config import Network
+
+SPEAK = """
 import socket, sys
 try:
-    socket.create_connection(("93.184.215.14", 80), timeout=3)
+    with socket.create_connection(sys.argv[1:3], timeout=5) as connection:
+        connection.sendall(sys.argv[3].encode())
+        connection.recv(1)
 except OSError as error:
-    sys.exit(f"refused: {type(error).__name__}")
+    print(error)
 """
 
 
@@ -52,15 +61,45 @@ async def test_a_machine_with_any_network_policy_can_be_branched_and_restored(
                 await backend.delete_commit(commit.id)
 
 
-async def test_without_a_network_no_address_is_reached_by_a_machine_or_its_copies(
-    backend: Backend,
+@pytest.mark.parametrize(("network", "reaches"), [("off", False), ("host", True)])
+async def test_what_a_machine_may_reach_is_what_its_copies_may(
+    network: Network, reaches: bool, backend: Backend, tmp_path: Path
 ) -> None:
-    machine = await backend.create()
-    copies = await machine.branch()
-    try:
-        for tried in (machine, *copies):
-            result = await run_command(tried, ["python3", "-c", CONNECT], timeout=60)
-            assert "refused" in result.stderr.text
-    finally:
-        for tried in (machine, *copies):
-            await tried.delete()
+    """Seen from the other end: the package itself answers for addresses that it refuses."""
+    seen: set[str] = set()
+    machines: list[Machine] = []
+
+    async def listen(stream: SocketStream) -> None:
+        async with stream:
+            with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                seen.add((await stream.receive()).decode())
+
+    config = replace(open_microsandbox(tmp_path).config, network=network)
+    async with (
+        MicrosandboxBackend(tmp_path, config) as limited,
+        await anyio.create_tcp_listener(local_host=own_address()) as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(listener.serve, listen)
+        address = listener.extra(SocketAttribute.local_address)
+        machines.append(await limited.create())
+        try:
+            machines += await machines[0].branch()
+            commit = await machines[0].snapshot()
+            machines.append(await limited.restore(commit.id))
+            await limited.delete_commit(commit.id)
+            for tried in machines:
+                argv = ["python3", "-c", SPEAK, str(address[0]), str(address[1]), tried.id]
+                assert (await run_command(tried, argv, timeout=60)).status
+        finally:
+            for tried in machines:
+                await tried.delete()
+        tasks.cancel_scope.cancel()
+    assert seen == ({machine.id for machine in machines} if reaches else set())
+
+
+def own_address() -> str:
+    """Of this computer, as others know it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as found:
+        found.connect(("192.0.2.1", 9))  # nothing is sent
+        return found.getsockname()[0]

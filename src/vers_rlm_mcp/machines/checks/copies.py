@@ -222,7 +222,8 @@ async def programs_go_on_in_copies(lab: Lab) -> None:
     """What runs in a machine runs in its branches and commits too, from the same instant on."""
     machine = await lab.create()
     count = (
-        "n=0; while :; do n=$((n + 1)); echo $n > /dev/shm/new; mv /dev/shm/new /dev/shm/n; done"
+        "n=0; while :; do n=$((n + 1)); echo $n > /dev/shm/new; mv /dev/shm/new /dev/shm/n; "
+        "sleep 0.1; done"
     )
     pid = int(await sh(machine, '(sh -c "$1" >/dev/null 2>&1 & echo $!)', count))
     (branch,) = await lab.branch(machine)
@@ -230,7 +231,7 @@ async def programs_go_on_in_copies(lab: Lab) -> None:
     for copy in (machine, branch, restored):
         expect(await is_running(copy, pid), f"the program does not run in {copy.id}")
         seen = int(await sh(copy, "cat /dev/shm/n"))
-        wait = 'while [ "$(cat /dev/shm/n)" -le "$1" ]; do :; done'
+        wait = 'while [ "$(cat /dev/shm/n)" -le "$1" ]; do sleep 0.1; done'
         await sh(copy, wait, str(seen))
     await sh(branch, 'kill -9 "$1"', str(pid))
     expect(await is_running(machine, pid), "what was killed in a branch ended in the machine")

@@ -32,8 +32,7 @@ SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}
 KEYCTL_JOIN_SESSION_KEYRING = 1
 
 SIGCHLD = 17
-SIGPIPE = 13
-SIGXFSZ = 25
+LAST_SIGNAL = 64
 SIG_UNBLOCK = 1
 SIG_BLOCK = 0
 SFD_CLOEXEC = 0o2000000
@@ -118,11 +117,15 @@ def child_signals() -> int:
 
 
 def default_signals() -> None:
-    """Undo for a program what `child_signals` and Python's start changed."""
+    """Undo for a program what `child_signals`, Python's start and whoever began us changed.
+
+    What runs under `nohup`, or in the background of a script, ignores signals, and so would all
+    that it starts.
+    """
     signals = (ctypes.c_ulong * 16)(1 << (SIGCHLD - 1))
     _check(_libc.sigprocmask(SIG_UNBLOCK, signals, None), "sigprocmask")
-    for number in (SIGPIPE, SIGXFSZ):
-        _libc.signal(number, None)
+    for number in range(1, LAST_SIGNAL + 1):
+        _libc.signal(number, None)  # Those that cannot be changed: EINVAL.
 
 
 def keep_capabilities(kept: int) -> None:
