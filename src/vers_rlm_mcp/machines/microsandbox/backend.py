@@ -100,7 +100,7 @@ class MicrosandboxBackend(Backend):
         fidelity = commits[commit_id].fidelity
         try:
             async with self._making(1, commit_id, labels, spec or MachineSpec()) as (name,):
-                await self._library.restore(commit_id, name, fidelity, spec)
+                await self._library.restore(commit_id, name, fidelity, spec, self.config)
         except NoSuchSnapshot:  # deleted meanwhile
             raise unknown_handle("commit", commit_id, []) from None
         return self._handle(name)

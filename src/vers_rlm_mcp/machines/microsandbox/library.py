@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from functools import cached_property
 from importlib import import_module
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -97,18 +98,8 @@ class Library:
         Through the package's command: its Python API refuses to copy machines that have a network
         policy, for want of the switch that says that policies are to be inherited.
         """
-        argv = (
-            *(self.package.resolve_runtime().msb_path, "fork", name, "--quiet"),
-            *("--dangerously-inherit-resources", "--names", *names),
-        )
         with self.doing(f"branch machine {name}"):
-            with anyio.fail_after(COPY_SECONDS, shield=True):
-                result = await anyio.run_process(argv, check=False, stderr=subprocess.STDOUT)
-            words = result.stdout.decode(errors="replace")
-            if result.returncode and "not found" in words:
-                raise NoSuchSandbox(words)
-            if result.returncode:
-                raise self.package.MicrosandboxError(words)
+            await self._copy(NoSuchSandbox, "fork", name, "--names", *names)
 
     async def states(self) -> Mapping[str, str]:
         """Every machine that the library knows, with its state."""
@@ -186,19 +177,31 @@ class Library:
         return "memory", ""
 
     async def restore(
-        self, commit: str, name: str, fidelity: Fidelity, spec: MachineSpec | None
+        self,
+        commit: str,
+        name: str,
+        fidelity: Fidelity,
+        spec: MachineSpec | None,
+        config: MicrosandboxConfig,
     ) -> None:
-        """Make a machine from a snapshot; its memory is shared until either side writes to it."""
+        """Make a machine from a snapshot; its memory is shared until either side writes to it.
+
+        Through the package's command: its Python API cannot say what the machine may reach, and no
+        snapshot says it. What is not told may reach every public address.
+        """
+        options = [*_network_options(config)]
+        if fidelity == "memory":
+            options.append("--cow-mem")
+        if spec and spec.vcpu_count:
+            options.append(f"--cpus={spec.vcpu_count}")
+        if spec and spec.mem_size_mib:
+            options.append(f"--memory={spec.mem_size_mib}M")
+        if config.max_seconds:
+            options.append(f"--max-duration={ceil(config.max_seconds)}s")
         with self.doing(f"restore commit {commit}"):
-            sandbox = await self.package.Sandbox.restore(
-                f"{commit}:{commit}",
-                name=name,
-                cpus=spec and spec.vcpu_count,
-                memory=spec and spec.mem_size_mib,
-                cow_memory=fidelity == "memory",
-                dangerously_inherit_resources=True,
+            await self._copy(
+                NoSuchSnapshot, "restore", f"{commit}:{commit}", "--name", name, *options
             )
-            await sandbox.detach()
 
     async def snapshots(self) -> Mapping[str, str]:
         """Our snapshots, each with the directory that it is in."""
@@ -250,6 +253,18 @@ class Library:
 
     # Settings
 
+    async def _copy(self, gone: type[MachineError], *arguments: str) -> None:
+        """Let the package's command copy a machine. Raises `gone` where there is none."""
+        program = self.package.resolve_runtime().msb_path
+        argv = (program, *arguments, "--quiet", "--dangerously-inherit-resources")
+        with anyio.fail_after(COPY_SECONDS, shield=True):
+            result = await anyio.run_process(argv, check=False, stderr=subprocess.STDOUT)
+        words = result.stdout.decode(errors="replace")
+        if result.returncode and "not found" in words:
+            raise gone(words)
+        if result.returncode:
+            raise self.package.MicrosandboxError(words)
+
     def _network(self, config: MicrosandboxConfig) -> Any:
         package = self.package
         if config.network == "off":
@@ -267,6 +282,16 @@ class Library:
                 default_ingress=package.Action.DENY, rules=(*package.Rule.allow_dns(), *rules)
             )
         )
+
+
+def _network_options(config: MicrosandboxConfig) -> Sequence[str]:
+    """What `_network` says, for the package's command."""
+    if config.network == "off":
+        return ("--no-net",)
+    if config.network == "host":
+        return ("--net-default", "allow")
+    targets = ("dns", *(config.network_domains or ("public",)))
+    return ("--net-default", "deny", "--net-rule", ",".join(f"allow@{each}" for each in targets))
 
 
 def _disk_mib(spec: MachineSpec) -> int | None:
