@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
@@ -91,7 +92,7 @@ async def test_a_machine_full_of_processes_says_so_and_can_be_told_to_end_them(
             assert await bomb.stdout.receive() == b"BlockingIOError\n"
             seen = await sh(small, "echo alive; (echo forked)")
             assert seen.startswith("alive\n")
-            assert "304 of the 304 processes and threads" in seen
+            assert re.search("30[34] of the 304 processes and threads", seen)  # one may be ending
             assert "`kill -9 -1`" in seen
             assert "forked" not in seen
             await run_command(small, ["sh", "-c", "kill -9 -1"], timeout=10)
