@@ -173,8 +173,9 @@ async def test_what_has_changed_since_a_commit_is_told_in_fields_and_in_text(cli
     await call(client, "exec", command="echo two > plan; mkdir done")
     result = await client.call_tool("vmDiff", {"a": commit})
     assert result.structured_content
-    counts = result.structured_content["counts"]
-    assert (counts["added"], counts["changed"]) == (1, 1)
+    counts = dict(result.structured_content["counts"])
+    counts.pop("unread", None)  # what only root may read of the host's system
+    assert counts == {"added": 1, "changed": 1}
     assert result.structured_content["files"] == [
         {"path": "/workspace/done", "change": "added", "summary": "+ /workspace/done/"},
         {

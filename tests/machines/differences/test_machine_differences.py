@@ -62,8 +62,10 @@ Files: 1 added, 1 removed, 6 changed
 
 @needs_root
 async def test_another_owner_is_told(pair: Pair) -> None:
-    difference = await found(pair, "echo > f; chown 5:6 f", "echo > f; chown 7 f")
-    assert "~ /workspace/f (owner 5:6 → 7:0)\n" in difference.text
+    difference = await found(
+        pair, "echo > f; chown 5:6 f", "echo > f; chmod 600 f; chown 7 f; echo > g"
+    )
+    assert "~ /workspace/f (mode 0644 → 0600, owner 5:6 → 7:0)\n" in difference.text
 
 
 async def test_a_file_that_is_only_younger_is_no_difference(pair: Pair) -> None:

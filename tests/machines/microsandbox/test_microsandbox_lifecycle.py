@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from test_microsandbox_smoke import COUNT, RISES, sh
+from test_microsandbox_smoke import COUNT, RISES, delete_all, sh
 
 from microvm.machines import open_microsandbox
 from vers_rlm_mcp.machines.microsandbox import MicrosandboxBackend
@@ -103,10 +103,7 @@ async def test_where_memory_cannot_be_kept_a_commit_has_the_disk_and_says_so(
             assert await sh(restored, "cat /workspace/file; ls /dev/shm") == "kept"
             await sh(machine, RISES)
         finally:
-            for info in await backend.list():
-                await backend.delete(info.id)
-            for left in await backend.commits():
-                await backend.delete_commit(left.id)
+            await delete_all(backend)
 
 
 def kept() -> set[Path]:

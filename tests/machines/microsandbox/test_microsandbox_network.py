@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 from anyio.abc import SocketAttribute
+from test_microsandbox_smoke import delete_all
 
 from microvm.machines import open_microsandbox
 from vers_rlm_mcp.machines import run_command
@@ -55,10 +56,7 @@ async def test_a_machine_with_any_network_policy_can_be_branched_and_restored(
             await machine.branch()
             await backend.restore((await machine.snapshot()).id)
         finally:
-            for info in await backend.list():
-                await backend.delete(info.id)
-            for commit in await backend.commits():
-                await backend.delete_commit(commit.id)
+            await delete_all(backend)
 
 
 @pytest.mark.parametrize(("network", "reaches"), [("off", False), ("host", True)])

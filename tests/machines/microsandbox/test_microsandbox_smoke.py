@@ -52,10 +52,14 @@ async def test_copies_go_on_with_an_identity_of_their_own(backend: Backend) -> N
         await sh(copies[0], RISES)
         await backend.delete_commit(commit.id)
     finally:
-        for info in await backend.list():
-            await backend.delete(info.id)
-        for left in await backend.commits():
-            await backend.delete_commit(left.id)
+        await delete_all(backend)
+
+
+async def delete_all(backend: Backend) -> None:
+    for info in await backend.list():
+        await backend.delete(info.id)
+    for left in await backend.commits():
+        await backend.delete_commit(left.id)
 
 
 async def sh(machine: Machine, script: str) -> str:

@@ -73,7 +73,7 @@ class Variables:
         """
         from . import pickles
 
-        disk = self._disk()
+        disk = self._disk() if self._inputs else None
         inputs = {
             name: (i.path, i.form) for name, i in self._inputs.items() if self._holds(name, disk)
         }

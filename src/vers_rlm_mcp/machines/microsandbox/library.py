@@ -147,6 +147,18 @@ class Library:
                 "sh", ["-c", command], cwd="/", stdin=package.Stdin.pipe()
             )
 
+    async def _copy(self, gone: type[MachineError], *arguments: str) -> None:
+        """Let the package's command copy a machine. Raises `gone` where there is none."""
+        program = self.package.resolve_runtime().msb_path
+        argv = (program, *arguments, "--quiet", "--dangerously-inherit-resources")
+        with anyio.fail_after(COPY_SECONDS, shield=True):
+            result = await anyio.run_process(argv, check=False, stderr=subprocess.STDOUT)
+        words = result.stdout.decode(errors="replace")
+        if result.returncode and "not found" in words:
+            raise gone(words)
+        if result.returncode:
+            raise self.package.MicrosandboxError(words)
+
     # Snapshots
 
     async def snapshot(self, name: str, commit: str) -> tuple[Fidelity, str]:
@@ -252,18 +264,6 @@ class Library:
                 await session.result()
 
     # Settings
-
-    async def _copy(self, gone: type[MachineError], *arguments: str) -> None:
-        """Let the package's command copy a machine. Raises `gone` where there is none."""
-        program = self.package.resolve_runtime().msb_path
-        argv = (program, *arguments, "--quiet", "--dangerously-inherit-resources")
-        with anyio.fail_after(COPY_SECONDS, shield=True):
-            result = await anyio.run_process(argv, check=False, stderr=subprocess.STDOUT)
-        words = result.stdout.decode(errors="replace")
-        if result.returncode and "not found" in words:
-            raise gone(words)
-        if result.returncode:
-            raise self.package.MicrosandboxError(words)
 
     def _network(self, config: MicrosandboxConfig) -> Any:
         package = self.package
