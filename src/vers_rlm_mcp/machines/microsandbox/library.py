@@ -271,15 +271,12 @@ class Library:
             return package.Network.none()
         if config.network == "host":
             return package.Network.allow_all()
-        if not config.network_domains:
-            return package.Network.from_profiles(package.NetworkProfile.PUBLIC)
-        rules = [
-            package.Rule.allow(destination=package.Destination.domain(domain))
-            for domain in config.network_domains
-        ]
+        named = [package.Destination.domain(domain) for domain in config.network_domains]
+        public = package.Destination.group(package.DestGroup.PUBLIC)
+        allowed = [package.Rule.allow(destination=each) for each in named or (public,)]
         return package.Network(
             policy=package.NetworkPolicy(
-                default_ingress=package.Action.DENY, rules=(*package.Rule.allow_dns(), *rules)
+                default_ingress=package.Action.DENY, rules=(*package.Rule.allow_dns(), *allowed)
             )
         )
 
