@@ -39,7 +39,10 @@ async def main(directory):
     plain = await fleet.create()
     kept = await fleet.create(keep=True)
     process = await plain.spawn(["sleep", "1000"])
-    print(plain.id, kept.id, flush=True)
+    noted = await fleet.snapshot(plain)
+    ledger.committed = lambda *_, **__: None  # killed before
+    unnoted = await fleet.snapshot(kept)
+    print(plain.id, kept.id, noted.id, unnoted.id, flush=True)
     await Fleet(Halfway(directory / "machines"), ledger, max_machines=10).create(keep=True)
 
 anyio.run(main, pathlib.Path(sys.argv[1]))
@@ -239,7 +242,7 @@ async def test_a_sweep_leaves_machines_of_live_servers_and_strangers(
 
 
 @pytest.mark.parametrize("kind", [FakeBackend, BubblewrapBackend])
-async def test_machines_of_a_killed_server_are_swept(
+async def test_machines_and_unknown_commits_of_a_killed_server_are_swept(
     kind: type[FakeBackend | BubblewrapBackend], tmp_path: Path
 ) -> None:
     module = kind.__module__.removeprefix("vers_rlm_mcp.machines.")
@@ -247,17 +250,19 @@ async def test_machines_of_a_killed_server_are_swept(
     argv = [sys.executable, "-c", source, str(tmp_path)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:  # noqa: ASYNC220 - ends here
         assert server.stdout
-        plain, kept = server.stdout.readline().split()
+        plain, kept, noted, unnoted = server.stdout.readline().split()
         halfway = server.stdout.readline().strip()
         with closing(Ledger(tmp_path / "ledger")) as ledger:
             async with kind(tmp_path / "machines") as backend:
                 fleet = Fleet(backend, ledger, max_machines=4)
                 assert await ids(fleet) == {plain, kept, halfway}
+                assert [commit.id for commit in await fleet.commits()] == [noted, unnoted]
                 assert await fleet.sweep() == []
                 server.kill()
                 server.wait(10)
-                assert sorted(await fleet.sweep()) == sorted([plain, halfway])
+                assert sorted(await fleet.sweep()) == sorted([plain, halfway, unnoted])
                 assert await ids(fleet) == {kept}
+                assert [commit.id for commit in await fleet.commits()] == [noted]
                 assert await fleet.sweep() == []
                 await fleet.delete(kept)
 

@@ -124,6 +124,17 @@ def test_a_commit_is_written_with_its_place_in_a_run(ledger: Ledger) -> None:
     assert ledger.commits("fake")[0].deleted_at is not None
 
 
+def test_a_commit_that_was_asked_for_is_open_until_it_is_written(ledger: Ledger) -> None:
+    made = Commit("commit-1", "fake-1", 12.5, "disk", intent=ledger.ask_commit("fake"))
+    ledger.ask_commit("fake")
+    _, lost = ledger.asked_commits("fake")
+    ledger.committed("fake", made)
+    assert ledger.asked_commits("fake") == [lost]
+    assert (lost.owner, ledger.asked_commits("vers")) == (ledger.owner, [])
+    ledger.close_asked(lost)
+    assert ledger.asked_commits("fake") == []
+
+
 def test_what_is_written_is_there_after_a_restart(tmp_path: Path) -> None:
     first = Ledger(tmp_path)
     first.bind(ask(first), ["fake-1"])

@@ -77,6 +77,8 @@ class Commit:
     fidelity: Fidelity
     notes: tuple[str, ...] = ()
     """Whole sentences on how it was taken, where that matters to the user."""
+    intent: str | None = None
+    """What ties it to the ledger entry written before it was asked for, as a machine's label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +179,11 @@ class Machine(ABC):
         """
 
     @abstractmethod
-    async def snapshot(self) -> Commit:
-        """Freeze the machine's state in a new commit. The machine itself goes on, processes too."""
+    async def snapshot(self, *, intent: str | None = None) -> Commit:
+        """Freeze the machine's state in a new commit, which bears the `intent` from the beginning.
+
+        The machine itself goes on, processes too.
+        """
 
     @abstractmethod
     async def branch(

@@ -171,9 +171,10 @@ class FakeMachine(Machine):
             os.close(descriptor)
         return size
 
-    async def snapshot(self) -> Commit:
+    async def snapshot(self, *, intent: str | None = None) -> Commit:
         self._check()
-        commit = Commit(_new_id("commit"), self.id, time.time(), CAPABILITIES.fidelity)
+        fidelity = CAPABILITIES.fidelity
+        commit = Commit(_new_id("commit"), self.id, time.time(), fidelity, intent=intent)
         await self._copy_frozen(self._backend.commits_dir / commit.id, asdict(commit))
         return commit
 

@@ -31,7 +31,7 @@ DELETES_AT_ONCE: Final = 8
 """Enough that remote waits overlap, few enough for a service's rate limit."""
 
 SETTLE_SECONDS: Final = 600.0
-"""How long a machine may take to appear after asking for it failed; remote boots take seconds."""
+"""How long what was asked for may take to appear after that failed; remote boots take seconds."""
 
 
 class Fleet:
@@ -118,8 +118,13 @@ class Fleet:
     async def snapshot(
         self, machine: Machine, *, run: str | None = None, step: int | None = None
     ) -> Commit:
-        """Commit a machine, and note at which step of which run."""
-        commit = await machine.snapshot()
+        """Commit a machine, and note at which step of which run.
+
+        A commit that this server is killed before it can note is deleted by a later sweep: nobody
+        was told of it.
+        """
+        intent = self.ledger.ask_commit(self.backend.name)
+        commit = await machine.snapshot(intent=intent)
         self.ledger.committed(
             self.backend.name, commit, run=run, step=step, principal=self.principal
         )
@@ -194,7 +199,7 @@ class Fleet:
         An error on one machine is logged and does not stop the others.
 
         Returns:
-            The ids of the machines that were deleted.
+            The ids of the machines and commits that were deleted.
         """
         removal = await self._remove(
             [
@@ -206,7 +211,7 @@ class Fleet:
         )
         for warning in removal.warnings:
             logger.warning("%s", warning)
-        return removal.deleted
+        return [*removal.deleted, *await self._sweep_commits()]
 
     async def aclose(self) -> None:
         """Delete the machines that this server made and nobody asked to keep."""
@@ -292,6 +297,27 @@ class Fleet:
     def _own_commits(self) -> set[str]:
         commits = self.ledger.commits(self.backend.name)
         return {commit.id for commit in commits if commit.principal == self.principal}
+
+    async def _sweep_commits(self) -> Sequence[str]:
+        """Delete commits whose servers were killed before they could write them down."""
+        asked = {
+            commit.intent: commit
+            for commit in self.ledger.asked_commits(self.backend.name)
+            if not self.ledger.is_alive(commit.owner)
+        }
+        deleted: list[str] = []
+        try:
+            for commit in await self.backend.commits() if asked else ():
+                if commit.intent in asked:
+                    await self.backend.delete_commit(commit.id)
+                    self.ledger.close_asked(asked.pop(commit.intent))
+                    deleted.append(commit.id)
+        except MachineError as error:
+            logger.warning("Commits of servers that were killed cannot be deleted yet: %s", error)
+        for late in asked.values():
+            if time.time() - late.asked_at > SETTLE_SECONDS:
+                self.ledger.close_asked(late)
+        return deleted
 
     async def _remove(self, records: Sequence[MachineRecord]) -> _Removal:
         """Delete the machines of these records, several at a time, even when cancelled."""

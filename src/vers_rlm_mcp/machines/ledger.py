@@ -64,6 +64,14 @@ CREATE TABLE commits (
 ALTER TABLE machines ADD COLUMN principal TEXT;
 ALTER TABLE commits ADD COLUMN principal TEXT;
 """,
+    """
+CREATE TABLE asked_commits (        -- that nobody has written down as made
+    intent TEXT PRIMARY KEY,
+    backend TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    asked_at REAL NOT NULL
+);
+""",
 )
 """What makes each version of the file of the one before it, and the first of an empty one."""
 
@@ -99,6 +107,16 @@ class CommitRecord:
     created_at: float
     deleted_at: float | None
     principal: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AskedCommit:
+    """A commit that was asked for: perhaps it is being made, perhaps its server was killed."""
+
+    intent: str
+    backend: str
+    owner: str
+    asked_at: float
 
 
 class Ledger:
@@ -198,6 +216,17 @@ class Ledger:
         now = time.time()
         self._write("UPDATE machines SET deleted_at = ? WHERE number = ?", now, record.number)
 
+    def ask_commit(self, backend: str) -> str:
+        """Write down that a commit is about to be asked for.
+
+        Returns:
+            The intent, which the commit must bear.
+        """
+        intent = uuid.uuid4().hex
+        row = (intent, backend, self.owner, time.time())
+        self._write("INSERT INTO asked_commits VALUES (?, ?, ?, ?)", *row)
+        return intent
+
     def committed(
         self,
         backend: str,
@@ -208,18 +237,19 @@ class Ledger:
         principal: str | None = None,
     ) -> None:
         """Write down a commit, where in a run it was made, and on whose behalf."""
-        self._write(
-            "INSERT OR REPLACE INTO commits"
-            " (backend, id, machine_id, run, step, created_at, principal)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            backend,
-            commit.id,
-            commit.machine_id,
-            run,
-            step,
-            commit.created_at,
-            principal,
-        )
+        made = (backend, commit.id, commit.machine_id, run, step, commit.created_at, principal)
+        with self._transaction() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO commits"
+                " (backend, id, machine_id, run, step, created_at, principal)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                made,
+            )
+            database.execute("DELETE FROM asked_commits WHERE intent = ?", (commit.intent,))
+
+    def close_asked(self, commit: AskedCommit) -> None:
+        """Write down that a commit that was asked for is no more, or never came to be."""
+        self._write("DELETE FROM asked_commits WHERE intent = ?", commit.intent)
 
     def commit_deleted(self, backend: str, commit_id: str) -> None:
         """Write down that a commit is no more."""
@@ -271,6 +301,11 @@ class Ledger:
             backend,
         )
         return [CommitRecord(**row) for row in rows]
+
+    def asked_commits(self, backend: str) -> Sequence[AskedCommit]:
+        """The commits that were asked for and are not written down as made."""
+        rows = self._rows("SELECT * FROM asked_commits WHERE backend = ?", backend)
+        return [AskedCommit(**row) for row in rows]
 
     def is_alive(self, owner: str) -> bool:
         """Whether the server that is called `owner` in this ledger still runs."""

@@ -26,7 +26,7 @@ def test_machines_are_read_back_as_they_were_written_oldest_first(tmp_path: Path
 
 
 def test_commits_are_read_back_as_they_were_written(tmp_path: Path) -> None:
-    commit = Commit(new_name(), "m", 1.0, "disk", ("It carries the disk only.",))
+    commit = Commit(new_name(), "m", 1.0, "disk", ("It carries the disk only.",), "an intent")
     Records(tmp_path).write(commit)
     assert Records(tmp_path).commits() == [commit]
 

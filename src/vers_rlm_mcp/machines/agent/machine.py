@@ -69,7 +69,7 @@ class Owner(Protocol[LinkOf]):
 
     name: str
 
-    async def commit(self, machine_id: str) -> Commit:
+    async def commit(self, machine_id: str, intent: str | None) -> Commit:
         """Take a commit of a machine."""
         ...
 
@@ -200,9 +200,9 @@ class AgentMachine(Machine, Generic[AnyLink]):
         finally:
             job.close()
 
-    async def snapshot(self) -> Commit:
+    async def snapshot(self, *, intent: str | None = None) -> Commit:
         self._link.check()
-        return await self._owner.commit(self.id)
+        return await self._owner.commit(self.id, intent)
 
     async def branch(
         self, count: int = 1, *, labels: Mapping[str, str] | None = None

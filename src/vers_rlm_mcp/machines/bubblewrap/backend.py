@@ -155,7 +155,7 @@ class BubblewrapBackend(Backend):
 
     # For machines
 
-    async def commit(self, machine: RunningMachine) -> Commit:
+    async def commit(self, machine: RunningMachine, intent: str | None) -> Commit:
         """Freeze a machine in a new commit."""
         made: list[CommitRecord] = []
 
@@ -169,6 +169,7 @@ class BubblewrapBackend(Backend):
                 spec=record.spec,
                 layers=frozen.layers,
                 notes=frozen.notes,
+                intent=intent,
             )
             self._store.add_commit(commit)
             made.append(commit)

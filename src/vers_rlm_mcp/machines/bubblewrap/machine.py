@@ -121,8 +121,8 @@ class BubblewrapMachine(Machine):
                 raise MachineError(f"Cannot {what}: the process that wrote was killed.")
             return parse_number(written[0])
 
-    async def snapshot(self) -> Commit:
-        return await self._backend.commit(self._running)
+    async def snapshot(self, *, intent: str | None = None) -> Commit:
+        return await self._backend.commit(self._running, intent)
 
     async def branch(
         self, count: int = 1, *, labels: Mapping[str, str] | None = None

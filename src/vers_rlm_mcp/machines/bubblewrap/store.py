@@ -91,10 +91,13 @@ class CommitRecord:
     spec: MachineSpec
     layers: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
+    intent: str | None = None
 
     def commit(self) -> Commit:
         """The same, as the interface has it."""
-        return Commit(self.id, self.machine_id, self.created_at, "disk", self.notes)
+        return Commit(
+            self.id, self.machine_id, self.created_at, "disk", self.notes, intent=self.intent
+        )
 
 
 def new_id(prefix: str = "") -> str:

@@ -74,9 +74,9 @@ class Lab:
         self._machines += [branch.id for branch in branches]
         return branches
 
-    async def snapshot(self, machine: Machine) -> Commit:
+    async def snapshot(self, machine: Machine, intent: str | None = None) -> Commit:
         """A commit of a machine."""
-        commit = await machine.snapshot()
+        commit = await machine.snapshot(intent=intent)
         self._commits.append(commit.id)
         return commit
 

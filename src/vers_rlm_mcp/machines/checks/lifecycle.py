@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -197,7 +198,9 @@ async def a_restart_keeps_machines(lab: Lab) -> None:
     """A second backend object over the same state knows the machines and commits of the first."""
     machine = await lab.create(labels={"purpose": "to last"})
     await machine.write(STATE, b"durable")
-    commit = await lab.snapshot(machine)
+    intent = uuid.uuid4().hex
+    commit = await lab.snapshot(machine, intent)
+    expect_equal(commit.intent, intent, "what the commit was asked under")
     (branch,) = await lab.branch(machine)
     backend = await lab.reopen()
     infos = {info.id: info for info in await backend.list()}

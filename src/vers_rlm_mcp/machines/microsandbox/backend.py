@@ -145,9 +145,9 @@ class MicrosandboxBackend(Backend):
                 return info
         raise _gone(machine_id)
 
-    async def commit(self, machine_id: str) -> Commit:
+    async def commit(self, machine_id: str, intent: str | None) -> Commit:
         """Take a commit of a machine. Raises `MachineGone`."""
-        commit = Commit(new_name(), machine_id, time.time(), "memory")
+        commit = Commit(new_name(), machine_id, time.time(), "memory", intent=intent)
         self._commits.write(commit)
         try:
             async with self._copying(machine_id):
@@ -155,7 +155,7 @@ class MicrosandboxBackend(Backend):
             await anyio.lowlevel.checkpoint_if_cancelled()
             if why_not:
                 note = f"It carries the disk only, since its memory could not be kept: {why_not}"
-                commit = Commit(commit.id, machine_id, commit.created_at, fidelity, (note,))
+                commit = replace(commit, fidelity=fidelity, notes=(note,))
                 self._commits.write(commit)
         except BaseException as error:
             await self._clean(commit_ids=[commit.id])

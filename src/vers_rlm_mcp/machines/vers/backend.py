@@ -41,6 +41,9 @@ DELETED: Final = "Deleted in vers-rlm-mcp; goes when the machines made from it a
 
 MACHINE_ID: Final = "/etc/machine-id"
 
+COMMIT_PREFIX: Final = "vers-rlm-"
+
+_COMMIT_NAME = re.compile(f"{COMMIT_PREFIX}(.+)")
 _UUID = re.compile(UUID_PATTERN)
 
 
@@ -185,9 +188,10 @@ class VersBackend(Backend):
         except NotThere:
             raise _gone(machine_id) from None
 
-    async def commit(self, machine_id: str) -> Commit:
+    async def commit(self, machine_id: str, intent: str | None) -> Commit:
         """Take a commit of a machine. Raises `MachineGone`."""
-        name = f"vers-rlm-{uuid.uuid4().hex}"
+        intent = intent or uuid.uuid4().hex
+        name = COMMIT_PREFIX + intent
 
         async def post() -> Sequence[str]:
             return [await self._api.commit(machine_id, name, f"Of machine {machine_id}")]
@@ -199,7 +203,7 @@ class VersBackend(Backend):
 
         async def finish(ids: Sequence[str]) -> None:
             self._connector.pins.inherit(ids[0], machine_id)
-            made.append(await self._described(ids[0], machine_id))
+            made.append(await self._described(ids[0], machine_id, intent))
 
         making = Making(
             post, find=find, delete=self._api.delete_commit, finish=finish, lasting=True
@@ -294,15 +298,16 @@ class VersBackend(Backend):
             machine_id=info.parent_vm_id or "",
             created_at=info.created_at.timestamp(),
             fidelity=self.config.fidelity,
+            intent=ours.group(1) if (ours := _COMMIT_NAME.fullmatch(info.name or "")) else None,
         )
 
-    async def _described(self, commit_id: str, machine_id: str) -> Commit:
+    async def _described(self, commit_id: str, machine_id: str, intent: str) -> Commit:
         """A commit that was just taken, with the time that the service gave it."""
         with suppress(MachineError):  # it is there, whatever becomes of looking at it
             async for info in self._api.commits():
                 if info.commit_id == commit_id:
                     return self._commit(info)
-        return Commit(commit_id, machine_id, time.time(), self.config.fidelity)
+        return Commit(commit_id, machine_id, time.time(), self.config.fidelity, intent=intent)
 
     # Commits that the service does not delete yet
 
