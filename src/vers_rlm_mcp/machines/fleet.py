@@ -300,10 +300,14 @@ class Fleet:
 
     async def _sweep_commits(self) -> Sequence[str]:
         """Delete commits whose servers were killed before they could write them down."""
+        name = self.backend.name
+        owners = {commit.owner for commit in self.ledger.asked_commits(name)}
+        dead = {owner for owner in owners if not self.ledger.is_alive(owner)}
+        # Read again: a server may have written its last one down, and then ended.
         asked = {
             commit.intent: commit
-            for commit in self.ledger.asked_commits(self.backend.name)
-            if not self.ledger.is_alive(commit.owner)
+            for commit in self.ledger.asked_commits(name)
+            if commit.owner in dead
         }
         deleted: list[str] = []
         try:
