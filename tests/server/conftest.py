@@ -65,7 +65,8 @@ def serve_http_process(environment: dict[str, str]) -> ServeHttp:
     ) -> AsyncGenerator[HttpServer]:
         process = await anyio.open_process(
             [COMMAND, "serve", "--port", "0", *flags],
-            env=environment | dict(env or {}),
+            # Tests that wait for something ask for it all the time.
+            env=environment | {"VERS_RLM_MAX_REQUESTS": "10000"} | dict(env or {}),
             stdout=None,
         )
         log = _Log(process)
