@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from repl import Host, Repl
 
+import older_pythons  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from assumptions import MACHINES, MARKER, hold_assumptions
 from microvm.machines import open_microsandbox
 from vers_emulator import VersEmulator, config_of

@@ -1,4 +1,4 @@
-"""What all tests need."""
+"""Imported for what it does: mends what early releases of Python 3.11 do to tests."""
 
 from __future__ import annotations
 
