@@ -309,9 +309,11 @@ class Fleet:
             for commit in self.ledger.asked_commits(name)
             if commit.owner in dead
         }
+        if not asked:
+            return ()
         deleted: list[str] = []
         try:
-            for commit in await self.backend.commits() if asked else ():
+            for commit in await self.backend.commits():
                 if commit.intent in asked:
                     await self.backend.delete_commit(commit.id)
                     self.ledger.close_asked(asked.pop(commit.intent))

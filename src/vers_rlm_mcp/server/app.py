@@ -174,4 +174,4 @@ class Application:
             logger.exception("The machines of dead servers could not be looked for")
         else:
             if swept:
-                logger.info("Deleted machines of servers that ended early: %s", ", ".join(swept))
+                logger.info("Deleted what servers that ended early left: %s", ", ".join(swept))
