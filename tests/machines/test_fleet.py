@@ -178,6 +178,21 @@ async def test_one_machine_that_stays_does_not_save_the_others(
     assert await ids(fleet) == set()
 
 
+async def test_what_could_not_be_deleted_at_its_time_is_swept_unless_it_was_kept_since(
+    fleet: Fleet, backend: Stubborn
+) -> None:
+    ann = fleet.seen_by("ann")
+    late, saved = await ann.create(run="run-1"), await ann.create(run="run-1")
+    other = await ann.create(run="run-2")
+    backend.stuck = frozenset({late.id, saved.id})
+    assert len(await ann.release_run("run-1")) == 2
+    await ann.keep(saved.id)
+    assert await fleet.sweep() == []
+    backend.stuck = frozenset()
+    assert await fleet.sweep() == [late.id]
+    assert await ids(fleet) == {saved.id, other.id}
+
+
 async def test_a_cancelled_creation_leaves_nothing(fleet: Fleet, backend: Stubborn) -> None:
     backend.slow = True
     started = time.monotonic()

@@ -55,12 +55,16 @@ class Fleet:
         self.ledger = ledger
         self.principal = principal
         self._max_machines = max_machines
+        self._overdue: set[int] = set()
+        """Records of machines that had to be deleted: what of them still lives, a sweep deletes."""
 
     def seen_by(self, principal: str) -> Fleet:
         """The same machines, as a client of the server may see and use them."""
-        return Fleet(
+        fleet = Fleet(
             self.backend, self.ledger, max_machines=self._max_machines, principal=principal
         )
+        fleet._overdue = self._overdue
+        return fleet
 
     async def create(
         self, spec: MachineSpec | None = None, *, run: str | None = None, keep: bool = False
@@ -194,19 +198,21 @@ class Fleet:
         return (await self._remove(own)).warnings
 
     async def sweep(self) -> Sequence[str]:
-        """Delete what servers that no longer run left behind, kept machines excepted.
+        """Delete what servers that no longer run left behind, and what this one could not delete.
 
-        An error on one machine is logged and does not stop the others.
+        Kept machines are left alone. An error on one is logged and does not stop the others.
 
         Returns:
             The ids of the machines and commits that were deleted.
         """
+        live = self.ledger.live(self.backend.name)
+        self._overdue &= {record.number for record in live}
         removal = await self._remove(
             [
                 record
-                for record in self.ledger.live(self.backend.name)
+                for record in live
                 if record.abandoned_at is not None
-                or not (_is_kept(record) or self.ledger.is_alive(record.owner))
+                or not (_is_kept(record) or self._is_needed(record))
             ]
         )
         for warning in removal.warnings:
@@ -285,6 +291,9 @@ class Fleet:
             self.backend.name, machine_id, principal=self.principal
         )
 
+    def _is_needed(self, record: MachineRecord) -> bool:
+        return record.number not in self._overdue and self.ledger.is_alive(record.owner)
+
     def _live(self) -> Sequence[MachineRecord]:
         """The machines of all servers that may be seen."""
         live = self.ledger.live(self.backend.name)
@@ -327,13 +336,14 @@ class Fleet:
 
     async def _remove(self, records: Sequence[MachineRecord]) -> _Removal:
         """Delete the machines of these records, several at a time, even when cancelled."""
+        self._overdue |= {record.number for record in records}
         removal = _Removal(self.backend, self.ledger)
         with anyio.move_on_after(REMOVE_SECONDS, shield=True) as scope:
             await removal.run(records)
         if scope.cancelled_caught:
             removal.warnings.append(
-                f"Deleting machines took longer than {REMOVE_SECONDS:.0f} s; the next server that "
-                "starts goes on with it."
+                f"Deleting machines took longer than {REMOVE_SECONDS:.0f} s; a later sweep goes "
+                "on with it."
             )
         return removal
 

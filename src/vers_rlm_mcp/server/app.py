@@ -37,6 +37,9 @@ SWEEP_DELAY_SECONDS = 0.5
 """Time left to a client that has just started this process to shake hands, before the backend is
 loaded and the machines of dead servers are looked for."""
 
+SWEEP_SECONDS = 600.0
+"""Between two looks, for what could not be deleted at its time, and other servers that died."""
+
 LET_GO_SECONDS = 2.0
 """What closing connections to kernels may take at the end; deleting the machines ends them anyway,
 and takes only as long as the fleet lets it."""
@@ -165,6 +168,11 @@ class Application:
 
     async def _sweep(self) -> None:
         await anyio.sleep(SWEEP_DELAY_SECONDS)
+        while True:
+            await self._sweep_once()
+            await anyio.sleep(SWEEP_SECONDS)
+
+    async def _sweep_once(self) -> None:
         try:
             swept = await (await self._open()).sweep()
         except VersRlmError as error:
@@ -174,4 +182,4 @@ class Application:
             logger.exception("The machines of dead servers could not be looked for")
         else:
             if swept:
-                logger.info("Deleted what servers that ended early left: %s", ", ".join(swept))
+                logger.info("Deleted what was left over: %s", ", ".join(swept))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -80,3 +81,51 @@ async def expect(machine: Machine, number: int) -> None:
     assert await read_bytes(machine, "/usr/local/other", length=MOST) == CONTENT
     assert await read_bytes(machine, "/workspace/number", length=MOST) == b"%d" % number
     await machine.write("/workspace/new", b"new")
+
+
+@pytest.mark.parametrize("kind", ["files", "pages"])
+async def test_a_machine_without_room_is_refused_and_leaves_nothing(disk: Disk, kind: str) -> None:
+    async with BubblewrapBackend(disk.place) as backend:
+        base = await (await backend.create()).snapshot()
+        refused = 0
+        while (machine := await try_restore(disk, backend, base, kind, refused)) is None:
+            refused += 1
+            assert len(list((disk.place / "bubblewrap" / "machines").iterdir())) == 1
+        assert 0 < refused < TRIES
+        await machine.write("/workspace/new", b"new")
+
+
+async def try_restore(
+    disk: Disk, backend: BubblewrapBackend, base: Commit, kind: str, free: int
+) -> Machine | None:
+    """Restore with so much room; None when that was refused."""
+    disk.leave(kind, free)
+    try:
+        return await backend.restore(base.id)
+    except MachineFull as error:
+        told = str(error)
+    finally:
+        disk.release()
+    assert "Make room on the host's disk" in told
+    return None
+
+
+async def test_machines_and_commits_can_be_deleted_without_room(disk: Disk) -> None:
+    async with BubblewrapBackend(disk.place) as backend:
+        stopped = await backend.create()
+        commit = await stopped.snapshot()
+    async with BubblewrapBackend(disk.place) as backend:
+        running = await backend.create()
+        disk.leave("files", 0)
+        # On a full disk, others may take every page as soon as it is let go.
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        try:
+            await backend.delete(running.id)
+            await backend.delete(stopped.id)
+            await backend.delete_commit(commit.id)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert (await backend.list(), await backend.commits()) == ([], [])
+    assert not disk.garbage()
+    assert list((disk.place / "bubblewrap" / "machines").iterdir()) == []

@@ -28,7 +28,7 @@ from .config import BubblewrapConfig
 from .limits import Limits, controllers, mechanisms, noted, process_limits, sweep
 from .machine import BubblewrapMachine
 from .program import compiled_guest
-from .running import Frozen, RunningMachine
+from .running import Frozen, RunningMachine, not_made
 from .sandbox import Plan, Sandbox
 from .store import (
     BACKEND,
@@ -113,7 +113,7 @@ class BubblewrapBackend(Backend):
                 raise unknown_handle("commit", commit_id, [c.id for c in self._store.commits()])
             record = self._record(spec or commit.spec, labels or {}, parent=commit_id)
             record = replace(record, layers=commit.layers, base=commit.base)
-            self._store.add(record)
+            self._add(record)
         return await self._make(record)
 
     async def list(self) -> Sequence[MachineInfo]:
@@ -129,7 +129,10 @@ class BubblewrapBackend(Backend):
                 await self._forget(running)
             if self._store.machine(machine_id) is None:
                 return
-            lock = await self._claim(machine_id)
+            try:
+                lock = await self._claim(machine_id)
+            except UnknownHandle:  # Another server was quicker.
+                return
             try:
                 await noted(self._cgroup_note(machine_id)).remove()
                 with self._store.locked():
@@ -218,20 +221,29 @@ class BubblewrapBackend(Backend):
         try:
             if not self._store.home(record.id).exists():
                 with self._store.locked():
-                    self._store.add(record)
+                    self._add(record)
             return self._handle(await self._start(record))
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.delete(record.id)
             raise
 
+    def _add(self, record: MachineRecord) -> None:
+        try:
+            self._store.add(record)
+        except OSError as error:
+            raise not_made(error) from error
+
     async def _start(self, record: MachineRecord) -> RunningMachine:
         base, program = await self._prepare(record.base)
         lock = await self._claim(record.id)
         try:
+            self._store.sign(lock)
             sandbox = await Sandbox.boot(self._plan(record, base.rootfs, program, lock))
-        except BaseException:
+        except BaseException as error:
             os.close(lock)
+            if isinstance(error, OSError):
+                raise not_made(error) from error
             raise
         slots = frozenset(slot.name for slot in base.rootfs.slots)
         running = RunningMachine(record, sandbox, lock, slots, base.environment)
@@ -260,19 +272,22 @@ class BubblewrapBackend(Backend):
     async def _claim(self, machine_id: str) -> int:
         """Take a machine that does not run; what a dead server left running of it is killed.
 
-        Raises MachineError when another server runs it.
+        Raises MachineError when another server runs it, UnknownHandle when one has deleted it.
         """
-        with anyio.move_on_after(ORPHAN_SECONDS):
-            while (lock := self._store.take(machine_id)) is None:
-                if owner := self._store.owner(machine_id):
-                    raise MachineError(
-                        f"Machine {machine_id} runs under process {owner}; ask there."
-                    )
-                for pid in self._store.orphans(machine_id):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                await anyio.sleep(ORPHAN_POLL)
-            return lock
+        try:
+            with anyio.move_on_after(ORPHAN_SECONDS):
+                while (lock := self._store.take(machine_id)) is None:
+                    if owner := self._store.owner(machine_id):
+                        raise MachineError(
+                            f"Machine {machine_id} runs under process {owner}; ask there."
+                        )
+                    for pid in self._store.orphans(machine_id):
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
+                    await anyio.sleep(ORPHAN_POLL)
+                return lock
+        except FileNotFoundError:
+            raise self._unknown_machine(machine_id) from None
         raise MachineError(
             f"What a dead server left running of machine {machine_id} has not ended within "
             f"{ORPHAN_SECONDS:g} s. Try again later."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 from anyio import to_thread
 
-from vers_rlm_mcp.errors import MachineError, MachineFull, MachineGone
+from vers_rlm_mcp.errors import BackendUnavailable, MachineError, MachineFull, MachineGone
 
 from .sandbox import check_reply
 from .store import new_id
@@ -37,6 +37,13 @@ COPY_KILLED: Final = [b"error", b"12", b"the copying process was killed"]
 
 Keep = Callable[["Frozen"], None]
 """Writes down who needs the layers of a frozen machine. Called once, with the store locked."""
+
+
+def not_made(error: OSError) -> MachineFull | BackendUnavailable:
+    """Why a machine could not be made, or started again."""
+    if error.errno in NO_ROOM:
+        return MachineFull(f"No machine can be started: {error.strerror}. {MAKE_ROOM}.")
+    return BackendUnavailable(f"A machine cannot be set up here: {error}.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,8 @@ class Sandbox:
     async def boot(cls, plan: Plan) -> Sandbox:
         """Start a machine. After an error nothing is left running.
 
-        Raises BackendUnavailable when this host does not allow it.
+        Raises BackendUnavailable when this host does not allow it, OSError when something of the
+        host's is used up.
         """
         with Pipes() as pipes:
             report, go, complaint = pipes.incoming(), pipes.outgoing(), pipes.incoming()
@@ -173,8 +174,6 @@ class Sandbox:
             if plan.network == "on":
                 self._connection = await Connection.open(self.pid, _owner(plan))
             await self.request(b"boot", _boot_arguments(plan, self._cgroup.held), descriptors)
-        except OSError as error:
-            raise BackendUnavailable(f"A machine cannot be set up here: {error}.") from error
         except (MachineGone, anyio.BrokenResourceError) as error:
             text = await read_text(self._complaint)
             raise BackendUnavailable(f"The machine did not boot: {text or error}") from error

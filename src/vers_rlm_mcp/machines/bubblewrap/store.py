@@ -43,6 +43,10 @@ RECORD: Final = "machine.json"
 BEFORE: Final = "before.json"
 """A machine's record, and a second name of the one before: to go back to that takes no room."""
 
+LOCK: Final = "lock"
+"""A machine's lock, which names who took it. It is made with the machine, so that one can be taken,
+and so be deleted, when the disk is full."""
+
 COPY: Final = "copy"
 MERGED: Final = "merged"
 """What a machine makes on its disk of what it wrote last, and of all its frozen layers."""
@@ -142,12 +146,17 @@ class Store:
         return self.home(machine_id) / "disk"
 
     def add(self, record: MachineRecord) -> None:
-        """Write down a new machine and make its directory."""
+        """Write down a new machine and make its directory. After an error there is none."""
         home = self.home(record.id)
-        (home / "disk").mkdir(parents=True)
-        if self._owner is not None:
-            os.chown(home / "disk", self._owner, self._owner)
-        self.write(record)
+        try:
+            (home / "disk").mkdir(parents=True)
+            if self._owner is not None:
+                os.chown(home / "disk", self._owner, self._owner)
+            (home / LOCK).touch(mode=0o600)
+            self.write(record)
+        except OSError:
+            self.drop_machine(record.id)
+            raise
 
     def write(self, record: MachineRecord) -> None:
         """Write down what is new of a machine."""
@@ -213,22 +222,27 @@ class Store:
     def take(self, machine_id: str) -> int | None:
         """Take a machine for this process, or see that another has it.
 
-        The descriptor holds the machine as long as it, or a copy of it, is open anywhere.
+        The descriptor holds the machine as long as it, or a copy of it, is open anywhere. Before
+        it is given to another process it must be signed: what holds an unsigned one gets killed.
+
+        Raises FileNotFoundError when there is no such machine any more.
         """
-        place = self.home(machine_id) / "lock"
-        descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self.home(machine_id) / LOCK, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             return None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, _process_mark(os.getpid()).encode())
         return descriptor
+
+    def sign(self, lock: int) -> None:
+        """Write into the lock of a machine that this process has taken it."""
+        os.ftruncate(lock, 0)
+        os.write(lock, _process_mark(os.getpid()).encode())
 
     def holder(self, machine_id: str) -> str:
         """The process id of the server that has taken a machine; empty when none has."""
-        place = self.home(machine_id) / "lock"
+        place = self.home(machine_id) / LOCK
         try:
             with place.open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -240,7 +254,7 @@ class Store:
 
     def owner(self, machine_id: str) -> int | None:
         """The process id of the server that took a machine last, as long as that lives."""
-        mark = (self.home(machine_id) / "lock").read_text()
+        mark = (self.home(machine_id) / LOCK).read_text()
         pid = int(mark.partition(" ")[0] or 0)
         return pid if mark and mark == _process_mark(pid) else None
 
@@ -249,7 +263,7 @@ class Store:
 
         A process that is ending may be seen no more and hold the machine for a moment still.
         """
-        place = str(self.home(machine_id) / "lock")
+        place = str(self.home(machine_id) / LOCK)
         return [pid for pid in _processes() if _has_inherited(pid, place)]
 
     # Commits
