@@ -74,16 +74,18 @@ async def test_the_same_holds_when_the_disk_was_full(disk: Disk):
         assert await user.vm_ids() == []
     disk.release()
     # What a model has seen fail, it does again another way.
-    await go_on_with_all(disk.place, begun, *SCRIPT, "FINAL(mine * mine)")
+    await go_on_with_all(disk.place, begun, (*SCRIPT, "FINAL(mine * mine)"))
 
 
-async def go_on_with_all(home: Path, begun: dict[str, int], *script: str) -> int:
+async def go_on_with_all(
+    home: Path, begun: dict[str, int], script: tuple[str, ...] = SCRIPT
+) -> int:
     """Start another server, and see every run either end right or be given up for a reason.
 
     Returns how many were gone on with.
     """
     async with users.user(home, **VARIABLES) as user:
-        user.write_script(*(script or SCRIPT))
+        user.write_script(*script)
         found = await listed(user)
         assert found.keys() == begun.keys()
         resumable = {run_id for run_id, run in found.items() if "rlmResume" in run["next"]}

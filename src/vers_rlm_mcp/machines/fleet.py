@@ -6,6 +6,7 @@ import logging
 import time
 from collections import defaultdict
 from contextlib import suppress
+from copy import copy
 from typing import TYPE_CHECKING, Final, Self
 
 import anyio
@@ -56,14 +57,15 @@ class Fleet:
         self.principal = principal
         self._max_machines = max_machines
         self._overdue: set[int] = set()
-        """Records of machines that had to be deleted: what of them still lives, a sweep deletes."""
+        """Records of machines that had to be deleted: what of them still lives, a sweep deletes.
+
+        Shared by all that `seen_by` returns.
+        """
 
     def seen_by(self, principal: str) -> Fleet:
         """The same machines, as a client of the server may see and use them."""
-        fleet = Fleet(
-            self.backend, self.ledger, max_machines=self._max_machines, principal=principal
-        )
-        fleet._overdue = self._overdue
+        fleet = copy(self)
+        fleet.principal = principal
         return fleet
 
     async def create(
@@ -206,15 +208,8 @@ class Fleet:
             The ids of the machines and commits that were deleted.
         """
         live = self.ledger.live(self.backend.name)
-        self._overdue &= {record.number for record in live}
-        removal = await self._remove(
-            [
-                record
-                for record in live
-                if record.abandoned_at is not None
-                or not (_is_kept(record) or self._is_needed(record))
-            ]
-        )
+        self._overdue.intersection_update(record.number for record in live)
+        removal = await self._remove([record for record in live if self._is_left_over(record)])
         for warning in removal.warnings:
             logger.warning("%s", warning)
         return [*removal.deleted, *await self._sweep_commits()]
@@ -291,8 +286,12 @@ class Fleet:
             self.backend.name, machine_id, principal=self.principal
         )
 
-    def _is_needed(self, record: MachineRecord) -> bool:
-        return record.number not in self._overdue and self.ledger.is_alive(record.owner)
+    def _is_left_over(self, record: MachineRecord) -> bool:
+        if record.abandoned_at is not None:
+            return True
+        if _is_kept(record):
+            return False
+        return record.number in self._overdue or not self.ledger.is_alive(record.owner)
 
     def _live(self) -> Sequence[MachineRecord]:
         """The machines of all servers that may be seen."""
@@ -336,7 +335,7 @@ class Fleet:
 
     async def _remove(self, records: Sequence[MachineRecord]) -> _Removal:
         """Delete the machines of these records, several at a time, even when cancelled."""
-        self._overdue |= {record.number for record in records}
+        self._overdue.update(record.number for record in records)
         removal = _Removal(self.backend, self.ledger)
         with anyio.move_on_after(REMOVE_SECONDS, shield=True) as scope:
             await removal.run(records)

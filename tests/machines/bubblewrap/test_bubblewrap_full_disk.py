@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import pytest
 
@@ -14,7 +15,7 @@ from vers_rlm_mcp.machines import Commit, Machine, read_bytes
 from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend, running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 
@@ -22,6 +23,8 @@ TRIES: Final = 40
 """A snapshot makes fewer files and fills fewer pages than that."""
 
 CONTENT: Final = b"content" * 1000
+
+Made = TypeVar("Made")
 
 
 @pytest.fixture
@@ -64,15 +67,22 @@ async def try_snapshot(
     """Take a snapshot with so much room; None when it was refused."""
     await machine.write("/workspace/number", b"%d" % free)
     async with await machine.spawn(["sleep", "1000"], cwd="/workspace" if held else "/"):
-        disk.leave(kind, free)
-        try:
-            return await machine.snapshot()
-        except MachineFull as error:
-            told = str(error)
-        finally:
-            disk.release()
-        assert "Make room on the host's disk" in told
-        return None
+        return await attempt(machine.snapshot, disk, kind, free)
+
+
+async def attempt(
+    call: Callable[[], Awaitable[Made]], disk: Disk, kind: str, free: int
+) -> Made | None:
+    """Do something with so much room; None when it was refused."""
+    disk.leave(kind, free)
+    try:
+        return await call()
+    except MachineFull as error:
+        told = str(error)
+    finally:
+        disk.release()
+    assert "Make room on the host's disk" in told
+    return None
 
 
 async def expect(machine: Machine, number: int) -> None:
@@ -88,26 +98,12 @@ async def test_a_machine_without_room_is_refused_and_leaves_nothing(disk: Disk, 
     async with BubblewrapBackend(disk.place) as backend:
         base = await (await backend.create()).snapshot()
         refused = 0
-        while (machine := await try_restore(disk, backend, base, kind, refused)) is None:
+        restore = partial(backend.restore, base.id)
+        while (machine := await attempt(restore, disk, kind, refused)) is None:
             refused += 1
             assert len(list((disk.place / "bubblewrap" / "machines").iterdir())) == 1
         assert 0 < refused < TRIES
         await machine.write("/workspace/new", b"new")
-
-
-async def try_restore(
-    disk: Disk, backend: BubblewrapBackend, base: Commit, kind: str, free: int
-) -> Machine | None:
-    """Restore with so much room; None when that was refused."""
-    disk.leave(kind, free)
-    try:
-        return await backend.restore(base.id)
-    except MachineFull as error:
-        told = str(error)
-    finally:
-        disk.release()
-    assert "Make room on the host's disk" in told
-    return None
 
 
 async def test_machines_and_commits_can_be_deleted_without_room(disk: Disk) -> None:

@@ -148,8 +148,9 @@ class Store:
     def add(self, record: MachineRecord) -> None:
         """Write down a new machine and make its directory. After an error there is none."""
         home = self.home(record.id)
+        home.mkdir()
         try:
-            (home / "disk").mkdir(parents=True)
+            (home / "disk").mkdir()
             if self._owner is not None:
                 os.chown(home / "disk", self._owner, self._owner)
             (home / LOCK).touch(mode=0o600)
