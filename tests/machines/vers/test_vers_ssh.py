@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 
-AGENT_MEMORY = 24 * MIB
+DAEMON_MEMORY = 24 * MIB
 """More than a small Python takes, with a window or two."""
 
 LARGE = 300
@@ -77,7 +77,7 @@ async def test_output_that_nobody_reads_holds_up_nothing_else(machine: Machine) 
     async with await machine.spawn(["head", "-c", str(size), "/dev/zero"]) as process:
         for _ in range(3):
             assert (await run_command(machine, ["true"], timeout=20)).status == ExitStatus(0)
-        assert await agent_memory(machine) < AGENT_MEMORY
+        assert await daemon_memory(machine) < DAEMON_MEMORY
         seen = 0
         with anyio.fail_after(30):
             async for chunk in process.stdout:
@@ -92,12 +92,12 @@ async def test_input_that_nobody_reads_holds_up_nothing_else(machine: Machine) -
             await process.stdin.send(bytes(16 * MIB))
         assert scope.cancelled_caught
         assert (await run_command(machine, ["true"], timeout=20)).status == ExitStatus(0)
-        assert await agent_memory(machine) < AGENT_MEMORY
+        assert await daemon_memory(machine) < DAEMON_MEMORY
 
 
-async def agent_memory(machine: Machine) -> int:
-    """Bytes that the machine's agent has in memory."""
-    script = "grep VmRSS /proc/$(pgrep vers-rlm-agent)/status"
+async def daemon_memory(machine: Machine) -> int:
+    """Bytes that the machine's daemon has in memory."""
+    script = "grep VmRSS /proc/$(pgrep vers-rlm-daemon)/status"
     result = await run_command(machine, script, timeout=20)
     return int(result.stdout.text.split()[1]) * 1024
 
@@ -111,18 +111,18 @@ async def test_a_signal_is_told_also_where_ssh_has_no_name_for_it(
     assert result.status == ExitStatus(None, number)
 
 
-async def test_an_agent_that_is_killed_takes_what_it_knew_along_and_is_replaced(
+async def test_a_daemon_that_is_killed_takes_what_it_knew_along_and_is_replaced(
     machine: Machine,
 ) -> None:
     async with await machine.spawn(["sleep", "1000"]) as process:
         with anyio.fail_after(20), suppress(MachineError):
-            await run_command(machine, ["pkill", "-9", "vers-rlm-agent"], timeout=20)
+            await run_command(machine, ["pkill", "-9", "vers-rlm-daemon"], timeout=20)
         with anyio.fail_after(20), pytest.raises(MachineError, match="not done again by itself"):
             await process.wait()
     assert (await run_command(machine, ["true"], timeout=20)).status == ExitStatus(0)
 
 
-async def test_who_kills_all_python_programs_does_not_kill_the_agent(machine: Machine) -> None:
+async def test_who_kills_all_python_programs_does_not_kill_the_daemon(machine: Machine) -> None:
     async with await machine.spawn(["sleep", "1000"]) as process:
         await run_command(machine, "pkill -9 python; pkill -9 python3; true", timeout=20)
         await process.kill()

@@ -17,8 +17,8 @@ import anyio.lowlevel
 
 from vers_rlm_mcp.errors import MachineError, MachineGone
 
-from ..agent import AgentMachine
 from ..base import Backend, Capabilities, Commit, Machine, MachineInfo, MachineSpec
+from ..daemon import DaemonMachine
 from ..handles import unknown_handle
 from .config import MicrosandboxConfig
 from .faults import NoSuchSandbox, NoSuchSnapshot
@@ -266,10 +266,10 @@ class MicrosandboxBackend(Backend):
         except MachineError as error:
             logger.warning("%s", error)
 
-    def _handle(self, machine_id: str) -> AgentMachine[Link]:
+    def _handle(self, machine_id: str) -> DaemonMachine[Link]:
         if machine_id not in self._links:
             self._links[machine_id] = Link(machine_id, self._library)
-        return AgentMachine(self, self._links[machine_id], self.capabilities)
+        return DaemonMachine(self, self._links[machine_id], self.capabilities)
 
 
 def _with_state(record: MachineInfo, state: str) -> MachineInfo:

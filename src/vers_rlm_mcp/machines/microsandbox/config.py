@@ -8,7 +8,7 @@ from typing import Final, Literal
 Network = Literal["off", "on", "host"]
 
 DEFAULT_IMAGE: Final = "python:3.12-slim"
-"""Small, and with the Python that the agent and the kernel need."""
+"""Small, and with the Python that the daemon and the kernel need."""
 
 
 @dataclass(frozen=True, slots=True)

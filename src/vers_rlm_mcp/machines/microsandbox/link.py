@@ -1,4 +1,4 @@
-"""What connects us to one machine: an agent in it, started anew where the connection broke."""
+"""What connects us to one machine: a daemon in it, started anew where the connection broke."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .pipe import Pipe, open_pipe
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..agent import Job
+    from ..daemon import Job
     from .library import Library
 
 
@@ -38,12 +38,12 @@ class Link:
             raise MachineGone(f"Machine {self.machine_id} was deleted; what ran on it is lost.")
 
     async def start(self, request: Mapping[str, Any]) -> Job:
-        """Start a job of the machine's agent. It is sent once, whatever becomes of it."""
+        """Start a job of the machine's daemon. It is sent once, whatever becomes of it."""
         self.check()
         async with self._connecting:
-            if self._pipe is None or self._pipe.agent.lost:
+            if self._pipe is None or self._pipe.daemon.lost:
                 self._pipe = await self._connect()
-            return self._pipe.agent.start(request)
+            return self._pipe.daemon.start(request)
 
     async def fate(self) -> MachineError:
         """The error for a command, or a transfer, whose connection broke."""

@@ -1,4 +1,4 @@
-"""What carries frames to the agent in a machine: the streams of a program that the library runs."""
+"""What carries frames to a machine's daemon: the streams of a program that the library runs."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from ..agent import Agent, command
+from ..daemon import Daemon, command
 
 if TYPE_CHECKING:
     from .library import Library
 
 BEGIN_SECONDS: Final = 60.0
-"""Until the agent says that it runs: milliseconds, and seconds where a machine is emulated."""
+"""Until the daemon says that it runs: milliseconds, and seconds where a machine is emulated."""
 
 END_SECONDS: Final = 5.0
-"""For telling the agent that its input has ended."""
+"""For telling the daemon that its input has ended."""
 
 
 class Pipe:
-    """An agent, and the two tasks that move what is said to and by it.
+    """A daemon, and the two tasks that move what is said to and by it.
 
-    What waits to be sent is bounded by the windows of the agent's streams.
+    What waits to be sent is bounded by the windows of the daemon's streams.
     """
 
     def __init__(self, program: Any, library: Library) -> None:
-        self.agent = Agent()
+        self.daemon = Daemon()
         self._program = program
         self._library = library
         self._unsent = bytearray()
         self._news = anyio.Event()
         self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive())]
-        self.agent.connected(self)
+        self.daemon.connected(self)
 
     def write(self, data: bytes) -> None:
         """Send, as soon as there is room."""
@@ -41,10 +41,10 @@ class Pipe:
         self._news.set()
 
     def abort(self) -> None:
-        """End the agent's input, and with it the agent, without waiting."""
+        """End the daemon's input, and with it the daemon, without waiting."""
         for task in self._tasks:
             task.cancel()
-        self.agent.lose()
+        self.daemon.lose()
 
     async def _send(self) -> None:
         sink = self._program.take_stdin()
@@ -66,22 +66,22 @@ class Pipe:
             while (event := await self._program.recv()) is not None:
                 self._take(event)
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing more will come
-            self.agent.complained(str(error).encode())
+            self.daemon.complained(str(error).encode())
         finally:
             self.abort()
 
     def _take(self, event: Any) -> None:
         kind = str(event.event_type)
         if kind == "stdout":
-            self.agent.received(event.data)
+            self.daemon.received(event.data)
         elif kind == "stderr":
-            self.agent.complained(event.data)
+            self.daemon.complained(event.data)
         elif kind == "exited":
-            self.agent.ended(event.code)
+            self.daemon.ended(event.code)
 
 
 async def open_pipe(library: Library, name: str) -> Pipe:
-    """Start an agent in a machine.
+    """Start a daemon in a machine.
 
     Raises `NoSuchSandbox` or another `MachineError`, or `anyio.BrokenResourceError` or
     `TimeoutError` when it does not begin.
@@ -89,7 +89,7 @@ async def open_pipe(library: Library, name: str) -> Pipe:
     pipe = Pipe(await library.stream(name, command()), library)
     try:
         with anyio.fail_after(BEGIN_SECONDS):
-            await pipe.agent.begin()
+            await pipe.daemon.begin()
     except BaseException:
         pipe.abort()
         raise

@@ -17,8 +17,8 @@ import anyio
 
 from vers_rlm_mcp.errors import MachineError, MachineFull, MachineGone, PathRefused
 
-from ..agent import AgentMachine
 from ..base import Backend, Capabilities, Commit, MachineInfo, MachineSpec
+from ..daemon import DaemonMachine
 from ..handles import unknown_handle
 from .api import VersApi
 from .calls import together
@@ -78,7 +78,7 @@ class VersBackend(Backend):
 
     async def create(
         self, spec: MachineSpec | None = None, *, labels: Mapping[str, str] | None = None
-    ) -> AgentMachine[Link]:
+    ) -> DaemonMachine[Link]:
         spec = spec or MachineSpec()
         request = uuid.uuid4().hex
         config = {
@@ -98,7 +98,7 @@ class VersBackend(Backend):
         (machine_id,) = await self._maker.make(making)
         return self._handle(machine_id)
 
-    async def attach(self, machine_id: str) -> AgentMachine[Link]:
+    async def attach(self, machine_id: str) -> DaemonMachine[Link]:
         try:
             vm = await self._api.status(_checked(machine_id))
         except NotThere:
@@ -114,7 +114,7 @@ class VersBackend(Backend):
         spec: MachineSpec | None = None,
         *,
         labels: Mapping[str, str] | None = None,
-    ) -> AgentMachine[Link]:
+    ) -> DaemonMachine[Link]:
         """`commit_id` may also be ``repository:tag``, or a tag of the older kind."""
         origin = _origin(commit_id)
 
@@ -216,7 +216,7 @@ class VersBackend(Backend):
 
     async def branch(
         self, machine_id: str, count: int, labels: Mapping[str, str] | None
-    ) -> Sequence[AgentMachine[Link]]:
+    ) -> Sequence[DaemonMachine[Link]]:
         """Make copies of a machine, all from one instant. Raises `MachineGone`."""
 
         async def post() -> Sequence[str]:
@@ -245,12 +245,12 @@ class VersBackend(Backend):
         *,
         count: int = 1,
         fs_size_mib: int | None = None,
-    ) -> Sequence[AgentMachine[Link]]:
+    ) -> Sequence[DaemonMachine[Link]]:
         marks = {**(labels or {}), REQUEST: uuid.uuid4().hex}
         if not origin.is_name:  # then the metadata know better
             marks[PARENT] = origin.id
 
-        copies: list[AgentMachine[Link]] = []
+        copies: list[DaemonMachine[Link]] = []
 
         async def finish(machine_ids: Sequence[str]) -> None:
             for machine_id in machine_ids:  # first of all: what has no label is hard to find again
@@ -277,8 +277,8 @@ class VersBackend(Backend):
             self._links[machine_id] = Link(machine_id, self._connector)
         return self._links[machine_id]
 
-    def _handle(self, machine_id: str) -> AgentMachine[Link]:
-        return AgentMachine(self, self._link(machine_id), self.capabilities)
+    def _handle(self, machine_id: str) -> DaemonMachine[Link]:
+        return DaemonMachine(self, self._link(machine_id), self.capabilities)
 
     # Looking
 
@@ -326,7 +326,7 @@ class VersBackend(Backend):
                 self._doomed.discard(commit_id)
 
 
-async def _renew(copy: AgentMachine[Link]) -> None:
+async def _renew(copy: DaemonMachine[Link]) -> None:
     """Give a copy an identity of its own, as far as it lets us: programs tell hosts by it."""
     with suppress(MachineFull, PathRefused):
         await copy.write(MACHINE_ID, f"{uuid.uuid4().hex}\n".encode(), mode=0o444)

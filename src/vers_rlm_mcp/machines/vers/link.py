@@ -15,7 +15,7 @@ from .ssh import NotReady
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..agent import Job
+    from ..daemon import Job
     from .ssh import Connection, Connector
 
 READY_SECONDS: Final = 60.0
@@ -50,8 +50,8 @@ class Link:
             raise MachineGone(f"Machine {self.machine_id} was deleted; what ran on it is lost.")
 
     async def start(self, request: Mapping[str, Any]) -> Job:
-        """Start a job of the machine's agent. It is sent once, whatever becomes of it."""
-        return (await self._connected()).agent.start(request)
+        """Start a job of the machine's daemon. It is sent once, whatever becomes of it."""
+        return (await self._connected()).daemon.start(request)
 
     async def fate(self) -> MachineError:
         """The error for a command, or a transfer, whose connection broke."""

@@ -12,7 +12,7 @@ import asyncssh
 
 from vers_rlm_mcp.errors import BackendUnavailable, MachineError
 
-from ..agent import Agent, command
+from ..daemon import Daemon, command
 from .api import tls_context
 from .faults import SSH_ERRORS, quote, translated
 
@@ -76,7 +76,7 @@ class Connector:
         self._ssh_keys: dict[str, asyncssh.SSHKey] = {}
 
     async def connect(self, machine_id: str) -> Connection:
-        """Connect, log in, and start the agent.
+        """Connect, log in, and start the daemon.
 
         Raises `NotReady`, or `BackendUnavailable` where it makes no sense to try again.
         """
@@ -113,9 +113,9 @@ class Connector:
             login_timeout=CONNECT_SECONDS,
         )
         await client.ssh.create_session(  # pyright: ignore[reportUnknownMemberType] - its type variable is lost
-            lambda: _Channel(client.agent), command(), encoding=None
+            lambda: _Channel(client.daemon), command(), encoding=None
         )
-        await client.agent.begin()
+        await client.daemon.begin()
 
     def _refusal(self, client: Connection, machine_id: str, error: Exception) -> MachineError:
         if client.wrong_host_key:
@@ -146,12 +146,12 @@ class Connector:
 
 
 class Connection(asyncssh.SSHClient):
-    """An SSH connection, and the agent at its other end."""
+    """An SSH connection, and the daemon at its other end."""
 
     ssh: asyncssh.SSHClientConnection | None = None
 
     def __init__(self, machine_id: str, pins: Pins | None) -> None:
-        self.agent = Agent()
+        self.daemon = Daemon()
         self.wrong_host_key = False
         self._machine_id = machine_id
         self._pins = pins
@@ -166,41 +166,41 @@ class Connection(asyncssh.SSHClient):
 
     async def answers(self) -> bool:
         """Whether anything can be asked over it. It is tried when nothing was heard for a while."""
-        if time.monotonic() - self.agent.heard_at > QUIET_SECONDS:
+        if time.monotonic() - self.daemon.heard_at > QUIET_SECONDS:
             with anyio.move_on_after(PING_SECONDS) as scope:
-                await self.agent.ping()
+                await self.daemon.ping()
             if scope.cancelled_caught:
                 self.abort()
-        return not self.agent.lost
+        return not self.daemon.lost
 
     def abort(self) -> None:
         """Cut it, without waiting."""
         if self.ssh:
             self.ssh.abort()
-        self.agent.lose()
+        self.daemon.lose()
 
 
 class _Channel(asyncssh.SSHClientSession[bytes]):
-    """The channel of the agent: with it, all of the connection is lost."""
+    """The channel of the daemon: with it, all of the connection is lost."""
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
 
     def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
-        self._agent.connected(chan)
+        self._daemon.connected(chan)
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
         if datatype is None:
-            self._agent.received(data)
+            self._daemon.received(data)
         else:
-            self._agent.complained(data)
+            self._daemon.complained(data)
 
     def exit_status_received(self, status: int) -> None:
-        self._agent.ended(status)
+        self._daemon.ended(status)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        del exc  # what the agent complained of says more
-        self._agent.lose()
+        del exc  # what the daemon complained of says more
+        self._daemon.lose()
 
 
 @dataclass

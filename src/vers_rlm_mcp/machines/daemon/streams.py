@@ -20,7 +20,7 @@ class Incoming(ByteReceiveStream):
     """An output, as far as it has come.
 
     Args:
-        tell_taken: Lets the agent send so many bytes more.
+        tell_taken: Lets the daemon send so many bytes more.
     """
 
     def __init__(self, tell_taken: Callable[[int], None]) -> None:

@@ -51,7 +51,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-NAME = "vers-rlm-agent"
+NAME = "vers-rlm-daemon"
 """What `ps` and `pkill` see, so that who kills all Python programs does not kill this one."""
 
 MAX_UNSENT = 4 * CHUNK
@@ -100,7 +100,7 @@ class Job:
         self.unwritten.clear()
 
 
-class Agent:
+class Daemon:
     """Everything that waits for something, and what to do when that happens."""
 
     def __init__(self) -> None:
@@ -393,4 +393,4 @@ def main() -> None:
     os.chdir("/")
     with open("/proc/self/comm", "w") as file:
         file.write(NAME)
-    Agent().serve()
+    Daemon().serve()

@@ -1,4 +1,4 @@
-"""What the agent in a machine says is not trusted."""
+"""What the daemon in a machine says is not trusted."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 from vers_rlm_mcp.machines import ExitStatus
-from vers_rlm_mcp.machines.agent import Agent
-from vers_rlm_mcp.machines.agent.guest import wire
+from vers_rlm_mcp.machines.daemon import Daemon
+from vers_rlm_mcp.machines.daemon.guest import wire
 
 LARGEST = b"x" * wire.CHUNK
 
@@ -48,11 +48,11 @@ EXITED = wire.encode(wire.EXIT, 1, payload=wire.STATUS.pack(7, 0))
         *("exits twice", "no status", "a start", "unknown kind"),
     ],
 )
-async def test_an_agent_that_breaks_the_rules_is_not_heard_any_more(said: bytes) -> None:
-    agent = Agent()
-    job = agent.start({})
-    agent.received(said)
-    assert agent.lost
+async def test_a_daemon_that_breaks_the_rules_is_not_heard_any_more(said: bytes) -> None:
+    daemon = Daemon()
+    job = daemon.start({})
+    daemon.received(said)
+    assert daemon.lost
     with anyio.fail_after(5):
         status = await job.wait()
         assert status in (None, ExitStatus(7))
@@ -62,12 +62,12 @@ async def test_an_agent_that_breaks_the_rules_is_not_heard_any_more(said: bytes)
 
 
 async def test_frames_that_are_split_anywhere_are_put_together() -> None:
-    agent = Agent()
-    job = agent.start({})
+    daemon = Daemon()
+    job = daemon.start({})
     said = output(b"out") + output(b"err", stream=wire.STDERR) + output(b"") + EXITED
     for byte in said:
-        agent.received(bytes([byte]))
-    assert not agent.lost
+        daemon.received(bytes([byte]))
+    assert not daemon.lost
     assert await job.stdout.receive() == b"out"
     assert await job.stderr.receive() == b"err"
     with pytest.raises(anyio.EndOfStream):
@@ -76,17 +76,17 @@ async def test_frames_that_are_split_anywhere_are_put_together() -> None:
 
 
 async def test_what_is_said_of_a_job_that_was_closed_is_passed_over() -> None:
-    agent = Agent()
-    agent.start({}).close()
-    agent.received(output(b"late") + EXITED)
-    assert not agent.lost
+    daemon = Daemon()
+    daemon.start({}).close()
+    daemon.received(output(b"late") + EXITED)
+    assert not daemon.lost
 
 
 async def test_a_flood_of_complaints_is_kept_in_part() -> None:
-    agent = Agent()
+    daemon = Daemon()
     for _ in range(100):
-        agent.complained(LARGEST)
-    agent.lose()
+        daemon.complained(LARGEST)
+    daemon.lose()
     with pytest.raises(anyio.BrokenResourceError) as caught:
-        await agent.begin()
+        await daemon.begin()
     assert len(str(caught.value)) <= 4096

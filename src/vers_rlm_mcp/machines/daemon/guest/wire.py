@@ -1,4 +1,4 @@
-"""The wire between the agent in a machine and its host: frames, defined once for both halves.
+"""The wire between the daemon in a machine and its host: frames, defined once for both halves.
 
 A frame is a header and a payload. The header holds the payload's size, the frame's kind, and the
 stream and the job that it is about. The host numbers jobs, and uses no number twice.
@@ -18,32 +18,32 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 READY = 0
-"""From the agent, once, first of all."""
+"""From the daemon, once, first of all."""
 
 START = 1
-"""To the agent. The payload is a JSON object: see `agent`."""
+"""To the daemon. The payload is a JSON object: see `daemon`."""
 
 DATA = 2
-"""A piece of a stream; an empty one ends it. To the agent it is input. One from there that ends
+"""A piece of a stream; an empty one ends it. To the daemon it is input. One from there that ends
 input says that nobody reads it any more."""
 
 TAKEN = 3
 """To whoever sends a stream: its reader has taken as many bytes as the payload, a number, says."""
 
 EXIT = 4
-"""From the agent: the process has ended. The payload is `STATUS`."""
+"""From the daemon: the process has ended. The payload is `STATUS`."""
 
 KILL = 5
-"""To the agent: kill the job's session, unless its process has ended; answered by the same."""
+"""To the daemon: kill the job's session, unless its process has ended; answered by the same."""
 
 CLOSE = 6
-"""To the agent: forget the job, and let go of its streams. The process may go on without them."""
+"""To the daemon: forget the job, and let go of its streams. The process may go on without them."""
 
 PING = 7
-"""To the agent; answered by the same."""
+"""To the daemon; answered by the same."""
 
 STDIN, STDOUT, STDERR, REPORT = range(4)
-"""A job's streams. The report is what the agent's own code has to say in the place of a program:
+"""A job's streams. The report is what the daemon's own code has to say in the place of a program:
 nothing where the program was started or the file opened, ``!ERRNO TEXT`` where that failed, and the
 size of a file that was written."""
 

@@ -1,4 +1,4 @@
-"""A machine that is worked with through an agent in it: programs and files, in one connection."""
+"""A machine that is worked with through a daemon in it: programs and files, in one connection."""
 
 # ruff: noqa: D102 - the methods promise what the interfaces' docstrings say
 
@@ -52,7 +52,7 @@ class Link(Protocol):
         ...
 
     async def start(self, request: Mapping[str, Any]) -> Job:
-        """Start a job of the machine's agent. It is sent once, whatever becomes of it."""
+        """Start a job of the machine's daemon. It is sent once, whatever becomes of it."""
         ...
 
     async def fate(self) -> MachineError:
@@ -92,8 +92,8 @@ class Owner(Protocol[LinkOf]):
         ...
 
 
-class AgentProcess(Process):
-    """A program in a machine: a job of its agent."""
+class DaemonProcess(Process):
+    """A program in a machine: a job of its daemon."""
 
     def __init__(self, link: Link, job: Job) -> None:
         self.stdin: ByteSendStream = job.stdin
@@ -140,7 +140,7 @@ class FileStream(ByteReceiveStream):
         self._job.close()
 
 
-class AgentMachine(Machine, Generic[AnyLink]):
+class DaemonMachine(Machine, Generic[AnyLink]):
     """A handle on a machine. Any number of them share its connection."""
 
     def __init__(self, backend: Owner[AnyLink], link: AnyLink, capabilities: Capabilities) -> None:
@@ -158,7 +158,7 @@ class AgentMachine(Machine, Generic[AnyLink]):
         *,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
-    ) -> AgentProcess:
+    ) -> DaemonProcess:
         directory = cwd or WORKSPACE
         check_path(directory)
         environment = dict(env or {})
@@ -170,7 +170,7 @@ class AgentMachine(Machine, Generic[AnyLink]):
             "cwd": directory,
             "make_cwd": directory == WORKSPACE,
         }
-        return AgentProcess(
+        return DaemonProcess(
             self._link, await self._open(request, f"start {argv[0]!r} in {directory!r}")
         )
 
@@ -275,7 +275,7 @@ async def _rest(stream: ByteReceiveStream) -> str:
 
 
 def _refusal(report: str, what: str) -> MachineError | PathRefused:
-    """What a report of the agent means that tells of a failure."""
+    """What a report of the daemon means that tells of a failure."""
     refused = _REFUSAL.fullmatch(report)
     if refused is None:
         return MachineError(f"Cannot {what}: the machine says: {report}")

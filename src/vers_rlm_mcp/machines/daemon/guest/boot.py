@@ -1,4 +1,4 @@
-"""Takes modules from standard input, and runs the agent.
+"""Takes modules from standard input, and runs the daemon.
 
     python3 -I -S -c 'import sys; exec(sys.stdin.buffer.read(SIZE OF THIS))' SIZE OF THE REST
 
@@ -12,7 +12,7 @@ import json
 import sys
 import types
 
-PACKAGE = "vers_rlm_agent"
+PACKAGE = "vers_rlm_daemon"
 
 package = types.ModuleType(PACKAGE)
 package.__path__ = []
@@ -22,4 +22,4 @@ for name, source in json.loads(sys.stdin.buffer.read(int(sys.argv[1])).decode())
     module.__package__ = PACKAGE
     sys.modules[module.__name__] = module
     exec(compile(source, f"{name}.py", "exec"), module.__dict__)  # noqa: S102 - its task
-sys.modules[f"{PACKAGE}.agent"].main()
+sys.modules[f"{PACKAGE}.daemon"].main()

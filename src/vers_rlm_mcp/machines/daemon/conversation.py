@@ -1,4 +1,4 @@
-"""The host's end of the agent in a machine: all that runs there, over one pair of byte streams."""
+"""The host's end of the daemon in a machine: all that runs there, over one pair of byte streams."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_COMPLAINT: Final = 4096
-"""Bytes that are kept of what the agent, or the shell in its place, writes to standard error."""
+"""Bytes that are kept of what the daemon, or the shell in its place, writes to standard error."""
 
 NO_SUCH_PROGRAM: Final = 127
 """A shell's exit code where there is no such program."""
@@ -49,12 +49,12 @@ COMMAND: Final = "exec python3 -I -S -c 'import sys; exec(sys.stdin.buffer.read(
 """See `guest.boot`."""
 
 _GUEST: Final = Path(__file__).with_name("guest")
-_MODULES: Final = ("wire", "files", "sessions", "agent")
+_MODULES: Final = ("wire", "files", "sessions", "daemon")
 """In the order in which they import each other."""
 
 
 class Transport(Protocol):
-    """What carries frames to the agent: a channel of SSH, the input of a program in a VM."""
+    """What carries frames to the daemon: a channel of SSH, the input of a program in a VM."""
 
     def write(self, data: bytes) -> None:
         """Send, as soon as there is room; raise `OSError` when it is closing."""
@@ -65,8 +65,8 @@ class Transport(Protocol):
         ...
 
 
-class Agent:
-    """What is said to the agent and by it. Nothing that it says is trusted.
+class Daemon:
+    """What is said to the daemon and by it. Nothing that it says is trusted.
 
     Both live and die with their transport: one that closes is a connection that is lost.
     """
@@ -87,7 +87,7 @@ class Agent:
     # What the project calls.
 
     async def begin(self) -> None:
-        """Send the agent's program, and wait until it runs.
+        """Send the daemon's program, and wait until it runs.
 
         Raises `BackendUnavailable` where nothing can run it, or `anyio.BrokenResourceError` when
         the connection is lost.
@@ -109,7 +109,7 @@ class Agent:
         await self._pong.wait()
 
     def start(self, request: Mapping[str, Any]) -> Job:
-        """Start a job: see `guest.agent`. Raises `FrameError` for a request that is too large."""
+        """Start a job: see `guest.daemon`. Raises `FrameError` for a request that is too large."""
         number = self._last + 1
         frame = encode(START, number, payload=json.dumps(request).encode())
         self._last = number
@@ -129,25 +129,25 @@ class Agent:
     # What the transport calls.
 
     def connected(self, transport: Transport) -> None:
-        """The agent's program can be sent."""
+        """The daemon's program can be sent."""
         self._transport = transport
 
     def received(self, data: bytes) -> None:
-        """Take what the agent wrote to its output."""
+        """Take what the daemon wrote to its output."""
         self.heard_at = time.monotonic()
         try:
             for kind, number, stream, payload in self._decoder.feed(data):
                 self._hear(kind, number, stream, payload)
         except FrameError as error:
-            logger.warning("The agent in a machine is not to be trusted any more: %s", error)
+            logger.warning("The daemon in a machine is not to be trusted any more: %s", error)
             self.lose()
 
     def complained(self, data: bytes) -> None:
-        """Keep what the agent, or a shell in its place, wrote to standard error."""
+        """Keep what the daemon, or a shell in its place, wrote to standard error."""
         self._complaint = (self._complaint + data)[-MAX_COMPLAINT:]
 
     def ended(self, exit_code: int) -> None:
-        """Note the exit code of the agent, or of a shell in its place."""
+        """Note the exit code of the daemon, or of a shell in its place."""
         self._exit_code = exit_code
 
     def lose(self) -> None:
@@ -162,7 +162,7 @@ class Agent:
         for job in self._jobs.values():
             job.lose()
 
-    # What the agent says.
+    # What the daemon says.
 
     def _hear(self, kind: int, number: int, stream: int, payload: bytes) -> None:
         if kind == READY:
@@ -185,12 +185,12 @@ class Agent:
 
 
 class Job:
-    """A process that the agent has started: a program, or one that reads or writes a file."""
+    """A process that the daemon has started: a program, or one that reads or writes a file."""
 
-    def __init__(self, agent: Agent, number: int) -> None:
-        self._agent = agent
+    def __init__(self, daemon: Daemon, number: int) -> None:
+        self._daemon = daemon
         self._number = number
-        self.stdin = Outgoing(partial(agent.send, DATA, number, STDIN))
+        self.stdin = Outgoing(partial(daemon.send, DATA, number, STDIN))
         self.stdout, self.stderr, self.report = (
             Incoming(partial(self._tell_taken, stream)) for stream in OUTPUTS
         )
@@ -212,14 +212,14 @@ class Job:
     async def kill(self) -> None:
         """Kill its session unless its process has ended, and wait until that is done."""
         if not self._ended.is_set():
-            self._agent.send(KILL, self._number)
+            self._daemon.send(KILL, self._number)
             await self._killed.wait()
 
     def close(self) -> None:
         """Kill it if it has not ended, and let go of it, without waiting."""
         if not self._ended.is_set():
-            self._agent.send(KILL, self._number)
-        self._agent.forget(self._number)
+            self._daemon.send(KILL, self._number)
+        self._daemon.forget(self._number)
         self.stdin.close()
         for stream in self._outputs.values():
             stream.close()
@@ -251,11 +251,11 @@ class Job:
         self._killed.set()
 
     def _tell_taken(self, stream: int, size: int) -> None:
-        self._agent.send(TAKEN, self._number, stream, NUMBER.pack(size))
+        self._daemon.send(TAKEN, self._number, stream, NUMBER.pack(size))
 
 
 def command() -> str:
-    """The line for a shell in the machine to run: it becomes an agent."""
+    """The line for a shell in the machine to run: it becomes a daemon."""
     return COMMAND.format(boot=len(_boot()), rest=len(_modules()))
 
 
