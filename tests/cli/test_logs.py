@@ -8,7 +8,7 @@ import sys
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from vers_rlm_mcp.logs import JsonFormatter
+from vers_rlm_mcp.cli.logs import JsonFormatter
 
 if TYPE_CHECKING:
     from conftest import Cli

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vers_rlm_mcp.cli import _parser, _settings  # pyright: ignore[reportPrivateUsage]
+from vers_rlm_mcp.cli.arguments import create_parser, read_settings
 from vers_rlm_mcp.settings import MARKS, PROVIDER_VARIABLES, Settings, markdown, write_tables
 
 README = Path(__file__).parents[2] / "README.md"
@@ -67,10 +67,10 @@ def test_a_child_process_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_setting_with_several_values_is_given_by_repeated_flags_before_and_after_the_command():
-    options = _parser().parse_args(
+    options = create_parser().parse_args(
         ["--allow-dir", "/a:b", "--toolsets", "rlm", "machines", "--allow-dir", "/c", "list"]
     )
-    settings = _settings(options)
+    settings = read_settings(options)
     assert settings.allow_dir == (Path("/a:b"), Path("/c"))
     assert settings.toolsets == ("rlm",)
     assert not settings.read_only

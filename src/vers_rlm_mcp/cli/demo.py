@@ -38,7 +38,7 @@ TASK = (
 )
 
 
-async def demo(settings: Settings) -> int:
+async def demonstrate(settings: Settings) -> int:
     """Run the demonstration; 0 when it ended well and its machines are gone."""
     environment, whose = await _environment(settings)
     _say(whose)
@@ -99,4 +99,4 @@ def _report(answer: dict[str, Any], machines: dict[str, Any], seconds: float) ->
 
 def _say(*lines: str) -> None:
     for line in lines:
-        print(line, flush=True)  # noqa: T201 - the demonstration's output
+        print(line, flush=True)

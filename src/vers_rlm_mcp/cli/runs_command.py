@@ -1,4 +1,4 @@
-"""What the command line does with runs on record."""
+"""`vers-rlm-mcp runs`: list, inspect, resume, replay and prune recorded runs."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ DIVERGED = 4
 """Exit code of a replay in which the world answered differently."""
 
 
-async def act(options: argparse.Namespace, settings: Settings) -> int:
+async def manage_runs(options: argparse.Namespace, settings: Settings) -> int:
     """Do what was asked for, and return the exit code."""
     records = runs.Records(settings.state_dir)
     if options.action == "list":
-        print(_as_table(runs.summaries(records)))  # noqa: T201 - the result
+        print(_as_table(runs.summaries(records)))
     elif options.action == "tree":
         about, nodes = runs.run_lineage(records.of(options.run))
-        print("\n".join([about, *runs.drawn(nodes)]))  # noqa: T201 - the result
+        print("\n".join([about, *runs.drawn(nodes)]))
     elif options.action == "diff":
         await _diff(records, options, settings)
     elif options.action == "resume":
@@ -44,7 +44,7 @@ async def act(options: argparse.Namespace, settings: Settings) -> int:
     else:
         async with runs.open_fleet(settings) as fleet:
             pruned = await runs.prune(fleet, records, options.keep)
-        print(f"deleted {', '.join(pruned)}" if pruned else "nothing to prune")  # noqa: T201
+        print(f"deleted {', '.join(pruned)}" if pruned else "nothing to prune")
     return 0
 
 
@@ -54,7 +54,7 @@ async def _diff(records: runs.Records, options: argparse.Namespace, settings: Se
     async with runs.open_fleet(settings) as fleet:
         bench = runs.Workbench(fleet, settings)
         difference = await runs.compare(bench, first.commit_id, second.commit_id)
-    print(difference.text)  # noqa: T201 - the result
+    print(difference.text)
 
 
 async def _resume(options: argparse.Namespace, settings: Settings) -> int:
@@ -92,13 +92,13 @@ async def _replay(options: argparse.Namespace, settings: Settings) -> int:
             on_event=show,
         )
     if options.json:
-        print(json.dumps(asdict(replayed), ensure_ascii=False, indent=2))  # noqa: T201
+        print(json.dumps(asdict(replayed), ensure_ascii=False, indent=2))
     else:
         print_result(replayed.result, as_json=False)
     steps = ", ".join(str(each.step) for each in replayed.differences)
     where = f"The world answered differently at step {steps}" if steps else "Nothing differed"
     same = "the same" if replayed.same_outputs else "other"
-    print(f"{where}; the outputs are {same}.", file=sys.stderr)  # noqa: T201 - a remark
+    print(f"{where}; the outputs are {same}.", file=sys.stderr)
     return DIVERGED if replayed.differences else 0
 
 

@@ -61,7 +61,7 @@ class Report:
         return result
 
 
-async def doctor(settings: Settings) -> int:
+async def diagnose(settings: Settings) -> int:
     """Examine what the settings choose; 0 when machines can be made."""
     report = Report(Console(soft_wrap=True))
     report.remark(f"Durable state lies in {settings.state_dir}.")

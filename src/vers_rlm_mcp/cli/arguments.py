@@ -1,64 +1,23 @@
-"""The command line: `vers-rlm-mcp`. With no command it is an MCP server on stdin and stdout."""
+"""The arguments of `vers-rlm-mcp`, and the settings among them."""
 
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
 
-import anyio
 from pydantic import ValidationError
 
 from vers_rlm_mcp import __version__
-from vers_rlm_mcp.errors import SettingsError, UsageError, VersRlmError
-from vers_rlm_mcp.logs import start_logging
+from vers_rlm_mcp.errors import SettingsError
 from vers_rlm_mcp.settings import SEPARATORS, Settings, flag, variable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from io import TextIOWrapper
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
-"""What a shell reports for a program that Ctrl-C ended."""
 
 DEFAULT_PORT = 8765
 LAST_PORT = 65_535
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run one command and exit with its status."""
-    options = _parser().parse_args(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is under nohup
-            signal.signal(number, _end)
-    # A result is printed whatever is in it, also letters that the locale does not have.
-    cast("TextIOWrapper", sys.stdout).reconfigure(errors="backslashreplace")
-    try:
-        settings = _settings(options)
-        start_logging(settings)
-        sys.exit(options.command(options, settings))
-    except VersRlmError as error:
-        print(f"vers-rlm-mcp: {error}", file=sys.stderr)
-        sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
-
-
-def _end(number: int, _: object) -> None:
-    """SIGTERM or SIGHUP ends a command as Ctrl-C does: its task is cancelled, and so cleans up.
-
-    A second one does not cut the clean-up off, which is bounded by itself; Ctrl-C still does.
-    """
-    signal.signal(number, signal.SIG_IGN)
-    signal.raise_signal(signal.SIGINT)
-
-
-def _parser() -> argparse.ArgumentParser:
+def create_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; `command` of what it parses is the command's name."""
     parser = argparse.ArgumentParser(
         prog="vers-rlm-mcp",
         allow_abbrev=False,
@@ -66,27 +25,21 @@ def _parser() -> argparse.ArgumentParser:
         "Without a command it speaks MCP on stdin and stdout.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.set_defaults(command=_serve_stdio)
+    parser.set_defaults(transport="stdio")
     _add_settings(parser, repeated="{}_before")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
 
-    def command(
-        name: str, act: Callable[[argparse.Namespace, Settings], int], text: str
-    ) -> argparse.ArgumentParser:
+    def command(name: str, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.set_defaults(command=act)
         _add_settings(sub, repeated="{}")
         return sub
 
-    _add_serve(command("serve", _serve, "Serve MCP over HTTP (or stdio)."))
-    _add_run(command("run", _run, "Run one task here in the terminal, with live progress."))
-    command("demo", _demo, "Show the main job on real files in a real machine.")
-    command("doctor", _doctor, "Try for real what is needed, and say what to do.")
-    _add_runs(command("runs", _runs, "Look at runs on record, go on with one, replay one."))
-    machines = command("machines", _machines, "List, delete, compare or sweep machines.")
-    machines.add_argument("action", choices=["list", "delete", "diff", "sweep"])
-    what = "machines and commits to delete, or two to compare"
-    machines.add_argument("ids", nargs="*", metavar="ID", help=what)
+    _add_serve(command("serve", "Serve MCP over HTTP (or stdio)."))
+    _add_run(command("run", "Run one task here in the terminal, with live progress."))
+    command("demo", "Show the main job on real files in a real machine.")
+    command("doctor", "Try for real what is needed, and say what to do.")
+    _add_runs(command("runs", "Look at runs on record, go on with one, replay one."))
+    _add_machines(command("machines", "List, delete, compare or sweep machines."))
     return parser
 
 
@@ -183,7 +136,18 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
     prune.add_argument("--keep", type=int, default=100, metavar="N", help="but for the latest N")
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _add_machines(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=["list", "delete", "diff", "sweep"])
+    what = "machines and commits to delete, or two to compare"
+    parser.add_argument("ids", nargs="*", metavar="ID", help=what)
+
+
+def read_settings(options: argparse.Namespace) -> Settings:
+    """The settings: flags before the environment.
+
+    Raises:
+        SettingsError: A value is not allowed.
+    """
     given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     for name, separator in SEPARATORS.items():
         values = [*getattr(options, f"{name}_before", ()), *given.get(name, ())]
@@ -202,59 +166,3 @@ def _settings(options: argparse.Namespace) -> Settings:
         raise SettingsError(
             "; ".join(problems) + ". `vers-rlm-mcp --help` lists every setting."
         ) from None
-
-
-def _serve_stdio(_: argparse.Namespace, settings: Settings) -> int:
-    from vers_rlm_mcp.server import exporting, serve_stdio
-
-    with exporting():
-        anyio.run(serve_stdio, settings)
-    return 0
-
-
-def _serve(options: argparse.Namespace, settings: Settings) -> int:
-    if options.transport == "stdio":
-        return _serve_stdio(options, settings)
-    from vers_rlm_mcp.server import exporting, serve_http
-
-    async def serve() -> None:
-        await serve_http(
-            settings,
-            transport=options.transport,
-            host=options.host,
-            port=options.port,
-        )
-
-    with exporting():
-        anyio.run(serve)
-    return 0
-
-
-def _run(options: argparse.Namespace, settings: Settings) -> int:
-    from vers_rlm_mcp.terminal import run_in_terminal
-
-    return anyio.run(run_in_terminal, options, settings)
-
-
-def _demo(_: argparse.Namespace, settings: Settings) -> int:
-    from vers_rlm_mcp.demo import demo
-
-    return anyio.run(demo, settings)
-
-
-def _doctor(_: argparse.Namespace, settings: Settings) -> int:
-    from vers_rlm_mcp.doctor import doctor
-
-    return anyio.run(doctor, settings)
-
-
-def _runs(options: argparse.Namespace, settings: Settings) -> int:
-    from vers_rlm_mcp import terminal_runs
-
-    return anyio.run(terminal_runs.act, options, settings)
-
-
-def _machines(options: argparse.Namespace, settings: Settings) -> int:
-    from vers_rlm_mcp.terminal import machines
-
-    return anyio.run(machines, options.action, options.ids, settings)

@@ -1,0 +1,59 @@
+"""`vers-rlm-mcp machines`: list, delete, compare and sweep machines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vers_rlm_mcp import runs
+from vers_rlm_mcp.errors import InputError
+
+from .terminal import age, table
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from vers_rlm_mcp.machines import Fleet
+    from vers_rlm_mcp.settings import Settings
+
+
+async def manage_machines(options: argparse.Namespace, settings: Settings) -> int:
+    """List machines and commits, delete or compare given ones, or sweep those of dead servers."""
+    action: str = options.action
+    ids: list[str] = options.ids
+    if action == "delete" and not ids:
+        raise InputError("Name the machines and commits to delete; `machines list` shows them.")
+    if action == "diff" and len(ids) != 2:
+        raise InputError("Name two machines or commits to compare; `machines list` shows them.")
+    if action in ("list", "sweep") and ids:
+        raise InputError(f"`machines {action}` takes no ids.")
+    async with runs.open_fleet(settings) as fleet:
+        if action == "delete":
+            await _delete(fleet, ids)
+        elif action == "diff":
+            bench = runs.Workbench(fleet, settings)
+            print((await runs.compare(bench, *ids)).text)
+            await bench.aclose()
+        elif action == "sweep":
+            swept = await fleet.sweep()
+            print(f"deleted {', '.join(swept)}" if swept else "nothing to sweep")
+        else:
+            print(_as_table(await runs.inventory(fleet)))
+    return 0
+
+
+async def _delete(fleet: Fleet, ids: Sequence[str]) -> None:
+    commits = {commit.id for commit in await fleet.commits()}
+    for item in ids:
+        await (fleet.delete_commit(item) if item in commits else fleet.delete(item))
+        print(f"deleted {item}")
+
+
+def _as_table(items: Sequence[runs.Item]) -> str:
+    if not items:
+        return "no machines and no commits"
+    rows = [
+        (item.id, age(item.created_at), item.state, item.parent or "-", item.run or "-")
+        for item in items
+    ]
+    return table([("ID", "AGE", "STATE", "FROM", "RUN"), *rows])

@@ -1,0 +1,116 @@
+"""`vers-rlm-mcp run`: one task in the terminal, with live progress."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vers_rlm_mcp import rlm, runs
+from vers_rlm_mcp.errors import InputError, PathRefused
+
+from .terminal import live, opened_model, print_result
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping, Sequence
+
+    from pydantic import JsonValue
+
+    from vers_rlm_mcp.settings import Settings
+
+
+async def run_task(options: argparse.Namespace, settings: Settings) -> int:
+    """Run one task, with live progress; 0 when all outputs are there."""
+    inputs, files = _inputs(options.input, rlm.Signature.parse(options.signature))
+    async with AsyncExitStack() as stack:
+        model = await opened_model(stack, settings.model)
+        sub_model = await opened_model(stack, settings.sub_model or settings.model)
+        # Whoever types the command may read what they name.
+        opened = stack.enter_context(runs.opened_files(_named(files, options.file), [Path("/")]))
+        fleet, show = await stack.enter_async_context(live(settings))
+        result = await runs.run(
+            _request(options, inputs, opened),
+            fleet=fleet,
+            model=model,
+            sub_model=sub_model,
+            settings=settings,
+            on_event=show,
+        )
+    return print_result(result, as_json=options.json)
+
+
+def _request(
+    options: argparse.Namespace, inputs: Mapping[str, JsonValue], files: Mapping[str, Path]
+) -> runs.RunRequest:
+    return runs.RunRequest(
+        signature=options.signature,
+        inputs=inputs,
+        instructions=options.instructions,
+        max_iterations=options.max_iterations,
+        max_llm_calls=options.max_llm_calls,
+        machine_id=options.vm_id,
+        keep_machine=options.keep_vm,
+        verify=options.verify,
+        max_depth=options.max_depth,
+        files=files,
+    )
+
+
+def _inputs(
+    given: Sequence[str], signature: rlm.Signature
+) -> tuple[dict[str, JsonValue], dict[str, Path]]:
+    """Inputs by name: values, and the paths of texts that are given as ``NAME=@PATH``."""
+    types = {field.name: field.type for field in signature.inputs}
+    values: dict[str, JsonValue] = {}
+    files: dict[str, Path] = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f"--input {item!r}: write NAME=VALUE, or NAME=@PATH for a file.")
+        if name not in types:
+            names = ", ".join(types) or "none"
+            raise InputError(f"--input {name}: the signature has no such input, only: {names}.")
+        if name in values or name in files:
+            raise InputError(f"--input {name} is given twice.")
+        is_text = not types[name].check(name, "")[1]
+        if is_text and value.startswith("@"):
+            files[name] = Path(value[1:])
+        elif is_text:
+            values[name] = value
+        else:
+            values[name] = _parsed(name, _content(value[1:]) if value.startswith("@") else value)
+    return values, files
+
+
+def _content(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise PathRefused(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise PathRefused(f"{path} cannot be read as text: {error}.") from None
+
+
+def _parsed(name: str, text: str) -> JsonValue:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(
+            f"--input {name}: the signature wants no text here, and {text[:80]!r} is not JSON "
+            f"({error})."
+        ) from None
+
+
+def _named(inputs: Mapping[str, Path], files: Sequence[Path]) -> dict[str, str]:
+    """The files by their names in the machine; those of inputs have the names of these."""
+    named = {name: str(path) for name, path in inputs.items()}
+    for path in files:
+        if path.name in named:
+            raise InputError(
+                f"{named[path.name]} and {path} would both be called {path.name!r} in the machine; "
+                "rename one."
+            )
+        named[path.name] = str(path)
+    return named

@@ -1,0 +1,123 @@
+"""What a command shows: live progress and remarks on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from vers_rlm_mcp import rlm, runs
+from vers_rlm_mcp.models import open_model
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+
+    from vers_rlm_mcp.machines import Fleet
+    from vers_rlm_mcp.models import Model
+    from vers_rlm_mcp.settings import Settings
+
+PARTIAL = 3
+"""Exit code of a run that ended without all of its outputs."""
+
+LINE_CHARS = 100
+"""Characters of a running cell's last line that the status shows."""
+
+CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}")
+"""What could give orders to the terminal: all control characters but newlines and tabs."""
+
+
+@asynccontextmanager
+async def live(
+    settings: Settings,
+) -> AsyncGenerator[tuple[Fleet, Callable[[rlm.Event], None]]]:
+    """Machines for a run that is watched here, and what shows its events as they happen."""
+    progress = Console(stderr=True)
+    async with runs.open_fleet(settings) as fleet:
+        await fleet.sweep()
+        with progress.status("Getting a machine ready") as status:
+
+            def show(event: rlm.Event) -> None:
+                if doing := _doing(event):
+                    status.update(_safe(doing))
+                if line := rlm.narrate(event):
+                    _say(progress, line)
+
+            yield fleet, show
+
+
+def print_result(result: runs.RunResult, *, as_json: bool) -> int:
+    """Print remarks and outputs, and return the exit code."""
+    _print_remarks(Console(stderr=True), result)
+    print(_as_json(result) if as_json else _as_text(result))
+    return PARTIAL if result.status == "partial" else 0
+
+
+async def opened_model(stack: AsyncExitStack, name: str | None) -> Model:
+    """The model of this name, for as long as the stack stands."""
+    model = open_model(name)
+    stack.push_async_callback(model.aclose)
+    return model
+
+
+def _doing(event: rlm.Event) -> str | None:
+    """What is going on, for the status line."""
+    if isinstance(event, rlm.ModelAsked):
+        return f"Step {event.step}: the model is thinking"
+    if isinstance(event, rlm.CellStarted):
+        return f"Step {event.step}: running its code"
+    if isinstance(event, rlm.CellOutput) and (lines := event.text.strip().splitlines()):
+        return f"Step {event.step}: {lines[-1][-LINE_CHARS:]}"
+    return None
+
+
+def _safe(text: str) -> Text:
+    """Text from a model or a machine, as the terminal may see it."""
+    return Text(text.translate(CONTROLS))
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(_safe(text), soft_wrap=True)
+
+
+def _print_remarks(console: Console, result: runs.RunResult) -> None:
+    used = result.usage
+    money = "" if used.usd is None else f", {used.usd:.4f} USD"
+    _say(
+        console,
+        f"{result.run_id}: {result.status} after {len(result.steps)} steps in "
+        f"{result.seconds:.1f} s, {used.tokens:,} tokens{money}, {result.sub_calls} sub-calls. "
+        f"{result.reason}\nMachine {result.machine_id} "
+        f"{'is kept' if result.kept else 'was deleted'} ({result.backend}, isolation "
+        f"{result.isolation}, fidelity {result.fidelity}).",
+    )
+    if result.verified:
+        _say(console, f"Verified by: {result.verified}")
+    for warning in result.warnings:
+        _say(console, f"Warning: {warning}")
+
+
+def _as_json(result: runs.RunResult) -> str:
+    return json.dumps(asdict(result), ensure_ascii=False, indent=2)
+
+
+def _as_text(result: runs.RunResult) -> str:
+    return "\n".join(
+        f"{name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for name, value in result.outputs.items()
+    )
+
+
+def age(since: float) -> str:
+    """How long ago a time was, in minutes."""
+    return f"{(time.time() - since) / 60:.0f} min"
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows with their columns below each other; the last one is as wide as it is."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
