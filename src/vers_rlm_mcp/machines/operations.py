@@ -80,6 +80,13 @@ class CommandResult:
     stderr: Captured
     seconds: float
 
+    @property
+    def exit_code(self) -> int | None:
+        """As a shell reports it: 128 + N after signal N. None after a time-out."""
+        if self.status is None or self.status.signal is None:
+            return self.status and self.status.code
+        return 128 + self.status.signal
+
 
 def shell(command: str) -> Sequence[str]:
     """The arguments that run `command` in the machine's bash or, where there is none, its sh."""
