@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from repl import Host, Repl
+from repl import Host, Repl, end_kernel
 
 import older_pythons  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from assumptions import MACHINES, MARKER, hold_assumptions
@@ -83,8 +83,7 @@ async def machine(backend: Backend, lasting: list[Machine]) -> AsyncGenerator[Ma
 
 async def renew(machine: Machine) -> None:
     """Leave nothing of a test: neither its kernel nor its files."""
-    kernel = await Kernel.connect(machine, home_id=machine.id)
-    await kernel.shutdown()
+    await end_kernel(machine)
     clear = ["find", "/workspace", "-mindepth", "1", "-delete"]
     result = await run_command(machine, clear, timeout=60)
     assert result.status

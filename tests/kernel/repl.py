@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 
 from vers_rlm_mcp.errors import UsageError
+from vers_rlm_mcp.kernel.attachment import start_program, upload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vers_rlm_mcp.kernel import CellResult, HostCall, Json, Kernel
+    from vers_rlm_mcp.machines import Machine
 
 
 class Host:
@@ -61,6 +64,22 @@ class Repl:
         assert result.status == "error", result
         assert result.error
         return result.error
+
+
+async def end_kernel(machine: Machine) -> None:
+    """Kill the kernel of a machine, if it has one."""
+    process = await start_program(machine, await upload(machine), "kill")
+    with anyio.fail_after(10):
+        await process.wait()
+    await process.aclose()
+
+
+def written(result: CellResult) -> int:
+    """How many bytes a cell wrote in all, those that were left out included."""
+    gap = re.search(r"\n… (\d+) bytes left out …\n", result.output)
+    if gap is None:
+        return len(result.output.encode())
+    return len(result.output.encode()) - len(gap[0].encode()) + int(gap[1])
 
 
 def is_running(pid: int) -> bool:

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
+from machine_proxy import MachineProxy
 from vers_rlm_mcp.errors import KernelError, KernelGone, WireError
 from vers_rlm_mcp.kernel import HostCall, Json, Kernel, host
 from vers_rlm_mcp.kernel.wire import MAX_CALLS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
 
-    from vers_rlm_mcp.machines.fake import FakeMachine, FakeProcess
+    from vers_rlm_mcp.machines import Process
+    from vers_rlm_mcp.machines.fake import FakeMachine
 
 pytestmark = pytest.mark.assumes("fake")  # its guest has our own wire to lie on
 
@@ -47,12 +49,12 @@ while data := sys.stdin.buffer.read1():
 """A guest that does on the wire whatever the code of the cell says."""
 
 
-class HostileMachine:
+class HostileMachine(MachineProxy):
     """A machine in which another program answers than the one that was sent."""
 
     def __init__(self, machine: FakeMachine, guest: str = GUEST) -> None:
-        self.started: list[FakeProcess] = []
-        self._machine = machine
+        super().__init__(machine)
+        self.started: list[Process] = []
         self._guest = guest
 
     async def spawn(
@@ -61,12 +63,14 @@ class HostileMachine:
         *,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
-    ) -> FakeProcess:
-        self.started.append(await self._machine.spawn([sys.executable, "-c", self._guest]))
+    ) -> Process:
+        self.started.append(await super().spawn([sys.executable, "-c", self._guest]))
         return self.started[-1]
 
-    async def write(self, path: str, data: bytes, *, mode: int = 0o644) -> int:
-        return len(data)
+    async def write(
+        self, path: str, data: bytes | AsyncIterable[bytes], *, mode: int = 0o644
+    ) -> int:
+        return 0
 
 
 async def echo(call: HostCall) -> Json:

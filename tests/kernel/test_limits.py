@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from repl import Host, Repl, ended, is_running
+from repl import Host, Repl, ended, is_running, written
 
 from vers_rlm_mcp.errors import InputError
 from vers_rlm_mcp.kernel import Kernel, host, run
@@ -232,7 +232,7 @@ async def test_output_is_cut_in_the_middle_and_says_by_how_much(machine: FakeMac
     repl = Repl(kernel, Host())
     result = await repl("print('a' * 5000 + 'b' * 5000, end='')")
     assert result.output == "a" * 500 + "\n… 9000 bytes left out …\n" + "b" * 500
-    assert result.output_bytes == 10_000
+    assert written(result) == 10_000
     assert (await repl("print('c' * 1000, end='')")).output == "c" * 1000
     await kernel.aclose()
 
@@ -250,7 +250,7 @@ async def test_much_output_passes_quickly_and_in_bounded_memory(repl: Repl, code
     await repl.output("import os")
     result = await repl(f"_ = None\n{code}\nNone")
     assert result.status == "ok"
-    assert result.output_bytes == 200_000_000
+    assert written(result) == 200_000_000
     assert len(result.output) < 1_100_000
     grown = await repl.output(
         "import resource; resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 500_000"
@@ -263,7 +263,7 @@ async def test_endless_output_stops_at_the_time_limit(repl: Repl) -> None:
     assert result.status == "timeout"
     assert result.seconds < 0.5 + host.INTERRUPT_SECONDS
     assert len(result.output) < 1_100_000
-    assert result.output_bytes > 1_100_000
+    assert written(result) > 1_100_000
 
 
 async def test_an_orphan_that_floods_the_output_stalls_nobody(repl: Repl) -> None:
@@ -374,7 +374,7 @@ async def test_output_is_still_taken_when_memory_is_used_up(small: Repl) -> None
         "    del hoard"
     )
     assert result.status == "ok", result.error
-    assert result.output_bytes == 3000 * 1000
+    assert written(result) == 3000 * 1000
 
 
 async def test_stacks_of_threads_do_not_count_against_the_memory_of_cells(small: Repl) -> None:

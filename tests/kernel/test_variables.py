@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from repl import Host, Repl
+from repl import Host, Repl, end_kernel
 
 from assumptions import CARRY_MEMORY, MACHINES
 from vers_rlm_mcp.kernel import Carried, Kernel
@@ -33,7 +33,7 @@ async def copy_of(machine: FakeMachine) -> AsyncGenerator[Repl]:
     """The kernel of a copy of a machine's disk, with the variables that were carried."""
     [copy] = await machine.branch()
     if MACHINES in CARRY_MEMORY:
-        await (await Kernel.connect(copy, home_id=copy.id)).shutdown()
+        await end_kernel(copy)
     kernel = await Kernel.connect(copy, home_id=copy.id, restore_variables=True)
     try:
         yield Repl(kernel, Host())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from machine_proxy import MachineProxy
 from vers_rlm_mcp.errors import MachineError
 from vers_rlm_mcp.kernel import Kernel
 from vers_rlm_mcp.machines import Process, run_command
@@ -51,11 +52,8 @@ exit $found
 """
 
 
-class _Prepared:
+class _Prepared(MachineProxy):
     """A machine for the host's half of the kernel, whose programs get `ENVIRONMENT`."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
 
     async def spawn(
         self,
@@ -64,10 +62,7 @@ class _Prepared:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
     ) -> Process:
-        return _Left(await self._machine.spawn(argv, env={**(env or {}), **ENVIRONMENT}, cwd=cwd))
-
-    async def write(self, path: str, data: bytes, *, mode: int = 0o644) -> int:
-        return await self._machine.write(path, data, mode=mode)
+        return _Left(await super().spawn(argv, env={**(env or {}), **ENVIRONMENT}, cwd=cwd))
 
 
 class _Left(Process):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
+from machine_proxy import MachineProxy
 from vers_emulator import Options
 from vers_rlm_mcp.kernel import Kernel
 
@@ -22,20 +23,17 @@ if TYPE_CHECKING:
 SECONDS = 20.0
 
 
-class Sessions:
+class Sessions(MachineProxy):
     """A machine as the kernel's host wants one; programs get what an SSH session would give."""
 
     def __init__(self, vers: RawVers, vm: str) -> None:
-        self._machine = vers.emulator.cloud.vm(vm).machine
+        super().__init__(vers.emulator.cloud.vm(vm).machine)
         self._env = {"PYTHONPATH": "/run/vers-emulator"}
 
     async def spawn(
         self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: str | None = None
     ) -> Process:
-        return await self._machine.spawn(argv, env={**(env or {}), **self._env}, cwd=cwd)
-
-    async def write(self, path: str, data: bytes, *, mode: int = 0o644) -> int:
-        return await self._machine.write(path, data, mode=mode)
+        return await super().spawn(argv, env={**(env or {}), **self._env}, cwd=cwd)
 
 
 async def connect(vers: RawVers, vm: str) -> Kernel:

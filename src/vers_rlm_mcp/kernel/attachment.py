@@ -19,7 +19,7 @@ from .wire import FROM_GUEST, Decoder, Frame, FrameError, encode
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .base import GuestMachine, GuestProcess
+    from vers_rlm_mcp.machines import Machine, Process
 
 Mode = Literal["attach", "restart", "kill"]
 
@@ -70,7 +70,7 @@ class Lost(Exception):
 class Attachment:
     """One connection. Only one task receives at a time; any may send."""
 
-    def __init__(self, process: GuestProcess) -> None:
+    def __init__(self, process: Process) -> None:
         self._process = process
         self._decoder = Decoder(FROM_GUEST)
         self._frames: Iterator[Frame] = iter(())
@@ -172,7 +172,7 @@ _LIKELY_CAUSES = MappingProxyType(
 )
 
 
-async def upload(machine: GuestMachine) -> str:
+async def upload(machine: Machine) -> str:
     """Put the kernel's program into the machine, beside one that may be read; return its path."""
     name, data = guest_archive()
     name = f"{name}.{secrets.token_hex(NAME_BYTES)}"
@@ -186,7 +186,7 @@ async def upload(machine: GuestMachine) -> str:
     return f"{DIRECTORIES[-1]}/{name}"
 
 
-async def has_kernel(machine: GuestMachine) -> bool:
+async def has_kernel(machine: Machine) -> bool:
     """Whether a machine has a kernel, or saved variables for its first one."""
     places = [f"{directory}/{SOCKET}" for directory in DIRECTORIES]
     argv = ["sh", "-c", _ANY_EXISTS, "sh", VARIABLES, *places]
@@ -199,7 +199,7 @@ async def has_kernel(machine: GuestMachine) -> bool:
         await process.aclose()
 
 
-async def start_program(machine: GuestMachine, sent: str, mode: Mode) -> GuestProcess:
+async def start_program(machine: Machine, sent: str, mode: Mode) -> Process:
     """Start the program that attaches to a kernel, having started it if need be.
 
     `sent` is where `upload` has put it, and where it is no more once it was started.

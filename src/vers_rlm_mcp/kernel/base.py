@@ -1,50 +1,12 @@
-"""What a kernel needs of a machine, and what it gives back."""
-
-# ruff: noqa: D102 - the protocols promise what `machines` says of the same methods
+"""What a kernel is asked, and what it answers."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
-
-if TYPE_CHECKING:
-    from anyio.abc import ByteReceiveStream, ByteSendStream
+from typing import Literal, TypeAlias
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
-
-
-class GuestExit(Protocol):
-    """How a process in a machine ended: by itself, with a code, or by a signal (code None)."""
-
-    @property
-    def code(self) -> int | None: ...
-
-
-class GuestProcess(Protocol):
-    """A process in a machine, as `machines.Process` promises it."""
-
-    @property
-    def stdin(self) -> ByteSendStream: ...
-    @property
-    def stdout(self) -> ByteReceiveStream: ...
-    @property
-    def stderr(self) -> ByteReceiveStream: ...
-    async def wait(self) -> GuestExit: ...
-    async def aclose(self) -> None: ...
-
-
-class GuestMachine(Protocol):
-    """The machine that a kernel lives in, as `machines.Machine` promises it."""
-
-    async def spawn(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-    ) -> GuestProcess: ...
-    async def write(self, path: str, data: bytes, *, mode: int = 0o644) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +51,6 @@ class CellResult:
     output: str
     """What was written to standard output and error, whoever wrote it, and the echo of the last
     expression: beginning and end within the kernel's limit, with what was left out said."""
-    output_bytes: int
-    """How much was written in all."""
     error: str | None
     """For the model: the traceback with the cell's own lines, or what happened to the kernel."""
     final: Final | None

@@ -13,7 +13,6 @@ from vers_rlm_mcp.errors import (
     KernelBusy,
     KernelError,
     KernelGone,
-    MachineGone,
     VersRlmError,
     WireError,
 )
@@ -27,7 +26,9 @@ from .wire import MAX_PAYLOAD, PROTOCOL
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
-    from .base import Carried, CellStatus, GuestMachine, Handler, Json, Variable
+    from vers_rlm_mcp.machines import Machine
+
+    from .base import Carried, CellStatus, Handler, Json, Variable
     from .messages import Done
 
 OUTPUT_LIMIT = 1024 * 1024
@@ -76,7 +77,7 @@ class Kernel:
 
     def __init__(
         self,
-        machine: GuestMachine,
+        machine: Machine,
         home_id: str,
         *,
         output_limit: int,
@@ -109,7 +110,7 @@ class Kernel:
     @classmethod
     async def connect(
         cls,
-        machine: GuestMachine,
+        machine: Machine,
         *,
         home_id: str,
         restore_variables: bool = False,
@@ -189,7 +190,6 @@ class Kernel:
             return CellResult(
                 status,
                 output.text,
-                output.total,
                 error,
                 done.final if done and status == "final" else None,
                 anyio.current_time() - started,
@@ -244,12 +244,6 @@ class Kernel:
         """Let go of the kernel, which goes on."""
         self.closed = True
         await self._detach()
-
-    async def shutdown(self) -> None:
-        """End the kernel; its variables are gone. One that is gone already is no error."""
-        self.closed = True
-        with anyio.CancelScope(shield=True), suppress(MachineGone):
-            await self._kill(ATTACH_SECONDS)
 
     # One cell.
 

@@ -36,7 +36,6 @@ class Output:
     """What a cell has written, as the guest sends it: beginning, gap, end."""
 
     def __init__(self, limit: int, on_output: Callable[[str], None] | None) -> None:
-        self.total = 0
         self._received = 0
         self._has_gap = False
         self._limit = limit
@@ -52,7 +51,6 @@ class Output:
     def add(self, data: bytes, skipped: int) -> None:
         """Append a piece; `skipped` bytes before it were left out."""
         self._received += len(data)
-        self.total += len(data) + skipped
         if self._received > self._limit:
             raise WireError(f"The kernel sent more output than the {self._limit} bytes agreed on.")
         if skipped and self._has_gap:
