@@ -22,7 +22,7 @@ from mcp_types import (
 )
 
 from vers_rlm_mcp.errors import UnknownHandle
-from vers_rlm_mcp.server.tasks import MISSING, Task, Tasks, takes_tasks
+from vers_rlm_mcp.server.task_extension import MISSING, Task, Tasks, takes_tasks
 
 from .rounds import given, need, question
 

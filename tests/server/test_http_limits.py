@@ -9,8 +9,8 @@ import anyio
 import httpx2
 from clients import call, connected, error, vm_ids
 
-from vers_rlm_mcp.server.http import MAX_BODY_BYTES, MAX_CONNECTIONS
-from vers_rlm_mcp.server.limits import BURST_SECONDS
+from vers_rlm_mcp.server.http_transport import MAX_BODY_BYTES, MAX_CONNECTIONS
+from vers_rlm_mcp.server.rate_limits import BURST_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

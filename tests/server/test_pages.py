@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vers_rlm_mcp.server.vm_tools import page_of
+from vers_rlm_mcp.server.machine_tools import page_of
 
 
 def read(content: bytes, offset: int, length: int):

@@ -15,7 +15,7 @@ from clients import call, eventually
 from mcp import Client, StdioServerParameters
 
 from vers_rlm_mcp.machines import Ledger
-from vers_rlm_mcp.server import Application, app
+from vers_rlm_mcp.server import Application, application
 from vers_rlm_mcp.settings import Settings
 
 if TYPE_CHECKING:
@@ -131,14 +131,14 @@ async def test_the_next_server_sweeps_what_a_killed_one_left_and_finds_what_was_
 async def test_a_server_sweeps_what_others_leave_while_it_runs(
     stdio: StdioServerParameters, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(app, "SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr(application, "SWEEP_SECONDS", 0.1)
     assert stdio.env
     settings = Settings.model_validate({"state_dir": stdio.env["VERS_RLM_STATE_DIR"]})
     async with Application(settings, one_client=True), started(stdio) as server:
         await server.initialize()
         await server.exec(2, "true")
         await server.receive()
-        await anyio.sleep(5 * app.SWEEP_SECONDS)
+        await anyio.sleep(5 * application.SWEEP_SECONDS)
         assert len(left_behind(stdio)) == 1
         server.process.kill()
         await eventually(lambda: left_behind(stdio) == [], within=10)

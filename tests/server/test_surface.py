@@ -16,7 +16,7 @@ from mcp_types import Tool
 from vers_rlm_mcp.errors import SettingsError
 from vers_rlm_mcp.rlm import MAX_ITERATIONS, MAX_SUB_CALLS
 from vers_rlm_mcp.server import Application, create_server
-from vers_rlm_mcp.server.rlm_tools import ITERATIONS, SUB_CALLS
+from vers_rlm_mcp.server.run_tools import ITERATIONS, SUB_CALLS
 from vers_rlm_mcp.settings import Settings
 
 LIST_CHARS = 12_000

@@ -9,7 +9,7 @@ from mcp_types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import Field
 
 from vers_rlm_mcp.errors import MachineGone
-from vers_rlm_mcp.server.tool import Answer, Options, StrictTool
+from vers_rlm_mcp.server.toolset import Answer, Options, StrictTool
 
 
 class Size(Options):

@@ -14,7 +14,6 @@ from .files import opened_files
 from .fleets import Item, inventory, open_fleet
 from .history import RunRecord, RunSummary, prune, recorded, summaries, summary, way_on
 from .lineage import Node, drawn, fleet_lineage, run_lineage
-from .live import LiveRun, LiveRuns
 from .past import recall
 from .record import Journal, Records, is_open
 from .request import RunRequest, RunResult
@@ -26,8 +25,6 @@ __all__ = [
     "Choice",
     "Item",
     "Journal",
-    "LiveRun",
-    "LiveRuns",
     "Node",
     "Records",
     "Replay",

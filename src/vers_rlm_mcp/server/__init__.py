@@ -9,10 +9,10 @@ a tenth of a second, for which no client's handshake should wait.
 
 from __future__ import annotations
 
-from .app import Application
-from .factory import create_server
-from .http import serve_http
-from .stdio import serve_stdio
+from .application import Application
+from .http_transport import serve_http
+from .mcp_server import create_server
+from .stdio_transport import serve_stdio
 from .telemetry import exporting
 
 __all__ = ["Application", "create_server", "exporting", "serve_http", "serve_stdio"]

@@ -7,8 +7,8 @@ from pydantic import BaseModel, Field
 
 from vers_rlm_mcp.errors import UsageError
 
-from .app import application
-from .tool import Options
+from .application import application
+from .toolset import Options
 
 
 class Budget(Options):

@@ -13,11 +13,11 @@ from mcp_types import INTERNAL_ERROR, ErrorData
 
 from vers_rlm_mcp.errors import UsageError
 
-from .answers import cut
+from .machine_answers import cut
 from .progress import Progress
 from .run_answers import RunAnswer, RunsAnswer
-from .tasks import TASK_SECONDS, Task, Tasks, takes_tasks
-from .tool import as_result
+from .task_extension import TASK_SECONDS, Task, Tasks, takes_tasks
+from .toolset import as_result
 from .waiting import patience
 
 if TYPE_CHECKING:
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from mcp.server.mcpserver import Context
 
     from vers_rlm_mcp.rlm import Event
-    from vers_rlm_mcp.runs import LiveRun, Records, RunRecord, RunResult
+    from vers_rlm_mcp.runs import Records, RunRecord, RunResult
 
-    from .app import Application
+    from .application import Application
+    from .live_runs import LiveRun
     from .waiting import Cancellations
 
 PASSING: Final = frozenset({"tool_called", "sub_call_started", "sub_call_finished"})

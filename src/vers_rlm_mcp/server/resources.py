@@ -11,8 +11,8 @@ from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 
 from vers_rlm_mcp.errors import UnknownHandle, VersRlmError
 
+from .machine_tools import READ_MAX
 from .run_answers import URI, preview, shown
-from .vm_tools import READ_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp.rlm import Step
 
-    from .app import Application
+    from .application import Application
     from .detached import DetachedRuns
 
 P = ParamSpec("P")

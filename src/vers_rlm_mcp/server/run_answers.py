@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mcp_types import ResourceLink
 from pydantic import BaseModel, JsonValue
 
-from .answers import cut
-from .tool import Answer
+from .machine_answers import cut
+from .toolset import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,10 +17,10 @@ from starlette.responses import JSONResponse
 
 from vers_rlm_mcp.errors import SettingsError
 
-from .app import Application
-from .factory import create_server
-from .limits import RateLimit
+from .application import Application
+from .mcp_server import create_server
 from .principals import open_principals
+from .rate_limits import RateLimit
 from .signals import call_on_signal
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from .app import Application
-from .factory import create_server
+from .application import Application
+from .mcp_server import create_server
 from .signals import call_on_signal
 
 if TYPE_CHECKING:

@@ -1,3 +1,4 @@
+# ruff: noqa: PLC0415 - the rooms below are imported by the first call
 """Runs that go on whoever waits for them, and whoever has given up waiting."""
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import UsageError, VersRlmError
 
 if TYPE_CHECKING:
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-    from .request import RunResult
+    from vers_rlm_mcp.rlm import Event
+    from vers_rlm_mcp.runs import RunResult
 
-    Perform = Callable[[Callable[[rlm.Event], None]], Awaitable[RunResult]]
+    Perform = Callable[[Callable[[Event], None]], Awaitable[RunResult]]
     """Performs a run, and tells its events."""
 
 RECENT = 16
@@ -42,7 +43,7 @@ class LiveRun:
         """Why it failed."""
         self._ended = anyio.Event()
         self._scope = anyio.CancelScope()
-        self._listeners: list[Callable[[rlm.Event], None]] = []
+        self._listeners: list[Callable[[Event], None]] = []
 
     @property
     def has_ended(self) -> bool:
@@ -56,7 +57,7 @@ class LiveRun:
         return self.has_ended
 
     @contextmanager
-    def heard_by(self, listener: Callable[[rlm.Event], None]) -> Generator[None]:
+    def heard_by(self, listener: Callable[[Event], None]) -> Generator[None]:
         """Let somebody hear its events inside the ``with``. The listener must not block."""
         self._listeners.append(listener)
         try:
@@ -81,8 +82,10 @@ class LiveRun:
         finally:
             self._ended.set()
 
-    def _tell(self, event: rlm.Event) -> None:
-        self.doing = rlm.narrate(event) or self.doing
+    def _tell(self, event: Event) -> None:
+        from vers_rlm_mcp.rlm import narrate
+
+        self.doing = narrate(event) or self.doing
         for listener in self._listeners:
             listener(event)
 

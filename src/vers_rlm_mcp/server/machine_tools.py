@@ -17,7 +17,8 @@ from pydantic import Field
 
 from vers_rlm_mcp.errors import InputError, UsageError
 
-from .answers import (
+from .application import Application
+from .machine_answers import (
     BranchAnswer,
     CellAnswer,
     CurrentAnswer,
@@ -31,9 +32,8 @@ from .answers import (
     SnapshotAnswer,
     WrittenAnswer,
 )
-from .app import Application
 from .progress import Progress
-from .tool import Answer, Options, StrictTool
+from .toolset import Answer, Options, StrictTool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

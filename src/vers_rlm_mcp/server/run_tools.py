@@ -12,12 +12,12 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.resolve import Resolve
 from pydantic import Field
 
-from .app import Application
+from .application import Application
 from .consent import Budget, Consent, ask, require
 from .detached import DetachedRuns
+from .machine_tools import READS, REPLACES, RUNS_CODE, VmConfig
 from .run_answers import RunAnswer, RunsAnswer, RunState
-from .tool import Answer, StrictTool
-from .vm_tools import READS, REPLACES, RUNS_CODE, VmConfig
+from .toolset import Answer, StrictTool
 
 if TYPE_CHECKING:
     from vers_rlm_mcp.models import Model

@@ -15,15 +15,15 @@ from mcp_types import Icon
 from vers_rlm_mcp import __version__
 from vers_rlm_mcp.errors import SettingsError
 
-from .app import Server
+from .application import Server
 from .completions import Completions
 from .detached import DetachedRuns
-from .limits import CallLimit
-from .prompts import prompts
+from .machine_tools import VmTools
+from .mcp_prompts import prompts
+from .rate_limits import CallLimit
 from .resources import Resources
-from .rlm_tools import RlmTools
-from .tasks import TaskExtension
-from .vm_tools import VmTools
+from .run_tools import RlmTools
+from .task_extension import TaskExtension
 from .waiting import Cancellations
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp.settings import Settings
 
-    from .app import Application
-    from .tasks import Tasks
-    from .tool import StrictTool
+    from .application import Application
+    from .task_extension import Tasks
+    from .toolset import StrictTool
 
 Lifespan = Callable[[MCPServer[Any]], AbstractAsyncContextManager[Any]]
 

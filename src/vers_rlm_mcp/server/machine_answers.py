@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, PrivateAttr
 
-from .tool import Answer
+from .toolset import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,6 +19,7 @@ from mcp_types import INVALID_PARAMS
 
 from vers_rlm_mcp.errors import VersRlmError
 
+from .live_runs import LiveRuns
 from .principals import caller
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from mcp_types import GetPromptResult, InputRequiredResult
 
     from vers_rlm_mcp.machines import Fleet
-    from vers_rlm_mcp.runs import LiveRuns, Workbench
+    from vers_rlm_mcp.runs import Workbench
     from vers_rlm_mcp.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -116,8 +117,6 @@ class Application:
     @property
     def live(self) -> LiveRuns:
         """The runs under way, which end with the application."""
-        from vers_rlm_mcp.runs import LiveRuns
-
         if self._live is None:
             self._live = LiveRuns(self._background, self.settings.max_calls)
         return self._live
