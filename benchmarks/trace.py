@@ -7,7 +7,6 @@ the machine is another process and is not counted.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import threading
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
-from mcp import Client
 
 import vers_rlm_mcp
 from vers_rlm_mcp import RLM
@@ -82,8 +80,8 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         script = Path(directory) / "script.txt"
         script.write_text(SCRIPT)
-        settings = {"model": f"scripted:{script}", "state_dir": Path(directory) / "state"}
-        async with RLM(backend="bubblewrap", **settings) as rlm:
+        state = Path(directory) / "state"
+        async with RLM(f"scripted:{script}", backend="bubblewrap", state_dir=state) as rlm:
             trace = await second_of(partial(rlm, SIGNATURE, task="x"))
         print(trace.described("Python API, bubblewrap"))
         if "--list" in sys.argv:
