@@ -17,8 +17,8 @@ from vers_emulator import VersEmulator, config_of
 from vers_rlm_mcp.kernel import Kernel
 from vers_rlm_mcp.machines import run_command
 from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
-from vers_rlm_mcp.machines.fake import FakeBackend
 from vers_rlm_mcp.machines.vers import VersBackend
+from vers_rlm_mcp.testing import FakeBackend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp.kernel import CellResult, HostCall, Json
     from vers_rlm_mcp.machines import Machine, Process
-    from vers_rlm_mcp.machines.fake import FakeMachine
+    from vers_rlm_mcp.testing import FakeMachine
 
 
 class Watched(MachineProxy):

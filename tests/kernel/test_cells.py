@@ -10,7 +10,7 @@ from vers_rlm_mcp.errors import InputError, KernelBusy
 
 if TYPE_CHECKING:
     from vers_rlm_mcp.kernel import Kernel
-    from vers_rlm_mcp.machines.fake import FakeMachine
+    from vers_rlm_mcp.testing import FakeMachine
 
 
 async def test_variables_persist_from_cell_to_cell(repl: Repl) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
 
     from vers_rlm_mcp.machines import Process
-    from vers_rlm_mcp.machines.fake import FakeMachine
+    from vers_rlm_mcp.testing import FakeMachine
 
 pytestmark = pytest.mark.assumes("fake")  # its guest has our own wire to lie on
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from vers_rlm_mcp.kernel import CellResult, HostCall, Json
-    from vers_rlm_mcp.machines.fake import FakeMachine
+    from vers_rlm_mcp.testing import FakeMachine
 
 STUBBORN = (
     "import time\nprint('trying')\n"

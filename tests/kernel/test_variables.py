@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from vers_rlm_mcp.kernel import HostCall, Json
-    from vers_rlm_mcp.machines.fake import FakeMachine
+    from vers_rlm_mcp.testing import FakeMachine
 
 
 def writable_files(pid: int) -> set[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -11,14 +13,20 @@ import pytest
 
 from vers_rlm_mcp.errors import VersRlmError
 from vers_rlm_mcp.machines import ExitStatus
-from vers_rlm_mcp.machines.checks import CHECKS, CheckFailed
-from vers_rlm_mcp.machines.fake import FakeBackend, FakeMachine, FakeProcess
+from vers_rlm_mcp.testing import CHECKS, CheckFailed, FakeBackend, FakeMachine, FakeProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from vers_rlm_mcp.machines import MachineInfo
+
+NAMELESS_BACKEND = """
+from vers_rlm_mcp.testing import FakeBackend
+
+class Nameless(FakeBackend):
+    name = "mine"
+"""
 
 BY_NAME = {check.name: check for check in CHECKS}
 
@@ -125,3 +133,37 @@ async def test_what_a_failed_check_made_is_removed(tmp_path: Path) -> None:
         for check in CHECKS[:3]:
             await check(lambda: FakeBackend(tmp_path))
         assert [info.id for info in await backend.list()] == [mine.id]
+
+
+def run_checks(*arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "vers_rlm_mcp.testing", *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_checks_are_run_from_a_terminal() -> None:
+    fake = "vers_rlm_mcp.testing:FakeBackend"
+    result = run_checks(fake, "slices_are_exact", "programs_go_on_in_copies")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        "passed   slices_are_exact",
+        "skipped  programs_go_on_in_copies: its copies carry only the disk",
+    ]
+
+
+def test_a_broken_promise_is_printed_with_what_was_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(NAMELESS_BACKEND)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    result = run_checks("mine:Nameless", "a_new_machine_is_described")
+    assert result.returncode == 1
+    assert result.stdout == (
+        "FAILED   a_new_machine_is_described: A new machine is listed, with its labels, and says "
+        "what it is. its backend: wanted 'mine', got 'fake'\n"
+    )
+
+
+def test_an_unknown_check_is_refused() -> None:
+    result = run_checks("vers_rlm_mcp.testing:FakeBackend", "no_such_check")
+    assert result.returncode == 2
+    assert "no such check: no_such_check" in result.stderr

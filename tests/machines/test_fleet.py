@@ -15,8 +15,8 @@ import pytest
 from vers_rlm_mcp.errors import MachineError, UnknownHandle
 from vers_rlm_mcp.machines import Fleet, Ledger, Machine, MachineSpec, read_bytes
 from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
-from vers_rlm_mcp.machines.fake import FakeBackend, FakeMachine
 from vers_rlm_mcp.machines.fleet import SETTLE_SECONDS
+from vers_rlm_mcp.testing import FakeBackend, FakeMachine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Mapping
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 KILLED_SERVER = """
 import anyio, pathlib, sys
 from vers_rlm_mcp.machines import Fleet, Ledger
-from vers_rlm_mcp.machines.{module} import {name}
+from {module} import {name}
 
 class Halfway({name}):
     async def create(self, spec=None, *, labels=None):
@@ -260,8 +260,7 @@ async def test_a_sweep_leaves_machines_of_live_servers_and_strangers(
 async def test_machines_and_unknown_commits_of_a_killed_server_are_swept(
     kind: type[FakeBackend | BubblewrapBackend], tmp_path: Path
 ) -> None:
-    module = kind.__module__.removeprefix("vers_rlm_mcp.machines.")
-    source = KILLED_SERVER.format(module=module, name=kind.__name__)
+    source = KILLED_SERVER.format(module=kind.__module__, name=kind.__name__)
     argv = [sys.executable, "-c", source, str(tmp_path)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:  # noqa: ASYNC220 - ends here
         assert server.stdout

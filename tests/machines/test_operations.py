@@ -12,7 +12,7 @@ import pytest
 
 from vers_rlm_mcp.errors import InputError, PathRefused
 from vers_rlm_mcp.machines import Captured, Machine, read_bytes, run_command, shell, upload
-from vers_rlm_mcp.machines.fake import FakeBackend
+from vers_rlm_mcp.testing import FakeBackend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -10,9 +10,9 @@ from lab import Speaker, Turns, cancelled_within, cell
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.machines import Fleet, MachineSpec
-from vers_rlm_mcp.machines.fake import FakeBackend, FakeMachine
 from vers_rlm_mcp.messages import Message, Usage
 from vers_rlm_mcp.models import Completion, Model
+from vers_rlm_mcp.testing import FakeBackend, FakeMachine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

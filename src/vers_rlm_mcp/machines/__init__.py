@@ -23,7 +23,7 @@ from .fleet import Fleet
 from .handles import unknown_handle
 from .ledger import CommitRecord, Ledger, MachineRecord
 from .operations import Captured, CommandResult, read_bytes, run_command, shell, upload
-from .paths import WORKSPACE
+from .paths import WORKSPACE, check_path
 
 __all__ = [
     "INTENT",
@@ -45,6 +45,7 @@ __all__ = [
     "MachineRecord",
     "MachineSpec",
     "Process",
+    "check_path",
     "read_bytes",
     "run_command",
     "shell",

@@ -1,4 +1,4 @@
-"""What a machine and a backend promise. `checks.py` holds every implementation to it.
+"""What a machine and a backend promise. `testing/checks` holds every implementation to it.
 
 Paths are absolute paths inside the machine, as `str`; bytes that are not UTF-8 are carried with
 the surrogateescape error handler, as `os.fsdecode` does. Streams are anyio byte streams: a receive

@@ -8,9 +8,9 @@ from trees import grow
 
 from vers_emulator import VersEmulator
 from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
-from vers_rlm_mcp.machines.fake import FakeBackend
 from vers_rlm_mcp.runs.backends import open_backend
 from vers_rlm_mcp.settings import Settings
+from vers_rlm_mcp.testing import FakeBackend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
-from vers_rlm_mcp.machines.fake import FakeBackend
+from vers_rlm_mcp.testing import FakeBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable

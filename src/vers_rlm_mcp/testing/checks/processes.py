@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from vers_rlm_mcp.errors import PathRefused
-from vers_rlm_mcp.machines.base import ExitStatus
-from vers_rlm_mcp.machines.operations import run_command
+from vers_rlm_mcp.machines import ExitStatus, run_command
 
 from .lab import (
     COMMAND_SECONDS,
     MIB,
-    Check,
     CheckFailed,
     Lab,
     MemoryMeter,
@@ -35,7 +33,7 @@ from .lab import (
 if TYPE_CHECKING:
     from anyio.abc import ByteReceiveStream, ByteSendStream
 
-    from vers_rlm_mcp.machines.base import Machine
+    from vers_rlm_mcp.machines import Machine
 
 CANARY: Final = "VERS_RLM_CHECK_CANARY"
 """A variable of the host that must not reach a machine."""
@@ -319,26 +317,3 @@ async def _numbers(stream: ByteReceiveStream, count: int) -> list[int]:
 
 async def _run_for_ever(machine: Machine, script: str) -> None:
     await run_command(machine, ["sh", "-c", script], timeout=1000)
-
-
-CHECKS: tuple[Check, ...] = (
-    streams_can_be_opened_by_name,
-    streams_are_exact,
-    outputs_are_separate,
-    unread_output_waits,
-    output_outlives_its_program,
-    exit_codes_are_told,
-    signals_are_told,
-    arguments_are_exact,
-    environment_is_the_machines_own,
-    programs_start_where_told,
-    impossible_programs_are_refused,
-    impossible_arguments_are_refused,
-    killing_takes_children_along,
-    a_session_of_its_own_is_spared,
-    closing_kills,
-    cancelling_leaves_no_process,
-    background_programs_go_on,
-    twenty_programs_run_at_once,
-    programs_see_no_process_of_the_host,
-)

@@ -6,15 +6,16 @@ import tracemalloc
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self, TypeVar
+from unittest import SkipTest
 
 import anyio
 
-from vers_rlm_mcp.machines.operations import CommandResult, read_bytes, run_command
+from vers_rlm_mcp.machines import CommandResult, read_bytes, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vers_rlm_mcp.machines.base import Backend, Capabilities, Commit, Machine, MachineSpec
+    from vers_rlm_mcp.machines import Backend, Capabilities, Commit, Machine, MachineSpec
 
 OpenBackend = Callable[[], "Backend"]
 """Makes a backend object over the same state each time it is called."""
@@ -122,13 +123,16 @@ class Check:
         return self.needs and self.needs(capabilities)
 
     async def __call__(self, open_backend: OpenBackend) -> None:
-        """Run the check; what it made is removed, also after an error.
+        """Run the check, and remove what it made, after an error too.
 
         Raises:
+            unittest.SkipTest: The check does not apply to this backend. pytest reports it so.
             CheckFailed: The promise is not kept.
             VersRlmError: The backend could not do something that should have worked.
         """
         async with Lab(open_backend) as lab:
+            if reason := self.inapplicable(lab.backend.capabilities):
+                raise SkipTest(reason)
             await self.run(lab)
 
 

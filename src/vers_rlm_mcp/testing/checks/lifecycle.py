@@ -12,7 +12,6 @@ from vers_rlm_mcp.errors import MachineGone, UnknownHandle
 
 from .lab import (
     COMMAND_SECONDS,
-    Check,
     Lab,
     check,
     content,
@@ -25,7 +24,7 @@ from .lab import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from vers_rlm_mcp.machines.base import Machine
+    from vers_rlm_mcp.machines import Machine
 
 STATE: Final = "/workspace/state"
 
@@ -211,18 +210,3 @@ async def a_restart_keeps_machines(lab: Lab) -> None:
         expect_equal(await content(attached, STATE), b"durable", "a file after the restart")
         expect_equal(await sh(attached, "cat state"), "durable", "a program after the restart")
     expect_equal(await content(await lab.restore(commit), STATE), b"durable", "the commit")
-
-
-CHECKS: tuple[Check, ...] = (
-    a_new_machine_is_described,
-    machines_are_listed_oldest_first,
-    attaching_finds_the_machine,
-    unknown_ids_are_refused,
-    deleting_the_unknown_does_nothing,
-    a_deleted_machine_is_gone,
-    deleting_ends_programs,
-    deleting_runs_at_once,
-    making_runs_at_once,
-    cancelled_making_leaves_nothing,
-    a_restart_keeps_machines,
-)

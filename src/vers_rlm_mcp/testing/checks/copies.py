@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from vers_rlm_mcp.errors import UnknownHandle
-from vers_rlm_mcp.machines.operations import run_command
+from vers_rlm_mcp.machines import run_command
 
 from . import manifest
 from .lab import (
     COMMAND_SECONDS,
-    Check,
     Lab,
     check,
     check_if,
@@ -27,7 +26,7 @@ from .lab import (
 )
 
 if TYPE_CHECKING:
-    from vers_rlm_mcp.machines.base import Commit, Machine, Process
+    from vers_rlm_mcp.machines import Commit, Machine, Process
 
 STATE: Final = "/workspace/state"
 
@@ -257,18 +256,3 @@ async def _manifest(machine: Machine) -> list[str]:
     result = await run_command(machine, argv, timeout=COMMAND_SECONDS)
     expect(result.stdout.total > 0, f"the tree cannot be listed: {result.stderr.text}")
     return result.stdout.text.splitlines()
-
-
-CHECKS: tuple[Check, ...] = (
-    commits_do_not_change,
-    commits_are_described,
-    restored_machines_are_independent,
-    branches_are_independent,
-    copies_are_from_one_instant,
-    the_parent_goes_on,
-    children_outlive_their_parents,
-    chains_can_be_long,
-    one_machine_can_be_snapshotted_often,
-    trees_come_out_identical,
-    programs_go_on_in_copies,
-)

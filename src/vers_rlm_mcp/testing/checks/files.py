@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from vers_rlm_mcp.errors import MachineFull, PathRefused
-from vers_rlm_mcp.machines.base import MachineSpec
-from vers_rlm_mcp.machines.operations import read_bytes
+from vers_rlm_mcp.machines import MachineSpec, read_bytes
 
 from .lab import (
     COMMAND_SECONDS,
     END_SECONDS,
     MIB,
-    Check,
     CheckFailed,
     Lab,
     MemoryMeter,
@@ -37,7 +35,7 @@ from .lab import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from vers_rlm_mcp.machines.base import Machine
+    from vers_rlm_mcp.machines import Machine
 
 LARGE: Final = 100
 """MiB of the file that must be streamed: more than memory may grow by."""
@@ -313,24 +311,3 @@ async def _expect_hidden(machine: Machine, path: str) -> None:
     except (PathRefused, OSError):
         return
     expect(not seen or seen != secret, f"the host's {path} can be read in the machine")
-
-
-CHECKS: tuple[Check, ...] = (
-    content_is_exact,
-    large_files_are_streamed,
-    slices_are_exact,
-    a_read_can_be_given_up,
-    names_are_only_names,
-    reading_refuses_what_is_no_file,
-    writing_refuses_what_is_no_file,
-    parents_are_made,
-    modes_are_kept,
-    writing_replaces,
-    symlinks_are_followed,
-    symlinks_stay_inside,
-    programs_and_transfers_agree,
-    transfers_run_at_once,
-    a_broken_source_is_no_harm,
-    files_of_the_host_are_hidden,
-    a_full_disk_is_told,
-)

@@ -35,8 +35,8 @@ from anyio.abc import ByteReceiveStream
 from anyio.streams.file import FileReadStream
 
 from vers_rlm_mcp.errors import MachineError, MachineGone, PathRefused
-
-from .base import (
+from vers_rlm_mcp.machines import (
+    WORKSPACE,
     Backend,
     Capabilities,
     Commit,
@@ -45,7 +45,10 @@ from .base import (
     MachineInfo,
     MachineSpec,
     Process,
+    check_path,
+    unknown_handle,
 )
+
 from .fake_host import (
     KILL_SECONDS,
     ROOT_VARIABLE,
@@ -59,8 +62,6 @@ from .fake_host import (
     translated,
     write_all,
 )
-from .handles import unknown_handle
-from .paths import WORKSPACE, check_path
 
 if TYPE_CHECKING:
     from collections.abc import (
