@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vers_rlm_mcp.machines import Ledger
+from vers_rlm_mcp.store import Ledger
 
 COMMAND = str(Path(sys.executable).with_name("vers-rlm-mcp"))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vers_rlm_mcp.machines import Ledger
+from vers_rlm_mcp.store import Ledger
 
 if TYPE_CHECKING:
     from conftest import Cli

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vers_rlm_mcp.machines import Ledger
+from vers_rlm_mcp.store import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,9 +13,10 @@ import anyio
 import pytest
 
 from vers_rlm_mcp.errors import MachineError, UnknownHandle
-from vers_rlm_mcp.machines import Fleet, Ledger, Machine, MachineSpec, read_bytes
+from vers_rlm_mcp.machines import Fleet, Machine, MachineSpec, read_bytes
 from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
-from vers_rlm_mcp.machines.fleet import SETTLE_SECONDS
+from vers_rlm_mcp.machines.removal import SETTLE_SECONDS
+from vers_rlm_mcp.store import Ledger
 from vers_rlm_mcp.testing import FakeBackend, FakeMachine
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 KILLED_SERVER = """
 import anyio, pathlib, sys
-from vers_rlm_mcp.machines import Fleet, Ledger
+from vers_rlm_mcp.machines import Fleet
+from vers_rlm_mcp.store import Ledger
 from {module} import {name}
 
 class Halfway({name}):
@@ -40,7 +42,7 @@ async def main(directory):
     kept = await fleet.create(keep=True)
     process = await plain.spawn(["sleep", "1000"])
     noted = await fleet.snapshot(plain)
-    ledger.committed = lambda *_, **__: None  # killed before
+    ledger.record_commit = lambda *_, **__: None  # killed before
     unnoted = await fleet.snapshot(kept)
     print(plain.id, kept.id, noted.id, unnoted.id, flush=True)
     await Fleet(Halfway(directory / "machines"), ledger, max_machines=10).create(keep=True)

@@ -12,8 +12,9 @@ from lab import Lab
 from assumptions import MACHINES, MARKER, hold_assumptions
 from vers_emulator import Options, VersEmulator
 from vers_rlm_mcp import runs
-from vers_rlm_mcp.machines import Fleet, Ledger
+from vers_rlm_mcp.machines import Fleet
 from vers_rlm_mcp.settings import Settings
+from vers_rlm_mcp.store import Ledger
 from vers_rlm_mcp.testing import FakeBackend
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from vers_rlm_mcp.runs import Records, RunResult, RunSummary, drawn, run_lineage
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vers_rlm_mcp.machines import MachineRecord
+    from vers_rlm_mcp.store import MachineRecord
 
 SEEDS = int(os.environ.get("VERS_RLM_TEST_SEEDS", "12"))
 REAL_SEEDS = max(2, SEEDS // 10)

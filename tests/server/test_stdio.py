@@ -14,9 +14,9 @@ import pytest
 from clients import call, eventually
 from mcp import Client, StdioServerParameters
 
-from vers_rlm_mcp.machines import Ledger
 from vers_rlm_mcp.server import Application, application
 from vers_rlm_mcp.settings import Settings
+from vers_rlm_mcp.store import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

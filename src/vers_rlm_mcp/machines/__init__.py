@@ -21,7 +21,6 @@ from .base import (
 )
 from .fleet import Fleet
 from .handles import unknown_handle
-from .ledger import CommitRecord, Ledger, MachineRecord
 from .operations import Captured, CommandResult, read_bytes, run_command, shell, upload
 from .paths import WORKSPACE, check_path
 
@@ -33,16 +32,13 @@ __all__ = [
     "Captured",
     "CommandResult",
     "Commit",
-    "CommitRecord",
     "ExitStatus",
     "Fidelity",
     "Finding",
     "Fleet",
     "Isolation",
-    "Ledger",
     "Machine",
     "MachineInfo",
-    "MachineRecord",
     "MachineSpec",
     "Process",
     "check_path",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from anyio import to_thread
 
-from vers_rlm_mcp.machines import Fleet, Ledger
+from vers_rlm_mcp.machines import Fleet
+from vers_rlm_mcp.store import Ledger
 
 from .backends import choose_backend, open_backend
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from vers_rlm_mcp.machines import CommitRecord, Fleet
+    from vers_rlm_mcp.machines import Fleet
+    from vers_rlm_mcp.store import CommitRecord
 
     from .record import Records
 

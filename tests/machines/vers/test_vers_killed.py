@@ -14,8 +14,8 @@ from vers_client import hurry
 
 from vers_emulator import Delay, VersEmulator, config_of
 from vers_rlm_mcp.machines import Fleet
-from vers_rlm_mcp.machines.ledger import Ledger
 from vers_rlm_mcp.machines.vers import VersBackend
+from vers_rlm_mcp.store import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

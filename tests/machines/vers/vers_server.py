@@ -13,8 +13,8 @@ import anyio
 
 from vers_emulator import config_from
 from vers_rlm_mcp.machines import Fleet
-from vers_rlm_mcp.machines.ledger import Ledger
 from vers_rlm_mcp.machines.vers import VersBackend
+from vers_rlm_mcp.store import Ledger
 
 
 async def main(facts: str, state: str, how: str) -> None:

@@ -1,12 +1,15 @@
-"""The ledger: every machine, written down before it exists, so that none can be forgotten.
+"""The ledger: every machine and commit, recorded before it exists, so that none is forgotten.
 
-One SQLite file, shared by all servers over the same state directory. Calls are synchronous: a
-write is one small transaction, flushed to the disk because a remote machine outlives a power cut,
-and is made once per machine, not per command.
+It is one SQLite file, shared by all servers that use a state directory. Calls are synchronous: a
+write is one small transaction, made once per machine rather than per command, and flushed to the
+disk because a remote machine outlives a power cut.
 
 A server's claim on its machines is a file lock that it holds while it lives. The operating system
-lets go of it whatever ends the process, so there is no guessing from process numbers, which are
-used again and mean nothing across containers.
+releases it however the process ends. Process ids would not do: they are reused, and mean nothing
+across containers.
+
+The public methods of `Ledger` are what another database would have to offer; nothing above knows
+that this one is SQLite. `tests/store/test_ledger.py` is their contract.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import os
 import sqlite3
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from vers_rlm_mcp.errors import BackendUnavailable
@@ -26,10 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
     from pathlib import Path
 
-    from .base import Commit
-
 BUSY_SECONDS: Final = 5.0
-"""How long to wait for another server's transaction, which takes milliseconds."""
+"""How long to wait for another server's transaction. One takes milliseconds."""
 
 SCHEMA: Final = (
     """
@@ -65,7 +66,7 @@ ALTER TABLE machines ADD COLUMN principal TEXT;
 ALTER TABLE commits ADD COLUMN principal TEXT;
 """,
     """
-CREATE TABLE asked_commits (        -- that nobody has written down as made
+CREATE TABLE asked_commits (        -- not recorded as made
     intent TEXT PRIMARY KEY,
     backend TEXT NOT NULL,
     owner TEXT NOT NULL,
@@ -73,12 +74,12 @@ CREATE TABLE asked_commits (        -- that nobody has written down as made
 );
 """,
 )
-"""What makes each version of the file of the one before it, and the first of an empty one."""
+"""One entry per version of the file: the statements that make it from the version before."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MachineRecord:
-    """A machine that was asked for, in the words of the table."""
+    """A row of ``machines``: a machine that was asked for."""
 
     number: int
     intent: str
@@ -92,12 +93,12 @@ class MachineRecord:
     abandoned_at: float | None
     deleted_at: float | None
     principal: str | None
-    """The client on whose behalf; None: whoever runs the server."""
+    """The client on whose behalf it was asked for; None stands for the server's operator."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CommitRecord:
-    """Where a commit comes from."""
+    """A row of ``commits``: a commit and the machine, run and step that it was made from."""
 
     backend: str
     id: str
@@ -105,13 +106,13 @@ class CommitRecord:
     run: str | None
     step: int | None
     created_at: float
-    deleted_at: float | None
     principal: str | None
+    deleted_at: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class AskedCommit:
-    """A commit that was asked for: perhaps it is being made, perhaps its server was killed."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitIntent:
+    """A commit that was asked for: it is being made, or its server was killed."""
 
     intent: str
     backend: str
@@ -120,14 +121,18 @@ class AskedCommit:
 
 
 class Ledger:
-    """The ledger of one state directory, opened by one server (`owner` is its name in it).
+    """The ledger of one state directory, opened by one server.
 
     Args:
-        directory: Holds ``ledger.sqlite3`` and the locks; made if missing.
+        directory: Holds ``ledger.sqlite3`` and the locks. Created if missing.
+
+    Attributes:
+        owner: The name of this server in the ledger.
+        path: The file.
 
     Raises:
-        BackendUnavailable: The file cannot be opened, read or written, or a newer version made it.
-            Every method raises it too: where nothing can be written down, no machine may be made.
+        BackendUnavailable: The file cannot be opened, read or written, or a newer version of this
+            program made it. Every method raises it: no machine may be made that is not recorded.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -141,7 +146,7 @@ class Ledger:
             with self._translated():
                 self._database = _opened(self.path)
         except BaseException:
-            self._let_go()
+            self._release()
             raise
 
     def ask(
@@ -155,12 +160,11 @@ class Ledger:
         keep: bool = False,
         principal: str | None = None,
     ) -> str | None:
-        """Write down that `count` machines are about to be asked for, on behalf of `principal`.
+        """Record that `count` machines are about to be asked for, on behalf of `principal`.
 
         Returns:
-            The intent, which the machines must bear as a label; None, and nothing is written, if
-            this server would then have more than `limit` machines alive for that principal, who is
-            not to notice others.
+            The intent, which the machines must bear as a label. None if this server would then have
+            more than `limit` machines alive for that principal; nothing is recorded.
         """
         intent = uuid.uuid4().hex
         row = (intent, backend, self.owner, run, parent, keep, time.time(), principal)
@@ -181,7 +185,7 @@ class Ledger:
         return intent
 
     def bind(self, intent: str, machine_ids: Sequence[str]) -> None:
-        """Write down which machines the backend made for an intent: all, or fewer than asked."""
+        """Record which machines the backend made for an intent. They may be fewer than asked."""
         records = self.asked(intent)
         with self._transaction() as database:
             database.executemany(
@@ -190,19 +194,19 @@ class Ledger:
             )
 
     def abandon(self, intent: str) -> None:
-        """Write down that asking failed; what may exist all the same is found by its label."""
+        """Record that asking failed. Machines that exist nevertheless are found by their label."""
         self._write("UPDATE machines SET abandoned_at = ? WHERE intent = ?", time.time(), intent)
 
     def keep(self, backend: str, machine_id: str) -> None:
-        """Let a machine outlive its run and its server."""
+        """Record that a machine is to outlive its run and its server."""
         self._write(
             "UPDATE machines SET kept = 1 WHERE backend = ? AND machine_id = ?",
             backend,
             machine_id,
         )
 
-    def deleted(self, backend: str, machine_id: str) -> None:
-        """Write down that a machine is no more."""
+    def mark_deleted(self, backend: str, machine_id: str) -> None:
+        """Record that a machine no longer exists."""
         self._write(
             "UPDATE machines SET deleted_at = ? WHERE backend = ? AND machine_id = ?"
             " AND deleted_at IS NULL",
@@ -211,13 +215,13 @@ class Ledger:
             machine_id,
         )
 
-    def closed(self, record: MachineRecord) -> None:
-        """Write down that what a record stands for is no more, or never came to be."""
+    def close_record(self, record: MachineRecord) -> None:
+        """Record that the machine of a record no longer exists, or never came to exist."""
         now = time.time()
         self._write("UPDATE machines SET deleted_at = ? WHERE number = ?", now, record.number)
 
     def ask_commit(self, backend: str) -> str:
-        """Write down that a commit is about to be asked for.
+        """Record that a commit is about to be asked for.
 
         Returns:
             The intent, which the commit must bear.
@@ -227,32 +231,24 @@ class Ledger:
         self._write("INSERT INTO asked_commits VALUES (?, ?, ?, ?)", *row)
         return intent
 
-    def committed(
-        self,
-        backend: str,
-        commit: Commit,
-        *,
-        run: str | None = None,
-        step: int | None = None,
-        principal: str | None = None,
-    ) -> None:
-        """Write down a commit, where in a run it was made, and on whose behalf."""
-        made = (backend, commit.id, commit.machine_id, run, step, commit.created_at, principal)
+    def record_commit(self, record: CommitRecord, intent: str | None) -> None:
+        """Record a commit that was made, and close its intent."""
         with self._transaction() as database:
             database.execute(
                 "INSERT OR REPLACE INTO commits"
-                " (backend, id, machine_id, run, step, created_at, principal)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                made,
+                " (backend, id, machine_id, run, step, created_at, deleted_at, principal)"
+                " VALUES (:backend, :id, :machine_id, :run, :step, :created_at, :deleted_at,"
+                " :principal)",
+                asdict(record),
             )
-            database.execute("DELETE FROM asked_commits WHERE intent = ?", (commit.intent,))
+            database.execute("DELETE FROM asked_commits WHERE intent = ?", (intent,))
 
-    def close_asked(self, commit: AskedCommit) -> None:
-        """Write down that a commit that was asked for is no more, or never came to be."""
+    def close_intent(self, commit: CommitIntent) -> None:
+        """Record that a commit that was asked for no longer exists, or never came to exist."""
         self._write("DELETE FROM asked_commits WHERE intent = ?", commit.intent)
 
-    def commit_deleted(self, backend: str, commit_id: str) -> None:
-        """Write down that a commit is no more."""
+    def mark_commit_deleted(self, backend: str, commit_id: str) -> None:
+        """Record that a commit no longer exists."""
         self._write(
             "UPDATE commits SET deleted_at = ? WHERE backend = ? AND id = ?",
             time.time(),
@@ -265,31 +261,22 @@ class Ledger:
         return self._machines("intent = ?", intent)
 
     def live(self, backend: str) -> Sequence[MachineRecord]:
-        """Machines that were asked for and not deleted, of all servers, oldest first."""
+        """The machines of all servers that were asked for and not deleted, oldest first."""
         return self._machines("backend = ? AND deleted_at IS NULL", backend)
 
-    def knows(self, backend: str, machine_id: str, *, principal: str | None = None) -> bool:
-        """Whether a machine was made through this ledger, for `principal` if one is named.
+    def machines(self, backend: str, machine_id: str | None = None) -> Sequence[MachineRecord]:
+        """Every machine that was asked for, deleted ones included, oldest first.
 
-        It may have been deleted since.
+        Args:
+            backend: Its backend.
+            machine_id: Only this one.
         """
-        records = self._machines("backend = ? AND machine_id = ?", backend, machine_id)
-        return any(principal in (None, record.principal) for record in records)
-
-    def has_to_itself(self, backend: str, parent: str) -> bool:
-        """Whether nobody else is likely to copy this: a run's own machine or commit, not kept."""
-        machines = self._machines("backend = ? AND machine_id = ?", backend, parent)
-        commits = [commit for commit in self.commits(backend) if commit.id == parent]
-        return any(not machine.kept for machine in machines) or any(
-            commit.run is not None for commit in commits
-        )
-
-    def machines(self, backend: str) -> Sequence[MachineRecord]:
-        """Every machine that was asked for, the deleted ones too, oldest first."""
-        return self._machines("backend = ?", backend)
+        if machine_id is None:
+            return self._machines("backend = ?", backend)
+        return self._machines("backend = ? AND machine_id = ?", backend, machine_id)
 
     def commits(self, backend: str) -> Sequence[CommitRecord]:
-        """Every commit, the deleted ones too, oldest first."""
+        """Every commit, deleted ones included, oldest first."""
         rows = self._rows("SELECT * FROM commits WHERE backend = ? ORDER BY created_at", backend)
         return [CommitRecord(**row) for row in rows]
 
@@ -302,13 +289,13 @@ class Ledger:
         )
         return [CommitRecord(**row) for row in rows]
 
-    def asked_commits(self, backend: str) -> Sequence[AskedCommit]:
-        """The commits that were asked for and are not written down as made."""
+    def commit_intents(self, backend: str) -> Sequence[CommitIntent]:
+        """The commits that were asked for and are not recorded as made."""
         rows = self._rows("SELECT * FROM asked_commits WHERE backend = ?", backend)
-        return [AskedCommit(**row) for row in rows]
+        return [CommitIntent(**row) for row in rows]
 
     def is_alive(self, owner: str) -> bool:
-        """Whether the server that is called `owner` in this ledger still runs."""
+        """Whether the server that this ledger calls `owner` still runs."""
         if owner == self.owner:
             return True
         lock = self._owners / owner
@@ -324,11 +311,11 @@ class Ledger:
             return False
 
     def close(self) -> None:
-        """Close the file and give up the claim on this server's machines."""
+        """Close the file and release the claim on this server's machines."""
         self._database.close()
-        self._let_go()
+        self._release()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         (self._owners / self.owner).unlink(missing_ok=True)
         os.close(self._lock)
 
@@ -357,13 +344,13 @@ class Ledger:
         except (sqlite3.Error, OSError) as error:
             raise BackendUnavailable(
                 f"The ledger of machines, {self.path}, cannot be used ({error}), and without it "
-                "none is made. See that its directory can be written and has space left, move a "
-                "damaged file away, or choose another state directory (VERS_RLM_STATE_DIR)."
+                "none is made. Make its directory writable, free space on its disk, move a damaged "
+                "file away, or choose another state directory (VERS_RLM_STATE_DIR)."
             ) from error
 
 
 def _locked(path: Path, flags: int = 0) -> int:
-    """Open and lock a file at once, or raise BlockingIOError when someone else holds it."""
+    """Open and lock a file. Raises BlockingIOError if another process holds the lock."""
     descriptor = os.open(path, os.O_RDWR | flags, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -374,12 +361,12 @@ def _locked(path: Path, flags: int = 0) -> int:
 
 
 def _machine_record(row: dict[str, Any]) -> MachineRecord:
-    row["kept"] = bool(row["kept"])  # SQLite has numbers only
+    row["kept"] = bool(row["kept"])  # SQLite has no booleans
     return MachineRecord(**row)
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    # Transactions are begun by hand: the module's own would begin them too late to lock.
+    # The module would begin a transaction at its first write, too late to lock what was read.
     database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     try:
         database.row_factory = sqlite3.Row
@@ -393,7 +380,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 
 def _migrate(database: sqlite3.Connection) -> None:
-    """Bring the file to this schema; two servers may do so at the same time."""
+    """Bring the file to this schema. Two servers may do so at the same time."""
     with database:
         database.execute("BEGIN IMMEDIATE")
         (version,) = database.execute("PRAGMA user_version").fetchone()

@@ -1,4 +1,4 @@
-"""The ledger: what is written down, by whom, and who is still alive."""
+"""The ledger: what is recorded, on whose behalf, and which servers are alive."""
 
 from __future__ import annotations
 
@@ -13,16 +13,26 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vers_rlm_mcp.errors import BackendUnavailable
-from vers_rlm_mcp.machines import Commit, Ledger
-from vers_rlm_mcp.machines.ledger import SCHEMA
+from vers_rlm_mcp.store import CommitRecord, Ledger
+from vers_rlm_mcp.store.ledger import SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+COMMIT = CommitRecord(
+    backend="fake",
+    id="commit-1",
+    machine_id="fake-1",
+    run="run-1",
+    step=3,
+    created_at=12.5,
+    principal="ann",
+)
+
 OTHER_SERVER = """
 import pathlib, sys
-from vers_rlm_mcp.machines import Ledger
+from vers_rlm_mcp.store import Ledger
 ledger = Ledger(pathlib.Path(sys.argv[1]))
 ledger.bind(ledger.ask("fake", limit=1), ["fake-other"])
 print(ledger.owner, flush=True)
@@ -71,9 +81,10 @@ def test_a_machine_is_bound_kept_and_closed(ledger: Ledger) -> None:
     assert (record.machine_id, record.kept) == ("fake-1", False)
     ledger.keep("fake", "fake-1")
     assert ledger.live("fake")[0].kept
-    ledger.deleted("fake", "fake-1")
+    ledger.mark_deleted("fake", "fake-1")
     assert ledger.live("fake") == []
-    assert ledger.knows("fake", "fake-1")
+    assert ledger.machines("fake", "fake-1") == ledger.machines("fake")
+    assert ledger.machines("fake", "fake-2") == []
     assert ledger.machines("fake")[0].deleted_at is not None
 
 
@@ -98,7 +109,7 @@ def test_failed_and_deleted_machines_do_not_count(ledger: Ledger) -> None:
     assert alive is not None
     ledger.bind(alive, ["fake-1"])
     assert ledger.ask("fake", limit=1) is None
-    ledger.deleted("fake", "fake-1")
+    ledger.mark_deleted("fake", "fake-1")
     assert ledger.ask("fake", limit=1) is not None
 
 
@@ -115,24 +126,23 @@ def test_machines_of_other_backends_and_servers_do_not_count(
 
 
 def test_a_commit_is_written_with_its_place_in_a_run(ledger: Ledger) -> None:
-    ledger.committed("fake", Commit("commit-1", "fake-1", 12.5, "disk"), run="run-1", step=3)
-    (record,) = ledger.commits("fake")
-    assert (record.id, record.machine_id, record.run, record.step) == (
-        "commit-1", "fake-1", "run-1", 3,
-    )  # fmt: skip
-    ledger.commit_deleted("fake", "commit-1")
+    ledger.record_commit(COMMIT, None)
+    assert ledger.commits("fake") == [COMMIT]
+    assert ledger.checkpoints("fake") == [COMMIT]
+    ledger.mark_commit_deleted("fake", "commit-1")
     assert ledger.commits("fake")[0].deleted_at is not None
+    assert ledger.checkpoints("fake") == []
 
 
 def test_a_commit_that_was_asked_for_is_open_until_it_is_written(ledger: Ledger) -> None:
-    made = Commit("commit-1", "fake-1", 12.5, "disk", intent=ledger.ask_commit("fake"))
+    intent = ledger.ask_commit("fake")
     ledger.ask_commit("fake")
-    _, lost = ledger.asked_commits("fake")
-    ledger.committed("fake", made)
-    assert ledger.asked_commits("fake") == [lost]
-    assert (lost.owner, ledger.asked_commits("vers")) == (ledger.owner, [])
-    ledger.close_asked(lost)
-    assert ledger.asked_commits("fake") == []
+    _, lost = ledger.commit_intents("fake")
+    ledger.record_commit(COMMIT, intent)
+    assert ledger.commit_intents("fake") == [lost]
+    assert (lost.owner, ledger.commit_intents("vers")) == (ledger.owner, [])
+    ledger.close_intent(lost)
+    assert ledger.commit_intents("fake") == []
 
 
 def test_what_is_written_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -202,7 +212,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_directory_without_permission_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(BackendUnavailable, match="can be written"):
+    with pytest.raises(BackendUnavailable, match="directory writable"):
         Ledger(tmp_path)
 
 

@@ -1,0 +1,7 @@
+"""How durable state is kept: files and SQLite. What it means is up to the rooms above."""
+
+from __future__ import annotations
+
+from .ledger import CommitIntent, CommitRecord, Ledger, MachineRecord
+
+__all__ = ["CommitIntent", "CommitRecord", "Ledger", "MachineRecord"]
