@@ -131,6 +131,17 @@ async def test_a_full_disk_stops_writing_and_not_the_machine(small: Machine, sh:
                 await anyio.sleep(0.05)
 
 
+async def test_what_many_write_at_once_is_refused_to_each_and_kills_none(small: Machine) -> None:
+    write = "(head -c 16M /dev/zero > f$i.$j 2>/dev/null || echo refused) &"
+    script = f"for i in $(seq 60); do for j in 1 2 3 4; do {write} done; wait; done; echo alive"
+    result = await run_command(small, ["sh", "-c", script], timeout=60)
+    assert result.status is not None
+    assert result.status.code == 0
+    seen = result.stdout.text.splitlines()
+    assert seen.count("refused") > 100
+    assert seen[-1] == "alive"
+
+
 async def test_what_is_frozen_in_commits_counts_as_written(state: Path, sh: Shell) -> None:
     async with BubblewrapBackend(state, SMALL) as backend:
         machine = await backend.create()

@@ -276,7 +276,9 @@ class Init:
         calls.close_from(REPORT + 1)
         os.chdir("/")
         for kind, value in self._limits:
-            full = kind == resource.RLIMIT_FSIZE and self._watch.full
+            full = kind == resource.RLIMIT_FSIZE and (
+                self._watch.full or resource.getrlimit(kind)[0] == 0  # PID 1 may be quicker.
+            )
             resource.setrlimit(kind, (0 if full else value, value))
         calls.keep_capabilities(KEPT_CAPABILITIES)
         calls.filter_calls(self._filter)

@@ -2,8 +2,9 @@
 
 Memory: when all processes together hold too much, the largest is killed. Disk: when too much has
 been written, frozen layers included, no program may make a file larger until there is room again:
-it gets SIGXFSZ or EFBIG, the kernel's own ways to say so. One that lifts this limit again and goes
-on is killed, and so is the busiest while files without content go on being made.
+it gets SIGXFSZ or EFBIG, the kernel's own ways to say so. A program that lifts this limit and
+keeps writing is killed. Where the disk still grows, by files without content or through mapped
+memory, the process that works most in the kernel is killed.
 
 What was written is counted file by file, which takes a while. So the free space of the host's disk
 is glanced at in between: when it shrinks by much of the room that is left, it is time to count.
@@ -41,6 +42,12 @@ URGENT_SHARE = 4
 
 SLACK = 8
 """A full disk may grow by one part in so many of its size until the busiest process is killed."""
+
+PASSES = 3
+"""Looks for processes that are to be limited: one may have begun with its parent's old limit."""
+
+UNSETTLED = -1
+"""Stands for the growth allowed to a full disk until writes under way at that time have ended."""
 
 MOST_MISSED = 3
 """After so many counts that came to nothing, the disk is taken as full until one succeeds."""
@@ -83,9 +90,10 @@ class Watch:
         """Bytes in them."""
         self._missed = 0
         """How many counts in a row came to nothing."""
-        self._most = 0
-        """Bytes to which a full disk may still grow, by what was under way when it became full."""
-        self._warned: set[int] = set()
+        self._most = UNSETTLED
+        """Bytes to which a full disk may grow before processes are killed."""
+        self._limited: set[int] = set()
+        """The processes that may not make files larger, because the disk is full."""
         self._busy: dict[int, int] = {}
         self.touched = False
         """Whether something was started since the last count, so that more may be written."""
@@ -136,9 +144,10 @@ class Watch:
                 self._glance(now)
 
     def _look_at_memory(self) -> None:
-        if sum(map(_resident, tasks.living())) <= self._memory:
+        programs = _programs()
+        if sum(map(_resident, programs)) <= self._memory:
             return
-        sizes = {pid: _proportional(pid) for pid in tasks.living()}
+        sizes = {pid: _proportional(pid) for pid in programs}
         total = sum(sizes.values())
         while total > self._memory:
             largest = max(sizes, key=lambda pid: sizes[pid])
@@ -154,7 +163,7 @@ class Watch:
         if now < (self._urgent_due if filling else self._count_due):
             return
         self._free = free
-        if not (self.full or self.touched or tasks.living()):
+        if not (self.full or self.touched or _programs()):
             self._count_due = now + DISK_INTERVAL
             return
         self.touched = False
@@ -183,11 +192,10 @@ class Watch:
         self._missed = 0
         upper, frozen, took = int(told[0]), int(told[1]), float(told[2])
         self._frozen += frozen
-        self._written = upper + self._frozen
         self._urgent_due = now + took * URGENT_SHARE
         least = MEMORY_INTERVAL if self.full else DISK_INTERVAL
         self._count_due = now + max(least, took * DISK_SHARE)
-        self._act()
+        self._act(upper + self._frozen)
 
     def _miss_count(self) -> None:
         """The child was killed, which any program may do: it must not pay to do so always."""
@@ -195,38 +203,65 @@ class Watch:
         self._frozen = 0
         self._missed += 1
         if self._missed >= MOST_MISSED:
-            self._written = self._disk + 1
-            self._act()
+            self._act(self._disk + 1)
 
-    def _act(self) -> None:
-        was_full, self.full = self.full, self._written > self._disk
-        if self.full:
-            self._stop_writers()
-            self._most = self._most if was_full else self._written + self._disk // SLACK
-            self._note_work(end_busiest=self._written > self._most)
-        elif was_full:
-            self._let_write()
+    def _act(self, written: int) -> None:
+        """Refuse writes or allow them again, now that so many bytes are known to be written."""
+        grown = written > self._written
+        self._written = written
+        was_full, self.full = self.full, written > self._disk
+        if not self.full:
+            if was_full:
+                self._allow_writes()
+            return
+        self._refuse_writes()
+        before, self._busy = self._busy, {pid: tasks.kernel_time(pid) for pid in _programs()}
+        if not was_full:
+            # What was written while the child counted, and what calls under way still write, was
+            # allowed when it began. The next count includes it.
+            self._most = UNSETTLED
+            self._urgent_due = self._count_due = time.monotonic() + MEMORY_INTERVAL
+        elif self._most == UNSETTLED:
+            self._most = written + self._disk // SLACK
+        elif grown and written > self._most:
+            _kill_busiest(before, self._busy)
 
-    def _stop_writers(self) -> None:
+    def _refuse_writes(self) -> None:
+        """Let no process make a file larger; kill those that have lifted this limit and write."""
         mounts = {number for overlay in self._overlays for number in overlay.mounts}
-        for pid in tasks.living():
-            if pid in self._warned and _writes(pid, mounts) and _file_limit(pid) > 0:
-                tasks.signal(pid, SIGKILL)
-            self._warned.add(pid)
-            _limit_files(pid, 0)
+        seen: set[int] = set()
+        for _ in range(PASSES):
+            fresh = set(_programs()) - seen
+            for pid in fresh:
+                if pid in self._limited and _file_limit(pid) > 0 and _writes(pid, mounts):
+                    tasks.signal(pid, SIGKILL)
+                _limit_files(pid, 0)
+            seen |= fresh
+        self._limited = seen
 
-    def _note_work(self, *, end_busiest: bool) -> None:
-        """See who works in the kernel; kill who has worked most since: it makes the files."""
-        before, self._busy = self._busy, {pid: tasks.kernel_time(pid) for pid in tasks.living()}
-        worked = {pid: ticks - before.get(pid, 0) for pid, ticks in self._busy.items()}
-        if end_busiest and worked:
-            tasks.signal(max(worked, key=lambda pid: worked[pid]), SIGKILL)
-
-    def _let_write(self) -> None:
-        for pid in tasks.living():
+    def _allow_writes(self) -> None:
+        for pid in _programs():
             _limit_files(pid, self._disk)
-        self._warned.clear()
+        self._limited.clear()
         self._busy.clear()
+
+
+def _programs() -> list[int]:
+    """The processes of the machine, without those that PID 1 has forked for its own work."""
+    ours = os.getsid(0)
+    return [
+        pid
+        for pid, (state, _, session) in tasks.table().items()
+        if state not in tasks.ENDED and session != ours
+    ]
+
+
+def _kill_busiest(before: dict[int, int], now: dict[int, int]) -> None:
+    """Kill the process that has worked most in the kernel between two counts, if any did."""
+    worked = {pid: ticks - before.get(pid, 0) for pid, ticks in now.items()}
+    busiest = max(worked, key=lambda pid: worked[pid], default=0)
+    if worked.get(busiest):
+        tasks.signal(busiest, SIGKILL)
 
 
 def _free() -> int:
