@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
-from vers_rlm_mcp import runs
-from vers_rlm_mcp.machines import run_command
+from vers_rlm_mcp.machines import open_fleet, run_command
 from vers_rlm_mcp.settings import Settings
 
 from .tables import Section, computer
@@ -40,7 +39,7 @@ T = TypeVar("T")
 
 async def measure(settings: Settings, rounds: int) -> Section:
     """Make machines and copies of them; each round with a machine of its own."""
-    async with runs.open_fleet(settings) as fleet:
+    async with open_fleet(settings) as fleet:
         column = fleet.backend.name
         section = Section("Backends", [column], computer(), notes=[*NOTES])
         for _ in range(rounds):

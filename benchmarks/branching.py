@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from vers_rlm_mcp import rlm, runs
+from vers_rlm_mcp.machines import open_fleet
 from vers_rlm_mcp.messages import Usage
 from vers_rlm_mcp.models import FREE, Completion, Model
 from vers_rlm_mcp.settings import Settings
@@ -151,7 +152,7 @@ class _Round:
                 "max_machines": CHILDREN + 1,
             }
         )
-        async with runs.open_fleet(settings) as fleet:
+        async with open_fleet(settings) as fleet:
             await self.run(IN_A_ROW, "in a row", fleet, settings)
             await self.run(AT_ONCE, "at once", fleet, settings)
 

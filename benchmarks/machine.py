@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 
 from vers_rlm_mcp import rlm, runs
-from vers_rlm_mcp.machines import run_command
+from vers_rlm_mcp.machines import open_fleet, run_command
 from vers_rlm_mcp.models import open_model
 from vers_rlm_mcp.settings import Settings
 
@@ -54,7 +54,7 @@ async def measure(*, rounds: int | None = None) -> Section:
         settings = Settings.model_validate(
             {"backend": "bubblewrap", "state_dir": directory, "max_machines": 2 * MANY}
         )
-        async with runs.open_fleet(settings) as fleet:
+        async with open_fleet(settings) as fleet:
             warm_up = Section("", [FRESH], "")
             await _Round(warm_up, FRESH, fleet, settings).perform()
             first = warm_up.cell("create", "ms", FRESH)

@@ -10,6 +10,7 @@ import anyio
 from jobs import MODEL, Job, jobs, timed_outcome
 
 from vers_rlm_mcp import runs
+from vers_rlm_mcp.machines import open_fleet
 from vers_rlm_mcp.models import Model, open_model
 from vers_rlm_mcp.settings import Settings
 
@@ -25,7 +26,7 @@ async def main() -> None:
                 limits = {"cell_timeout": job.cell_seconds} if job.cell_seconds else {}
                 settings = Settings.model_validate({"backend": "bubblewrap", **limits})
                 if fleet is None:
-                    fleet = await stack.enter_async_context(runs.open_fleet(settings))
+                    fleet = await stack.enter_async_context(open_fleet(settings))
                 result = await perform(fleet, job, settings)
                 outcome.answer = str(result.outputs.get("answer", result.reason))
                 outcome.log = str(settings.state_dir / "runs" / result.run_id)

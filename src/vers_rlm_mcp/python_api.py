@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from vers_rlm_mcp import rlm, runs
 from vers_rlm_mcp.errors import InputError, SettingsError
 from vers_rlm_mcp.events import Event
-from vers_rlm_mcp.machines import WORKSPACE, MachineSpec
+from vers_rlm_mcp.machines import WORKSPACE, MachineSpec, open_fleet
 from vers_rlm_mcp.models import Model, open_model
 from vers_rlm_mcp.settings import Settings
 
@@ -65,7 +65,7 @@ class _Session:
         return self._settings
 
     async def __aenter__(self) -> Self:
-        self._fleet = await self._resources.enter_async_context(runs.open_fleet(self._settings))
+        self._fleet = await self._resources.enter_async_context(open_fleet(self._settings))
         await self._fleet.sweep()
         return self
 

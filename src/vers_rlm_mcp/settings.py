@@ -24,6 +24,8 @@ from pydantic import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pydantic.fields import FieldInfo
 
 
@@ -53,6 +55,19 @@ SEPARATORS = {
 MARKS = ("<!-- settings -->\n", "<!-- /settings -->\n")
 """The lines of the README between which the tables stand."""
 
+BACKENDS = {
+    "vers": "VMs of a service, which cost money",
+    "microsandbox": "micro-VMs on this computer",
+    "bubblewrap": "namespaces on it",
+}
+"""The backends, each with what it is, in the order in which ``auto`` tries them. Their names are
+those of their rooms in `machines`."""
+
+if TYPE_CHECKING:
+    BackendName = str
+else:
+    BackendName = Literal[("auto", *BACKENDS)]
+
 
 def default_state_dir() -> Path:
     """Where machines, commits and runs are kept: the XDG state directory of the user."""
@@ -60,17 +75,20 @@ def default_state_dir() -> Path:
     return Path(base) / "vers-rlm-mcp"
 
 
+def _described(choices: Mapping[str, str]) -> str:
+    return ", ".join(f"`{name}` ({what})" for name, what in choices.items())
+
+
 class Settings(BaseModel):
     """The settings of the server and the command line."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
-    backend: Literal["auto", "vers", "microsandbox", "bubblewrap"] = Field(
+    backend: BackendName = Field(
         "auto",
-        description="Where machines come from: `vers` (VMs of a service, which cost money), "
-        "`microsandbox` (micro-VMs on this computer), `bubblewrap` (namespaces on it). `auto` "
-        "takes Vers where there is a key for it, microsandbox where it is installed and a machine "
-        "of it boots, and else bubblewrap.",
+        description=f"Where machines come from: {_described(BACKENDS)}. `auto` takes Vers where "
+        "there is a key for it, microsandbox where it is installed and a machine of it boots, and "
+        "else bubblewrap.",
     )
     model: str | None = Field(
         None,

@@ -113,8 +113,9 @@ def test_what_stands_in_the_way_of_vers_is_said_in_one_clear_line(
 
 def test_without_a_key_nothing_of_vers_is_loaded(cli: Cli) -> None:
     code = (
-        "import sys; from vers_rlm_mcp import runs; from vers_rlm_mcp.settings import Settings;"
-        "print(runs.choose_backend(Settings()).name, 'asyncssh' in sys.modules)"
+        "import sys; from vers_rlm_mcp.machines import choose_backend;"
+        "from vers_rlm_mcp.settings import Settings;"
+        "print(choose_backend(Settings()).name, 'asyncssh' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -11,8 +11,7 @@ from lab import Lab
 
 from assumptions import MACHINES, MARKER, hold_assumptions
 from vers_emulator import Options, VersEmulator
-from vers_rlm_mcp import runs
-from vers_rlm_mcp.machines import Fleet
+from vers_rlm_mcp.machines import Fleet, open_fleet
 from vers_rlm_mcp.settings import Settings
 from vers_rlm_mcp.store import Ledger
 from vers_rlm_mcp.testing import FakeBackend
@@ -64,7 +63,7 @@ async def _opened(machines: str, directory: Path) -> AsyncGenerator[Lab]:
     with pytest.MonkeyPatch.context() as environment:
         async with _service(machines, directory, environment):
             settings = Settings.model_validate({**state, "backend": machines})
-            async with runs.open_fleet(settings) as fleet:
+            async with open_fleet(settings) as fleet:
                 yield Lab(fleet, settings, directory)
 
 

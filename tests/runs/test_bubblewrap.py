@@ -13,6 +13,7 @@ from lab import Lab, Turns, cell
 
 from vers_rlm_mcp import rlm, runs
 from vers_rlm_mcp.kernel import Kernel
+from vers_rlm_mcp.machines import open_fleet
 from vers_rlm_mcp.settings import Settings
 
 if TYPE_CHECKING:
@@ -137,11 +138,11 @@ async def test_a_large_file_does_not_pass_through_the_memory_of_the_host(real: L
 
 async def test_a_kept_machine_has_its_files_and_variables_in_a_later_server(tmp_path: Path):
     settings = Settings.model_validate({"state_dir": tmp_path / "state"})
-    async with runs.open_fleet(settings) as fleet:
+    async with open_fleet(settings) as fleet:
         lab = Lab(fleet, settings, tmp_path)
         code = "writeFile('note', 'kept'); found = {1, 2}; FINAL(1)"
         result = await lab.run("-> x: int", Turns(cell(code)), keep_machine=True)
-    async with runs.open_fleet(settings) as fleet:
+    async with open_fleet(settings) as fleet:
         lab = Lab(fleet, settings, tmp_path)
         bench = lab.bench()
         seen = await lab.cell(bench, "print(found, readFile('note'))", result.machine_id)

@@ -8,7 +8,8 @@ import pytest
 from family import Family, branching
 from lab import HITHER_AND_THITHER, Interrupted, Lab, Turns, cell, stop_when
 
-from vers_rlm_mcp import rlm, runs
+from vers_rlm_mcp import rlm
+from vers_rlm_mcp.machines import open_fleet
 from vers_rlm_mcp.machines.microsandbox import usable
 from vers_rlm_mcp.settings import Settings
 
@@ -50,7 +51,7 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     if not found.yes:
         pytest.skip(found.reason)
     settings = Settings.model_validate({"state_dir": tmp_path, "backend": "microsandbox"})
-    async with runs.open_fleet(settings) as fleet:
+    async with open_fleet(settings) as fleet:
         yield Lab(fleet, settings, tmp_path)
         assert await fleet.list() == []
 

@@ -12,6 +12,7 @@ from lab import HITHER_AND_THITHER, Lab, Turns, cell
 
 from vers_emulator import Options, VersEmulator
 from vers_rlm_mcp import runs
+from vers_rlm_mcp.machines import open_fleet
 from vers_rlm_mcp.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ async def vers(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("VERS_RLM_BACKEND", "auto")
     settings = Settings.model_validate({"state_dir": tmp_path / "state"})
-    async with runs.open_fleet(settings) as fleet:
+    async with open_fleet(settings) as fleet:
         yield Lab(fleet, settings, tmp_path)
     assert list(emulator.vms) == []
 

@@ -13,12 +13,13 @@ from rich.text import Text
 
 from vers_rlm_mcp import runs
 from vers_rlm_mcp.errors import BackendUnavailable, MachineError, ModelError, VersRlmError
+from vers_rlm_mcp.machines import choose_backend, open_fleet
 from vers_rlm_mcp.models import open_model
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from vers_rlm_mcp.machines import Machine
+    from vers_rlm_mcp.machines import Choice, Machine
     from vers_rlm_mcp.settings import Settings
 
 TRIAL_SECONDS = 60.0
@@ -79,36 +80,36 @@ async def diagnose(settings: Settings) -> int:
 
 
 async def _examine(report: Report, settings: Settings) -> None:
-    choice = await to_thread.run_sync(runs.choose_backend, settings)  # it may boot a machine
+    choice = await to_thread.run_sync(choose_backend, settings)  # it may boot a machine
     report.remark(f"Machines come from {choice.name}, since {choice.reason}.")
-    if choice.name == "vers":
-        await _look_at_service(report, settings)
+    if choice.factory.costs_money:
+        await _look_at_service(report, settings, choice)
         return
     try:
         await _try_machine(report, settings)
     except BackendUnavailable:
         if not report.failures:
             raise
-        for finding in await runs.examine_backend(settings):
+        for finding in await choice.factory.probe(settings):
             if not finding.ok:
                 report.remark(f"{finding.name}: {finding.text}")
 
 
-async def _look_at_service(report: Report, settings: Settings) -> None:
+async def _look_at_service(report: Report, settings: Settings, choice: Choice) -> None:
     """Look at what a service tells for nothing: a machine of it costs money."""
-    for finding in await runs.examine_backend(settings):
+    for finding in await choice.factory.probe(settings):
         if finding.ok:
             report.good(f"{finding.name}: {finding.text}")
         else:
             report.bad(finding.name, finding.text)
     report.remark(
-        "No machine was made, since that costs money: `vers-rlm-mcp demo --backend vers` makes "
-        "some and deletes them."
+        "No machine was made, since that costs money: "
+        f"`vers-rlm-mcp demo --backend {choice.name}` makes some and deletes them."
     )
 
 
 async def _try_machine(report: Report, settings: Settings) -> None:
-    async with runs.open_fleet(settings) as fleet:
+    async with open_fleet(settings) as fleet:
         bench = runs.Workbench(fleet, settings)
         await report.attempt("A machine starts", bench.create)
         machine = await bench.machine()

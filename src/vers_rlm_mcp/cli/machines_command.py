@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vers_rlm_mcp import runs
 from vers_rlm_mcp.errors import InputError
+from vers_rlm_mcp.machines import open_fleet
 
 from .terminal import age, table
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from vers_rlm_mcp.machines import Fleet
+    from vers_rlm_mcp.machines import Fleet, Item
     from vers_rlm_mcp.settings import Settings
 
 
@@ -27,7 +28,7 @@ async def manage_machines(options: argparse.Namespace, settings: Settings) -> in
         raise InputError("Name two machines or commits to compare; `machines list` shows them.")
     if action in ("list", "sweep") and ids:
         raise InputError(f"`machines {action}` takes no ids.")
-    async with runs.open_fleet(settings) as fleet:
+    async with open_fleet(settings) as fleet:
         if action == "delete":
             await _delete(fleet, ids)
         elif action == "diff":
@@ -38,7 +39,7 @@ async def manage_machines(options: argparse.Namespace, settings: Settings) -> in
             swept = await fleet.sweep()
             print(f"deleted {', '.join(swept)}" if swept else "nothing to sweep")
         else:
-            print(_as_table(await runs.inventory(fleet)))
+            print(_as_table(await fleet.inventory()))
     return 0
 
 
@@ -49,7 +50,7 @@ async def _delete(fleet: Fleet, ids: Sequence[str]) -> None:
         print(f"deleted {item}")
 
 
-def _as_table(items: Sequence[runs.Item]) -> str:
+def _as_table(items: Sequence[Item]) -> str:
     if not items:
         return "no machines and no commits"
     rows = [

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vers_rlm_mcp import runs
 from vers_rlm_mcp.errors import InputError
+from vers_rlm_mcp.machines import open_fleet
 
 from .terminal import age, live, opened_model, print_result, table
 
@@ -42,7 +43,7 @@ async def manage_runs(options: argparse.Namespace, settings: Settings) -> int:
     elif options.action == "replay":
         return await _replay(options, settings)
     else:
-        async with runs.open_fleet(settings) as fleet:
+        async with open_fleet(settings) as fleet:
             pruned = await runs.prune(fleet, records, options.keep)
         print(f"deleted {', '.join(pruned)}" if pruned else "nothing to prune")
     return 0
@@ -51,7 +52,7 @@ async def manage_runs(options: argparse.Namespace, settings: Settings) -> int:
 async def _diff(records: runs.Records, options: argparse.Namespace, settings: Settings) -> None:
     past = runs.recall(records.of(options.run))
     first, second = (past.checkpoint(step) for step in (options.a, options.b))
-    async with runs.open_fleet(settings) as fleet:
+    async with open_fleet(settings) as fleet:
         bench = runs.Workbench(fleet, settings)
         difference = await runs.compare(bench, first.commit_id, second.commit_id)
     print(difference.text)

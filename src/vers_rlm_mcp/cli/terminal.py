@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vers_rlm_mcp import rlm, runs
+from vers_rlm_mcp.machines import open_fleet
 from vers_rlm_mcp.models import open_model
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ async def live(
 ) -> AsyncGenerator[tuple[Fleet, Callable[[rlm.Event], None]]]:
     """Machines for a run that is watched here, and what shows its events as they happen."""
     progress = Console(stderr=True)
-    async with runs.open_fleet(settings) as fleet:
+    async with open_fleet(settings) as fleet:
         await fleet.sweep()
         with progress.status("Getting a machine ready") as status:
 

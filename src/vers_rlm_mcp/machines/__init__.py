@@ -8,6 +8,7 @@ from __future__ import annotations
 from .base import (
     INTENT,
     Backend,
+    BackendFactory,
     Capabilities,
     Commit,
     ExitStatus,
@@ -18,18 +19,22 @@ from .base import (
     MachineInfo,
     MachineSpec,
     Process,
+    Usable,
 )
-from .fleet import Fleet
+from .fleet import Fleet, Item
 from .handles import unknown_handle
 from .operations import Captured, CommandResult, read_bytes, run_command, shell, upload
 from .paths import WORKSPACE, check_path
+from .selection import Choice, choose_backend, open_fleet
 
 __all__ = [
     "INTENT",
     "WORKSPACE",
     "Backend",
+    "BackendFactory",
     "Capabilities",
     "Captured",
+    "Choice",
     "CommandResult",
     "Commit",
     "ExitStatus",
@@ -37,11 +42,15 @@ __all__ = [
     "Finding",
     "Fleet",
     "Isolation",
+    "Item",
     "Machine",
     "MachineInfo",
     "MachineSpec",
     "Process",
+    "Usable",
     "check_path",
+    "choose_backend",
+    "open_fleet",
     "read_bytes",
     "run_command",
     "shell",

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from anyio.abc import ByteReceiveStream, ByteSendStream
 
+    from vers_rlm_mcp.settings import Settings
+
 Isolation = Literal["vm", "namespace", "none"]
 Fidelity = Literal["memory", "disk"]
 
@@ -276,3 +278,34 @@ class Backend(ABC):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class Usable:
+    """Whether a backend can be used here."""
+
+    yes: bool
+    reason: str
+    """Half a sentence: what was found."""
+
+
+class BackendFactory(ABC):
+    """Opens a backend as the settings say. Nothing heavy is imported before `open` or `probe`."""
+
+    costs_money = False
+    """Whether making a machine costs money: then it is made only when one is asked for."""
+
+    @abstractmethod
+    def usable(self, settings: Settings) -> Usable:
+        """Whether to take this backend when the settings name none. May try it, and may block."""
+
+    @abstractmethod
+    def open(self, settings: Settings) -> Backend:
+        """Open the backend. Raises `BackendUnavailable` or `SettingsError`."""
+
+    @abstractmethod
+    async def probe(self, settings: Settings) -> Sequence[Finding]:
+        """Try everything that the backend needs, each thing once, up to the first failure.
+
+        A machine is made and removed, unless that costs money.
+        """

@@ -6,12 +6,10 @@ Knows models, kernels, machines and the engine; knows nothing of MCP or of termi
 from __future__ import annotations
 
 from .again import Changes, Replay, replay, resume
-from .backends import Choice, choose_backend, examine_backend
 from .calls import lost_variables, not_carried, run_cell
 from .differences import compare
 from .driver import check_request, run
 from .files import opened_files
-from .fleets import Item, inventory, open_fleet
 from .history import RunRecord, RunSummary, prune, recorded, summaries, summary, way_on
 from .lineage import Node, drawn, fleet_lineage, run_lineage
 from .past import recall
@@ -22,8 +20,6 @@ from .workbench import Branches, Snapshot, Workbench
 __all__ = [
     "Branches",
     "Changes",
-    "Choice",
-    "Item",
     "Journal",
     "Node",
     "Records",
@@ -35,16 +31,12 @@ __all__ = [
     "Snapshot",
     "Workbench",
     "check_request",
-    "choose_backend",
     "compare",
     "drawn",
-    "examine_backend",
     "fleet_lineage",
-    "inventory",
     "is_open",
     "lost_variables",
     "not_carried",
-    "open_fleet",
     "opened_files",
     "prune",
     "recall",

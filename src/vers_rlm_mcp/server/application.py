@@ -134,7 +134,7 @@ class Application:
         return self._workbenches[fleet]
 
     async def _open(self) -> Fleet:
-        from vers_rlm_mcp.runs import open_fleet
+        from vers_rlm_mcp.machines import open_fleet
 
         async with self._opening:
             if self._fleet is None:

@@ -7,8 +7,8 @@ import pytest
 from trees import grow
 
 from vers_emulator import VersEmulator
+from vers_rlm_mcp.machines import choose_backend
 from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
-from vers_rlm_mcp.runs.backends import open_backend
 from vers_rlm_mcp.settings import Settings
 from vers_rlm_mcp.testing import FakeBackend
 
@@ -40,7 +40,7 @@ async def _opened(name: str, state: Path) -> AsyncGenerator[Backend]:
                 for variable, value in emulator.facts()["environment"].items():
                     environment.setenv(variable, value)
                 settings = Settings.model_validate({"backend": name, "state_dir": state})
-                async with open_backend(settings) as vers:
+                async with choose_backend(settings).factory.open(settings) as vers:
                     yield vers
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from .backend import BubblewrapBackend
 from .config import BubblewrapConfig, Network
+from .factory import BubblewrapFactory
 from .probe import probe
 
-__all__ = ["BubblewrapBackend", "BubblewrapConfig", "Network", "probe"]
+FACTORY = BubblewrapFactory()
+
+__all__ = ["FACTORY", "BubblewrapBackend", "BubblewrapConfig", "Network", "probe"]

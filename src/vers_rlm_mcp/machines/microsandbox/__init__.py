@@ -9,13 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .config import MicrosandboxConfig
-from .usable import Usable, usable
+from .factory import MicrosandboxFactory
+from .usable import usable
 
 if TYPE_CHECKING:
     from .backend import MicrosandboxBackend
     from .probe import probe
 
-__all__ = ["MicrosandboxBackend", "MicrosandboxConfig", "Usable", "probe", "usable"]
+FACTORY = MicrosandboxFactory()
+
+__all__ = ["FACTORY", "MicrosandboxBackend", "MicrosandboxConfig", "probe", "usable"]
 
 _LATE = {"MicrosandboxBackend": "backend", "probe": "probe"}
 

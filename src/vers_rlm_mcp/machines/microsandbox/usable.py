@@ -8,10 +8,12 @@ import subprocess
 import sys
 import uuid
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
+
+from ..base import Usable
 
 PACKAGE: Final = "microsandbox"
 
@@ -19,14 +21,6 @@ BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 PROBE_SECONDS: Final = 60.0
 """For a trial that keeps its own limits: to load the package, to boot, and to clean up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Usable:
-    """Whether machines of this backend can be had, and how one knows."""
-
-    yes: bool
-    reason: str
 
 
 def usable(state_dir: Path) -> Usable:

@@ -9,12 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .config import Key, VersConfig, find_key, find_url
+from .factory import VersFactory
 
 if TYPE_CHECKING:
     from .backend import VersBackend
     from .probe import probe
 
-__all__ = ["Key", "VersBackend", "VersConfig", "find_key", "find_url", "probe"]
+FACTORY = VersFactory()
+
+__all__ = ["FACTORY", "Key", "VersBackend", "VersConfig", "find_key", "find_url", "probe"]
 
 _LATE = {"VersBackend": "backend", "probe": "probe"}
 

@@ -1,0 +1,98 @@
+"""Which backend the settings choose, and the fleet on it.
+
+A backend is registered by its row in `settings.BACKENDS`: its name, which is also that of its room
+here, and what it is. The room offers a `FACTORY`; selection, `doctor` and the settings follow.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+from anyio import to_thread
+
+from vers_rlm_mcp.errors import BackendUnavailable
+from vers_rlm_mcp.settings import BACKENDS
+from vers_rlm_mcp.store import Ledger
+
+from .fleet import Fleet
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from vers_rlm_mcp.settings import Settings
+
+    from .base import BackendFactory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A backend, and the reason for choosing it."""
+
+    name: str
+    reason: str
+    factory: BackendFactory
+
+
+def load_factory(name: str) -> BackendFactory:
+    """The factory of a backend in `BACKENDS`."""
+    return cast("BackendFactory", import_module(f".{name}", __package__).FACTORY)
+
+
+def choose_backend(settings: Settings) -> Choice:
+    """The backend that the settings name or, with ``auto``, the first one that is usable.
+
+    It may block: where microsandbox is installed, the first call after a boot of this computer
+    tries a machine, which takes about a second.
+
+    Raises:
+        BackendUnavailable: None is usable.
+    """
+    if settings.backend != "auto":
+        return Choice(settings.backend, "it was asked for", load_factory(settings.backend))
+    reasons: list[str] = []
+    for name in BACKENDS:
+        factory = load_factory(name)
+        found = factory.usable(settings)
+        reasons.append(found.reason)
+        if found.yes:
+            return Choice(name, ", and ".join(filter(None, reasons)), factory)
+    raise BackendUnavailable(f"No machine can be made here: {', and '.join(reasons)}.")
+
+
+@asynccontextmanager
+async def open_fleet(settings: Settings) -> AsyncGenerator[Fleet]:
+    """The machines of one server. At the end those that are not kept are deleted.
+
+    Raises:
+        BackendUnavailable: No machine can be made here; the message says what to do.
+    """
+    choice = await to_thread.run_sync(choose_backend, settings)
+    _make_state_dir(settings)
+    async with choice.factory.open(settings) as backend:
+        can = backend.capabilities
+        logger.info(
+            "Machines come from %s, since %s (isolation: %s, fidelity: %s).",
+            choice.name,
+            choice.reason,
+            can.isolation,
+            can.fidelity,
+        )
+        with closing(Ledger(settings.state_dir)) as ledger:
+            async with Fleet(backend, ledger, max_machines=settings.max_machines) as fleet:
+                yield fleet
+
+
+def _make_state_dir(settings: Settings) -> None:
+    try:
+        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackendUnavailable(
+            f"The state directory {settings.state_dir} cannot be made: {error.strerror}. "
+            "Set VERS_RLM_STATE_DIR to one that you may write to."
+        ) from error
