@@ -49,3 +49,32 @@ class Usage:
             self.cache_write_tokens + other.cache_write_tokens,
             None if self.usd is None or other.usd is None else self.usd + other.usd,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A parameter of a function of the REPL."""
+
+    name: str
+    type: Literal["str", "int"] | None
+    """Checked in the machine before the host is called; None leaves the check to the host."""
+    required: bool
+    default: str | int | None
+    """Of a parameter that is not required."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplFunction:
+    """A function of the REPL, as models are told of it and as cells can call it."""
+
+    name: str
+    twin: str
+    """Its snake_case name; equal to `name` where there is none."""
+    call: str
+    """How it is called, as in ``vmBranch(count=1)``."""
+    usage: str
+    """What it does and returns, in one line."""
+    parameters: tuple[Parameter, ...]
+    """Those of the call to the host. Code in the machine may take others."""
+    copies: bool
+    """Whether it copies the kernel's machine, so that variables are saved before."""

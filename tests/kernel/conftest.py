@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from repl import Host, Repl, end_kernel
+from repl import FUNCTIONS, Host, Repl, end_kernel
 
 import older_pythons  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from assumptions import MACHINES, MARKER, hold_assumptions
@@ -92,7 +92,7 @@ async def renew(machine: Machine) -> None:
 
 @pytest.fixture
 async def kernel(machine: Machine) -> AsyncGenerator[Kernel]:
-    kernel = await Kernel.connect(machine, home_id=machine.id)
+    kernel = await Kernel.connect(machine, home_id=machine.id, functions=FUNCTIONS)
     yield kernel
     await kernel.aclose()
 

@@ -8,12 +8,19 @@ import anyio
 
 from vers_rlm_mcp.errors import UsageError
 from vers_rlm_mcp.kernel.attachment import start_program, upload
+from vers_rlm_mcp.runs.functions import repl_functions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vers_rlm_mcp.kernel import CellResult, HostCall, Json, Kernel
     from vers_rlm_mcp.machines import Machine
+
+
+FUNCTIONS = repl_functions()
+"""Those that cells have in runs."""
+
+NAMES = {name for function in FUNCTIONS for name in (function.name, function.twin)}
 
 
 class Host:

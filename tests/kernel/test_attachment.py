@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from repl import Host, Repl, end_kernel, ended, is_running
+from repl import FUNCTIONS, Host, Repl, end_kernel, ended, is_running
 
 from machine_proxy import MachineProxy
 from vers_rlm_mcp.errors import KernelError, KernelGone, MachineError, PathRefused
@@ -45,7 +45,7 @@ class Watched(MachineProxy):
 
 @contextlib.asynccontextmanager
 async def connected(machine: Machine) -> AsyncGenerator[Repl]:
-    kernel = await Kernel.connect(machine, home_id="home")
+    kernel = await Kernel.connect(machine, home_id="home", functions=FUNCTIONS)
     try:
         yield Repl(kernel, Host())
     finally:

@@ -4,23 +4,37 @@ import base64
 from typing import TYPE_CHECKING
 
 import pytest
-from repl import ended
+from repl import FUNCTIONS, NAMES, Host, Repl, ended
 
-from vers_rlm_mcp.kernel import HostCall
-from vers_rlm_mcp.kernel.guest.functions import NAMES
-from vers_rlm_mcp.rlm import REPL_NAMES
+from vers_rlm_mcp.kernel import HostCall, Kernel
 
 if TYPE_CHECKING:
-    from repl import Repl
+    from vers_rlm_mcp.testing import FakeMachine
 
 
-def test_the_functions_are_those_that_the_model_is_told_about() -> None:
-    assert NAMES <= REPL_NAMES
+async def test_cells_have_what_is_declared_under_both_names_and_no_more(repl: Repl) -> None:
+    output = await repl.output("sorted(n for n in globals() if n[0] != '_')")
+    assert output == f"{sorted({*NAMES, 'FINAL', 'FINAL_VAR'})!r}\n"
 
 
-async def test_every_function_is_there_under_both_its_names(repl: Repl) -> None:
-    output = await repl.output(f"sorted(n for n in {sorted(NAMES)!r} if callable(globals()[n]))")
-    assert output == f"{sorted(NAMES)!r}\n"
+async def test_a_kernel_that_runs_learns_what_a_later_host_declares(machine: FakeMachine) -> None:
+    first = await Kernel.connect(machine, home_id="home", functions=FUNCTIONS[:3])
+    assert await Repl(first, Host()).output("budget = 5; len(globals()['exec']('echo'))") == "0\n"
+    assert "NameError" in await Repl(first, Host()).error("vmSwitch('m1')")
+    await first.aclose()
+    later = await Kernel.connect(machine, home_id="home", functions=FUNCTIONS)
+    output = await Repl(later, Host()).output("print(budget, vmSwitch('m1'))")
+    assert output.startswith("5 vmSwitch\n[budget is a function of this REPL and was put back")
+    await later.aclose()
+
+
+async def test_functions_stay_the_same_objects_while_hosts_declare_the_same(
+    machine: FakeMachine,
+) -> None:
+    for code in ("run = exec", "assert run is exec"):
+        kernel = await Kernel.connect(machine, home_id="home", functions=FUNCTIONS)
+        await Repl(kernel, Host()).output(code)
+        await kernel.aclose()
 
 
 @pytest.mark.parametrize("call", ["exec('{}')", "await exec('{}')", "exec(cmd='{}')"])
@@ -210,7 +224,7 @@ async def test_a_function_that_a_cell_overwrites_is_put_back_with_a_note(repl: R
 async def test_a_wrong_call_can_be_looked_up(repl: Repl) -> None:
     output = await repl.output("help(llm_query_batched)")
     assert "llmQueryBatched(prompts" in output
-    assert "Ask a sub-model many things at once" in output
+    assert "ask many at once; returns their texts, in order" in output
 
 
 async def test_prompts_that_utf8_cannot_carry_are_cleaned(repl: Repl) -> None:

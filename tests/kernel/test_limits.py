@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from repl import Host, Repl, ended, is_running, written
+from repl import FUNCTIONS, Host, Repl, ended, is_running, written
 
 from vers_rlm_mcp.errors import InputError
 from vers_rlm_mcp.kernel import Kernel, host, run
@@ -228,7 +228,7 @@ async def test_a_kernel_that_died_between_cells_is_started_anew_before_the_next(
 
 
 async def test_output_is_cut_in_the_middle_and_says_by_how_much(machine: FakeMachine) -> None:
-    kernel = await Kernel.connect(machine, home_id="home", output_limit=1000)
+    kernel = await Kernel.connect(machine, home_id="home", functions=FUNCTIONS, output_limit=1000)
     repl = Repl(kernel, Host())
     result = await repl("print('a' * 5000 + 'b' * 5000, end='')")
     assert result.output == "a" * 500 + "\n… 9000 bytes left out …\n" + "b" * 500
@@ -336,7 +336,9 @@ async def test_an_error_of_the_handler_itself_comes_out_and_the_kernel_stays(rep
 @pytest.fixture
 async def small(machine: FakeMachine) -> AsyncIterator[Repl]:
     """A kernel whose machine is said to have 256 MiB of memory."""
-    kernel = await Kernel.connect(machine, home_id=machine.id, memory=256 << 20)
+    kernel = await Kernel.connect(
+        machine, home_id=machine.id, functions=FUNCTIONS, memory=256 << 20
+    )
     yield Repl(kernel, Host())
     await kernel.aclose()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from repl import Host, Repl, end_kernel
+from repl import FUNCTIONS, Host, Repl, end_kernel
 
 from assumptions import CARRY_MEMORY, MACHINES
 from vers_rlm_mcp.kernel import Carried, Kernel
@@ -34,7 +34,9 @@ async def copy_of(machine: FakeMachine) -> AsyncGenerator[Repl]:
     [copy] = await machine.branch()
     if MACHINES in CARRY_MEMORY:
         await end_kernel(copy)
-    kernel = await Kernel.connect(copy, home_id=copy.id, restore_variables=True)
+    kernel = await Kernel.connect(
+        copy, home_id=copy.id, functions=FUNCTIONS, restore_variables=True
+    )
     try:
         yield Repl(kernel, Host())
     finally:
@@ -179,7 +181,7 @@ async def test_copying_another_machine_saves_nothing(repl: Repl) -> None:
 
 
 async def test_where_copies_carry_memory_nothing_is_saved(machine: FakeMachine) -> None:
-    kernel = await Kernel.connect(machine, home_id="home", save_on_copy=False)
+    kernel = await Kernel.connect(machine, home_id="home", functions=FUNCTIONS, save_on_copy=False)
     repl = Repl(kernel, Host())
     await repl.output("x = 1\nvmSnapshot()")
     assert repl.host.calls[0].carried is None
@@ -219,7 +221,9 @@ async def test_a_full_disk_loses_the_variables_by_name_and_leaves_no_old_ones(
 
 
 async def test_restoring_where_nothing_was_saved_is_no_error(machine: FakeMachine) -> None:
-    kernel = await Kernel.connect(machine, home_id="home", restore_variables=True)
+    kernel = await Kernel.connect(
+        machine, home_id="home", functions=FUNCTIONS, restore_variables=True
+    )
     assert kernel.carried == Carried((), {})
     await kernel.aclose()
 
@@ -228,7 +232,9 @@ async def test_a_file_that_holds_something_else_is_a_reason_and_no_crash(
     machine: FakeMachine,
 ) -> None:
     await machine.write("/workspace/.vers-rlm/variables", b"not a pickle")
-    kernel = await Kernel.connect(machine, home_id="home", restore_variables=True)
+    kernel = await Kernel.connect(
+        machine, home_id="home", functions=FUNCTIONS, restore_variables=True
+    )
     assert kernel.carried
     assert list(kernel.carried.lost) == ["(all variables)"]
     await kernel.aclose()

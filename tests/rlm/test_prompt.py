@@ -8,7 +8,6 @@ from __future__ import annotations
 from inline_snapshot import external_file, register_format_alias
 
 from vers_rlm_mcp.rlm import (
-    FUNCTIONS,
     InputFile,
     MachineFacts,
     Signature,
@@ -18,6 +17,7 @@ from vers_rlm_mcp.rlm import (
     task_prompt,
 )
 from vers_rlm_mcp.rlm.prompt import extraction_prompt
+from vers_rlm_mcp.runs.functions import repl_functions
 
 register_format_alias(".md", ".txt")
 
@@ -39,7 +39,7 @@ TASK = Task(
 
 
 def test_the_system_prompt_is_as_agreed() -> None:
-    assert system_prompt() == external_file("golden/system_prompt.md")
+    assert system_prompt(repl_functions()) == external_file("golden/system_prompt.md")
 
 
 def test_the_task_prompt_is_as_agreed() -> None:
@@ -52,8 +52,9 @@ def test_the_extraction_prompt_is_as_agreed() -> None:
 
 
 def test_the_system_prompt_names_every_function() -> None:
-    for function in FUNCTIONS:
-        assert f"`{function.call}`" in system_prompt()
+    prompt = system_prompt(repl_functions())
+    for function in repl_functions():
+        assert f"`{function.call}`" in prompt
 
 
 def test_a_large_input_and_many_files_do_not_make_a_large_prompt() -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from inline_snapshot import snapshot
 
 from vers_rlm_mcp.errors import InputError, SignatureError
-from vers_rlm_mcp.rlm import REPL_NAMES, Signature
+from vers_rlm_mcp.rlm import Signature
+from vers_rlm_mcp.runs.functions import reserved_names
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
-def refusal(text: str) -> str:
+def refusal(text: str, *, reserved: Collection[str] = ()) -> str:
     with pytest.raises(SignatureError) as caught:
-        Signature.parse(text)
+        Signature.parse(text, reserved=reserved)
     return str(caught.value)
 
 
@@ -125,10 +131,11 @@ def test_what_cannot_be_read_is_refused_with_its_reason(text: str, reason: str) 
     assert reason in refusal(text)
 
 
-@pytest.mark.parametrize("name", sorted(REPL_NAMES))
+@pytest.mark.parametrize("name", [*sorted(reserved_names()), "FINAL", "FINAL_VAR"])
 def test_an_input_may_not_hide_a_function_of_the_repl(name: str) -> None:
-    assert "function of the REPL" in refusal(f"{name} -> answer")
-    assert Signature.parse(f"task -> {name}").outputs[0].name == name
+    reserved = reserved_names()
+    assert "function of the REPL" in refusal(f"{name} -> answer", reserved=reserved)
+    assert Signature.parse(f"task -> {name}", reserved=reserved).outputs[0].name == name
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,14 @@ from vers_rlm_mcp.kernel import Carried, HostCall
 from vers_rlm_mcp.messages import Message, Usage
 from vers_rlm_mcp.models import Completion
 from vers_rlm_mcp.runs import calls as calls_module
-from vers_rlm_mcp.runs.run_calls import RunCalls
+from vers_rlm_mcp.runs.calls import CellCalls
+from vers_rlm_mcp.runs.conversation import Conversation
 from vers_rlm_mcp.runs.tree import CONCURRENT_SUB_CALLS, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lab import Lab
-
-    from vers_rlm_mcp.runs.calls import MachineCalls
 
 
 async def echo(messages: Sequence[Message]) -> Completion:
@@ -141,12 +140,14 @@ with ThreadPoolExecutor(8) as pool:
 
 
 @pytest.fixture
-def calls(lab: Lab) -> MachineCalls:
+def calls(lab: Lab) -> CellCalls:
     """The functions of a run, as a guest reaches them."""
     budget = rlm.Budget(rlm.Limits(sub_calls=2, machines=3), now=0)
     model = Speaker(echo)
     tree = Tree("run-0", model, model, lab.settings, lab.events.append, max_depth=1)
-    return RunCalls(tree, lab.bench(), budget)
+    task = rlm.Task(rlm.Signature.parse("-> x"))
+    bench = lab.bench()
+    return CellCalls(bench, Conversation(tree, bench, budget, task))
 
 
 FORGED: list[tuple[str, dict[str, Any]]] = [
@@ -185,7 +186,7 @@ FORGED: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "arguments"), FORGED)
 async def test_a_forged_call_is_refused_and_nothing_is_done(
-    lab: Lab, calls: MachineCalls, name: str, arguments: dict[str, Any]
+    lab: Lab, calls: CellCalls, name: str, arguments: dict[str, Any]
 ):
     with pytest.raises(UsageError, match=r"called wrongly|There is no"):
         await calls(HostCall(name, arguments))
@@ -193,13 +194,13 @@ async def test_a_forged_call_is_refused_and_nothing_is_done(
     assert await lab.machines() == []
 
 
-async def test_a_refused_batch_costs_nothing(calls: MachineCalls):
+async def test_a_refused_batch_costs_nothing(calls: CellCalls):
     with pytest.raises(VersRlmError, match="none granted"):
         await calls(HostCall("llmQueryBatched", {"prompts": ["a", "b", "c"]}))
     assert await calls(HostCall("llmQueryBatched", {"prompts": ["a", "b"]})) == ["A", "B"]
 
 
-async def test_forged_news_of_variables_is_only_told(lab: Lab, calls: MachineCalls):
+async def test_forged_news_of_variables_is_only_told(lab: Lab, calls: CellCalls):
     forged = Carried(("all",), {"x": "because I say so"})
     commit = await calls(HostCall("vmSnapshot", {"carried": "me too"}, forged))
     assert [item.id for item in await lab.fleet.commits()] == [commit]
@@ -208,12 +209,12 @@ async def test_forged_news_of_variables_is_only_told(lab: Lab, calls: MachineCal
     assert calls.take_notes() == []
 
 
-async def test_a_prompt_beyond_any_model_is_refused_before_it_is_paid_for(calls: MachineCalls):
+async def test_a_prompt_beyond_any_model_is_refused_before_it_is_paid_for(calls: CellCalls):
     with pytest.raises(UsageError, match="at most"):
         await calls(HostCall("llmQuery", {"prompt": "x" * (calls_module.SUB_CALL_MAX_CHARS + 1)}))
 
 
-async def test_a_file_too_large_to_bring_over_is_refused(lab: Lab, calls: MachineCalls):
+async def test_a_file_too_large_to_bring_over_is_refused(lab: Lab, calls: CellCalls):
     content = base64.b64encode(b"x" * 1000).decode()
     await calls(HostCall("writeFile", {"path": "/workspace/big", "base64": content}))
     size = calls_module.FILE_BYTES + 1

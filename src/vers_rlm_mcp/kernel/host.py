@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -21,12 +22,13 @@ from .attachment import Attachment, Lost, Mode, start_program, upload
 from .base import CellResult
 from .messages import Refused, parse_answer, parse_carried, parse_ready, parse_variables
 from .run import CellRun, Output
-from .wire import MAX_PAYLOAD, PROTOCOL
+from .wire import MAX_PAYLOAD, PROTOCOL, dump
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
     from vers_rlm_mcp.machines import Machine
+    from vers_rlm_mcp.messages import ReplFunction
 
     from .base import Carried, CellStatus, Handler, Json, Variable
     from .messages import Done
@@ -80,6 +82,7 @@ class Kernel:
         machine: Machine,
         home_id: str,
         *,
+        functions: Sequence[ReplFunction],
         output_limit: int,
         save_on_copy: bool,
         memory: int | None,
@@ -90,6 +93,7 @@ class Kernel:
         """Whether this object is of no use any more."""
         self._machine = machine
         self._home_id = self._current_id = home_id
+        self._functions = dump([asdict(function) for function in functions])
         self._output_limit = output_limit
         self._save_on_copy = save_on_copy
         self._memory = memory
@@ -113,6 +117,7 @@ class Kernel:
         machine: Machine,
         *,
         home_id: str,
+        functions: Sequence[ReplFunction] = (),
         restore_variables: bool = False,
         save_on_copy: bool = True,
         output_limit: int = OUTPUT_LIMIT,
@@ -123,6 +128,7 @@ class Kernel:
         Args:
             machine: Where it lives, or shall live.
             home_id: The machine's id: while it is the current one, commands and files are local.
+            functions: What cells can call, beside FINAL. The handler of `run` answers the calls.
             restore_variables: Read what `save_variables` left in this machine's files; for the
                 first kernel of a copy whose memory was not copied.
             save_on_copy: Whether a cell that calls vmSnapshot or vmBranch saves the variables
@@ -136,6 +142,7 @@ class Kernel:
         kernel = cls(
             machine,
             home_id,
+            functions=functions,
             output_limit=output_limit,
             save_on_copy=save_on_copy,
             memory=memory,
@@ -378,6 +385,7 @@ class Kernel:
                     limit=self._output_limit,
                     saving=self._save_on_copy,
                     memory=self._memory,
+                    payload=self._functions,
                 )
                 ready = parse_ready(await attachment.receive())
         except BaseException:

@@ -23,7 +23,8 @@ PROTOCOL = 1
 
 TO_GUEST = frozenset(
     {
-        "hello",  # protocol, home, current, limit, saving, memory: the first frame of an attachment
+        # The first frame of an attachment. Payload: JSON list of functions, as `ReplFunction`.
+        "hello",  # protocol, home, current, limit, saving, memory
         "run",  # id, cell; payload: the code
         "load",  # id, name, path, form: text, json or bytes
         "save",  # id

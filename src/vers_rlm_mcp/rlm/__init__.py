@@ -34,7 +34,6 @@ from .events import (
     ToolCalled,
     Verified,
 )
-from .functions import FUNCTIONS, REPL_NAMES, ReplFunction
 from .narration import narrate
 from .plain import plain_prompt, read_outputs
 from .prompt import system_prompt, task_prompt
@@ -60,12 +59,10 @@ from .task import Branch, InputFile, InputVariable, MachineFacts, Task, describe
 from .transcript import OUTPUT_CHARS, PREVIEW_CHARS, fingerprint, truncate
 
 __all__ = [
-    "FUNCTIONS",
     "MAX_ITERATIONS",
     "MAX_SUB_CALLS",
     "OUTPUT_CHARS",
     "PREVIEW_CHARS",
-    "REPL_NAMES",
     "Branch",
     "Budget",
     "CallModel",
@@ -100,7 +97,6 @@ __all__ = [
     "ModelReplied",
     "ModelReply",
     "Outcome",
-    "ReplFunction",
     "Reply",
     "Request",
     "Run",

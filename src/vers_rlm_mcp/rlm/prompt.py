@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from vers_rlm_mcp.messages import Message
 
-from .functions import FUNCTIONS
 from .transcript import OUTPUT_CHARS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from vers_rlm_mcp.messages import ReplFunction
 
     from .signature import Field, Signature
     from .task import Branch, InputFile, InputVariable, MachineFacts, Task
@@ -35,6 +36,8 @@ Variables, imports and files stay from cell to cell. Nothing but that block is r
 # The REPL
 Your inputs are variables. Beside Python and its standard library you have:
 {functions}
+- `FINAL(name=value, ...)`: hand in the outputs, by name, and end the task
+- `FINAL_VAR("variable")`: the same, with a variable's value
 All of them also have snake_case names, and `await` before a call is allowed. `exec`, `readFile` \
 and `writeFile` act on the current machine, which `vmSwitch` and `vmRestore` change; Python itself \
 and your variables stay in the machine you started in.
@@ -57,10 +60,10 @@ not seen. The types are checked; if something is wrong, you are told and go on. 
 evidence is there, finish: more steps cost more and rarely improve a sound answer."""
 
 
-def system_prompt() -> str:
+def system_prompt(functions: Sequence[ReplFunction]) -> str:
     """The first message: what the model has, how to look, and when to stop."""
     return _SYSTEM.format(
-        limit=OUTPUT_CHARS, functions="\n".join(f"- `{f.call}`: {f.usage}" for f in FUNCTIONS)
+        limit=OUTPUT_CHARS, functions="\n".join(f"- `{f.call}`: {f.usage}" for f in functions)
     )
 
 
@@ -68,7 +71,7 @@ def opening(task: Task) -> tuple[Message, ...]:
     """The messages that a conversation begins with; a branch's with all of its origin's."""
     if task.branch:
         return (*task.branch.history, Message("user", branch_prompt(task, task.branch)))
-    return (Message("system", system_prompt()), Message("user", task_prompt(task)))
+    return (Message("system", system_prompt(task.functions)), Message("user", task_prompt(task)))
 
 
 def branch_prompt(task: Task, branch: Branch) -> str:

@@ -22,16 +22,18 @@ from typing import TYPE_CHECKING
 
 from vers_rlm_mcp.errors import InputError
 
-from .functions import REPL_NAMES
 from .grammar import Scanner, TypeParser
 from .value_types import NULL, STR, ValueType, union
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from pydantic import JsonValue
 
     from .grammar import Token
+
+FINALS = frozenset({"FINAL", "FINAL_VAR"})
+"""The functions that end every run."""
 
 RESERVED_OUTPUTS = frozenset({"trajectory", "final_reasoning"})
 """Names that the result of a run uses itself."""
@@ -69,9 +71,12 @@ class Signature:
     outputs: tuple[Field, ...]
 
     @classmethod
-    def parse(cls, text: str) -> Signature:
-        """Read a signature. Raises `SignatureError`, which points at the part that is wrong."""
-        return _SignatureParser(Scanner(text)).signature()
+    def parse(cls, text: str, *, reserved: Collection[str] = ()) -> Signature:
+        """Read a signature. Raises `SignatureError`, which points at the part that is wrong.
+
+        No input may have a `reserved` name: its variable would hide a function of the REPL.
+        """
+        return _SignatureParser(Scanner(text), reserved).signature()
 
     def __str__(self) -> str:
         inputs, outputs = (", ".join(map(str, side)) for side in (self.inputs, self.outputs))
@@ -117,6 +122,10 @@ def _check(fields: Sequence[Field], given: Mapping[str, object], noun: str) -> C
 class _SignatureParser(TypeParser):
     """Reads fields, and refuses names that a run could not use."""
 
+    def __init__(self, scanner: Scanner, reserved: Collection[str]) -> None:
+        super().__init__(scanner)
+        self._reserved = {*reserved, *FINALS}
+
     def signature(self) -> Signature:
         inputs = self._fields(until="->")
         if not self.take("->"):
@@ -155,7 +164,7 @@ class _SignatureParser(TypeParser):
             seen.add(field.name)
             self._usable(token)
         for token, field in inputs:
-            if field.name in REPL_NAMES:
+            if field.name in self._reserved:
                 self.fail("this is a function of the REPL; give the input another name", token)
         for token, field in outputs:
             if field.name in RESERVED_OUTPUTS:

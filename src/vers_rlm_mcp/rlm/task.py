@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from vers_rlm_mcp.messages import Message
+    from vers_rlm_mcp.messages import Message, ReplFunction
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,15 @@ class Task:
     max_sub_calls: int = MAX_SUB_CALLS
     verify: str | None = None
     """A shell command that accepts outputs by its exit code 0; it gets them as JSON."""
+    functions: tuple[ReplFunction, ...] = ()
+    """What cells can call, beside FINAL."""
     branch: Branch | None = None
     """Set when this conversation goes on from a copy of another."""
 
     def to_json(self) -> dict[str, JsonValue]:
         """The task of a run's own conversation, for `from_json`."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "branch"}
+        names = [f.name for f in fields(self) if f.name not in ("branch", "functions")]
+        values = {name: getattr(self, name) for name in names}
         return {
             **values,
             "signature": str(self.signature),
@@ -98,14 +101,18 @@ class Task:
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Task:
-        """What `to_json` made. Raises `KeyError`, `TypeError` or `InputError` for anything else."""
+    def from_json(cls, values: Mapping[str, Any], functions: tuple[ReplFunction, ...]) -> Task:
+        """What `to_json` made, with these functions.
+
+        Raises `KeyError`, `TypeError` or `InputError` for anything else.
+        """
         machine: dict[str, Any] = {**values["machine"], "notes": tuple(values["machine"]["notes"])}
         parts: dict[str, Any] = {
             "signature": Signature.parse(values["signature"]),
             "inputs": tuple(InputVariable(**each) for each in values["inputs"]),
             "files": tuple(InputFile(**each) for each in values["files"]),
             "machine": MachineFacts(**machine),
+            "functions": functions,
         }
         return cls(**{**values, **parts})
 

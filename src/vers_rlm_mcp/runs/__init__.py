@@ -6,12 +6,13 @@ Knows models, kernels, machines and the engine; knows nothing of MCP or of termi
 from __future__ import annotations
 
 from .again import Changes, Replay, replay, resume
-from .calls import lost_variables, not_carried, run_cell
+from .calls import run_cell
 from .differences import compare
 from .driver import check_request, run
 from .files import opened_files
 from .history import RunRecord, RunSummary, prune, recorded, summaries, summary, way_on
 from .lineage import Node, drawn, fleet_lineage, run_lineage
+from .notes import lost_variables, not_carried
 from .past import recall
 from .record import Journal, Records, is_open
 from .request import RunRequest, RunResult

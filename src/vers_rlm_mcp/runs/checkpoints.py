@@ -12,7 +12,7 @@ import anyio
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import KernelError, MachineError, UsageError
 
-from .calls import not_carried
+from .notes import not_carried
 from .workbench import LET_GO_SECONDS
 
 if TYPE_CHECKING:

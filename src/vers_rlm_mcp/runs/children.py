@@ -1,19 +1,46 @@
-"""Conversations that a cell starts on copies of the machine: what came of them, and which wins."""
+"""Conversations that a cell starts on copies of the machine: a query, or branches of its own."""
 
 from __future__ import annotations
 
+import time
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import anyio
 
 from vers_rlm_mcp import rlm
-from vers_rlm_mcp.errors import UsageError
+from vers_rlm_mcp.errors import MergeConflict, UsageError, VersRlmError
+from vers_rlm_mcp.kernel import Carried
+from vers_rlm_mcp.machines.differences import bring_back, digest
+
+from .functions import repl_functions, reserved_names
+from .inputs import bring_in, check_inputs
+from .notes import not_carried
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 
     from pydantic import JsonValue
 
+    from vers_rlm_mcp.machines.differences import Digest
+
+    from .conversation import Conversation
     from .workbench import Workbench
+
+Keep: TypeAlias = Literal["best", "none", "all"]
+
+LET_GO_SECONDS = 15.0
+"""What deleting the children's machines may take; the end of the run deletes the rest."""
+
+NOTHING = Carried((), {})
+"""A copy for a fresh kernel: no variables are wanted in it."""
+
+ELSEWHERE = (
+    "What was copied is the current machine, which is not the machine that your Python ran in: "
+    "your variables are missing here, or are those that a branch had there. Look before you use "
+    "one."
+)
 
 
 @dataclass
@@ -42,7 +69,7 @@ class Child:
 
     @property
     def status(self) -> str:
-        """That of its outcome, or ``failed`` without one."""
+        """The outcome's status; ``failed`` if there is none."""
         return self.outcome.status if self.outcome else "failed"
 
     @property
@@ -90,6 +117,260 @@ class Child:
             self.budget.usage,
             self.seconds,
         )
+
+
+class Children:
+    """The conversations that the cells of one conversation start."""
+
+    def __init__(self, parent: Conversation) -> None:
+        self._parent = parent
+        self._bench = parent.bench
+        self._budget = parent.budget
+        self._undecided: dict[str, Child] = {}
+        """Branches among which the cell itself will choose."""
+
+    async def query(
+        self,
+        task: str,
+        inputs: Mapping[str, JsonValue],
+        outputs: str,
+        seconds: float | None,
+        merge: Sequence[str],
+    ) -> JsonValue:
+        """Give a task to a conversation with an empty REPL, and return its outputs."""
+        if wrong := [name for name in inputs if not name.isidentifier()]:
+            raise UsageError(f"An input of a query has a name as variables have: not {wrong[0]!r}.")
+        signature = rlm.Signature.parse(
+            f"{', '.join(f'{n}: any' for n in inputs)} -> {outputs}", reserved=reserved_names()
+        )
+        given = check_inputs(signature, inputs, {})
+        if self._is_deepest:
+            if merge:
+                raise UsageError(
+                    "A query is one call of the sub-model here, with no machine to merge from: "
+                    "call rlmQuery without merge, or do the work here."
+                )
+            return await self._ask_plainly(task, inputs, signature)
+        (child,) = await self._copies([task], "query", NOTHING, seconds)
+        async with self._ending([child]):
+            kernel = await child.bench.kernel(fresh=True)
+            machine = await child.bench.machine()
+            before = await digest(machine, merge) if merge else None
+            variables, _ = await bring_in(machine, kernel, given, {})
+            await self._converse(
+                child, self._task_for(child, signature, inputs=variables, instructions=task)
+            )
+            self._parent.publish(child.finished())
+            values = values_of(child, signature)
+            if before:
+                await self._merge(child, before)
+            return values
+
+    async def try_plans(
+        self,
+        plans: Sequence[str],
+        carried: Carried | None,
+        *,
+        outputs: str | None,
+        score: str | None,
+        keep: Keep,
+        verify: str | None,
+        seconds: float | None,
+    ) -> JsonValue:
+        """Try plans at once, each on a copy of the machine by a copy of the conversation."""
+        if self._is_deepest:
+            raise UsageError(
+                "A branch cannot branch again here: try the plans one after the other, with "
+                "vmSnapshot() before each."
+            )
+        signature = rlm.Signature.parse(f"-> {outputs}") if outputs else self._parent.task.signature
+        check_score(signature, score)
+        with self._room_for_checks(len(plans) if verify else 0) as checks:
+            children = await self._copies(plans, "branch", carried, seconds)
+            async with self._ending(children) as kept:
+                async with anyio.create_task_group() as tasks:
+                    for number, child in enumerate(children, 1):
+                        branch = rlm.Branch(
+                            self._parent.cell.messages,
+                            child.about,
+                            number,
+                            len(plans),
+                            self._lacking(carried),
+                        )
+                        task = self._task_for(child, signature, verify=verify, branch=branch)
+                        tasks.start_soon(self._converse, child, task, checks)
+                kept += await self._decide(children, keep, score)
+        return [child.to_json(kept=child in kept) for child in children]
+
+    async def choose(self, scores: Mapping[str, float | None], winner: str | None) -> JsonValue:
+        """Let one of the branches that were all kept win, as the cell judged."""
+        undecided, self._undecided = self._undecided, {}
+        async with self._ending(list(undecided.values())) as kept:
+            for path, score in scores.items():
+                if child := undecided.get(path):
+                    child.score = score
+            if winner and (best := undecided.get(winner)):
+                await self._win(best)
+                kept.append(best)
+        return None
+
+    @property
+    def _is_deepest(self) -> bool:
+        path = self._parent.path
+        return (path.count(".") + 1 if path else 0) >= self._parent.tree.max_depth
+
+    async def _ask_plainly(
+        self, task: str, inputs: Mapping[str, JsonValue], signature: rlm.Signature
+    ) -> JsonValue:
+        """One call of the sub-model, where no deeper conversation is allowed."""
+        self._budget.reserve_sub_calls(1, time.monotonic())
+        reply = await self._parent.ask_sub_model(rlm.plain_prompt(task, inputs, signature))
+        checked = rlm.read_outputs(reply, signature)
+        if checked.faults:
+            raise UsageError(
+                f"The sub-model's reply to rlmQuery is not what was asked for: "
+                f"{'; '.join(checked.faults)}. Ask with llmQuery and read the reply in code."
+            )
+        return unwrapped(checked.values, signature)
+
+    async def _copies(
+        self,
+        about: Sequence[str],
+        kind: Literal["branch", "query"],
+        carried: Carried | None,
+        seconds: float | None,
+    ) -> list[Child]:
+        """Make a copy of the current machine for each child, all from one instant."""
+        parent = self._parent
+        now = time.monotonic()
+        iterations = max(1, parent.task.max_iterations - parent.cell.step)
+        budgets = self._budget.children(len(about), iterations, seconds=seconds, now=now)
+        with parent.reserved(len(about)):
+            made = await self._bench.branch(len(about), carried=carried)
+        children: list[Child] = []
+        for text, budget, info in zip(about, budgets, made.machines, strict=True):
+            parent.children += 1
+            path = f"{parent.path}.{parent.children}".lstrip(".")
+            bench = self._bench.at(info.id, on_event=parent.tree.publisher(path))
+            children.append(Child(path, text, info.id, bench, budget))
+            parent.publish(rlm.ChildStarted(path, kind, info.id, text))
+        return children
+
+    def _task_for(
+        self,
+        child: Child,
+        signature: rlm.Signature,
+        *,
+        inputs: tuple[rlm.InputVariable, ...] = (),
+        instructions: str = "",
+        verify: str | None = None,
+        branch: rlm.Branch | None = None,
+    ) -> rlm.Task:
+        limits = child.budget.limits
+        return rlm.Task(
+            signature,
+            inputs=inputs,
+            machine=self._parent.task.machine,
+            instructions=instructions,
+            max_iterations=limits.iterations or rlm.MAX_ITERATIONS,
+            max_sub_calls=rlm.MAX_SUB_CALLS if limits.sub_calls is None else limits.sub_calls,
+            verify=verify,
+            functions=repl_functions(),
+            branch=branch,
+        )
+
+    async def _converse(
+        self, child: Child, task: rlm.Task, checks: anyio.Semaphore | None = None
+    ) -> None:
+        """Hold a child's conversation. Its errors become the child's, and do not end its parent."""
+        started = time.monotonic()
+        try:
+            await child.bench.move_in(child.first_machine)
+            conversation = self._parent.child(child.path, child.bench, child.budget, task, checks)
+            child.outcome = await conversation.drive()
+        except VersRlmError as error:
+            child.error = str(error)
+        finally:
+            child.bench.move_out()
+        child.seconds = time.monotonic() - started
+
+    def _lacking(self, carried: Carried | None) -> tuple[str, ...]:
+        """What to say of variables that branches do not have."""
+        if self._bench.current != self._bench.home_id:
+            return (ELSEWHERE,)
+        return tuple(not_carried(carried))
+
+    async def _decide(self, children: list[Child], keep: Keep, score: str | None) -> list[Child]:
+        """Score the children, let the best one win if that is wanted, and return who stays."""
+        for child in children:
+            child.score = score_of(child, score)
+            self._parent.publish(child.finished())
+        if keep == "all":
+            self._undecided = {child.path: child for child in children}
+            return children
+        if keep == "best" and (best := best_of(children, by_score=score is not None)):
+            await self._win(best)
+            return [best]
+        return []
+
+    async def _win(self, child: Child) -> None:
+        assert child.machine_id
+        await self._bench.switch(child.machine_id)
+        self._bench.made.add(child.machine_id)
+        self._parent.publish(rlm.ChildChosen(child.path, child.machine_id))
+
+    async def _merge(self, child: Child, before: Digest) -> None:
+        """Bring files of a child back. Raises `MergeConflict`, with the answer that is there."""
+        source, target = await child.bench.machine(), await self._bench.machine()
+        try:
+            changed = await bring_back(source, target, before)
+        except MergeConflict as error:
+            # It was paid for.
+            raise MergeConflict(f"{error} The query answered: {child.outputs!r:.1000}") from None
+        self._parent.publish(rlm.FilesMerged(child.path, target.id, changed))
+
+    @contextmanager
+    def _room_for_checks(self, count: int) -> Generator[anyio.Semaphore]:
+        """Set machines aside in which `count` answers are checked.
+
+        One for each, or as many as there are beside one copy for each, but one at least: so a
+        right answer is never lost because there is no machine left to check it in.
+        """
+        left = self._budget.machines_left(time.monotonic()) - count
+        room = int(max(1, min(count, left))) if count else 0
+        with self._parent.reserved(room):
+            yield anyio.Semaphore(room)
+        self._budget.release_machines(room, time.monotonic())
+
+    @asynccontextmanager
+    async def _ending(self, children: list[Child]) -> AsyncGenerator[list[Child]]:
+        """Stop the cell's clock; then delete the children's machines.
+
+        The machine that a child ended on stays if the child is put into the list given here.
+        """
+        kept: list[Child] = []
+        home = self._bench.home
+        assert home, "a cell runs in it"
+        with home.untimed():
+            try:
+                yield kept
+            finally:
+                with anyio.move_on_after(LET_GO_SECONDS, shield=True):
+                    async with anyio.create_task_group() as tasks:
+                        for child in children:
+                            stays = child.machine_id if child in kept else None
+                            tasks.start_soon(self._clear_away, child, stays)
+
+    async def _clear_away(self, child: Child, stays: str | None) -> None:
+        """Delete what a child leaves; what cannot be deleted now goes with the run."""
+        now = time.monotonic
+        for machine_id in {child.first_machine, *child.bench.made} - {stays}:
+            with suppress(VersRlmError):
+                await child.bench.delete(machine_id)
+                self._bench.made.discard(machine_id)
+                owner = self._budget if machine_id == child.first_machine else child.budget
+                owner.release_machines(1, now())
+        child.bench.made.clear()
 
 
 def check_score(signature: rlm.Signature, score: str | None) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from math import inf
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -19,17 +20,21 @@ from vers_rlm_mcp.errors import (
     ModelUnavailable,
 )
 from vers_rlm_mcp.machines import run_command
+from vers_rlm_mcp.messages import Usage
+from vers_rlm_mcp.models import Completion
 
-from .calls import lost_variables
+from .calls import CellCalls
+from .notes import lost_variables
+from .tree import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
-    from vers_rlm_mcp.kernel import CellResult, HostCall, Json
+    from vers_rlm_mcp.kernel import CellResult
     from vers_rlm_mcp.machines import CommandResult
 
     from .checkpoints import Checkpoints
-    from .tree import Answer, Tree
+    from .tree import Tree
     from .workbench import Workbench
 
 OUTPUT_PIECES = 5_000
@@ -47,29 +52,6 @@ SHOWN = 300
 """Characters of either side of a difference that are shown."""
 
 
-class CellCalls(Protocol):
-    """Answers the calls that cells make."""
-
-    async def __call__(self, call: HostCall) -> Json:
-        """Answer one call; see `kernel.Handler`."""
-        ...
-
-    children: int
-    """How many conversations they have started."""
-
-    def begin(self, asked: rlm.RunCell) -> None:
-        """A cell starts."""
-        ...
-
-    def note(self, sentences: Sequence[str]) -> None:
-        """Have the model told something with the next cell's result."""
-        ...
-
-    def take_notes(self) -> Sequence[str]:
-        """What the model should know of the calls since the last time, in whole sentences."""
-        ...
-
-
 class Conversation:
     """An engine at work, until it has an outcome.
 
@@ -77,10 +59,12 @@ class Conversation:
         tree: The run.
         bench: Where it works. Its home kernel is this conversation's alone.
         budget: What it may use.
-        calls: Answers its cells.
+        task: What it is about.
         path: Its place in the run's tree; empty for the run's own conversation.
         checkpoints: Those of the run, for its own conversation.
         checks: How many machines are set aside for checks, of it and its siblings.
+        children: How many conversations it started before it was resumed.
+        notes: Sentences to be told with the result of the first cell.
     """
 
     def __init__(
@@ -88,29 +72,38 @@ class Conversation:
         tree: Tree,
         bench: Workbench,
         budget: rlm.Budget,
-        calls: CellCalls,
+        task: rlm.Task,
+        *,
         path: str = "",
         checkpoints: Checkpoints | None = None,
         checks: anyio.Semaphore | None = None,
+        children: int = 0,
+        notes: Sequence[str] = (),
     ) -> None:
-        self._tree = tree
-        self._bench = bench
-        self._budget = budget
-        self._calls = calls
-        self._path = path
+        self.tree = tree
+        self.bench = bench
+        self.budget = budget
+        self.task = task
+        self.path = path
+        self.publish = tree.publisher(path)
+        self.cell = rlm.RunCell(0, "")
+        """The cell under way, or the last one."""
+        self.children = children
         self._checkpoints = checkpoints
         self._checks = checks or anyio.Semaphore(1)
-        self._publish = tree.publisher(path)
+        self._calls = CellCalls(bench, self)
+        self._calls.note(notes)
+        self._sub_calls = 0
         self._output: list[str] = []
         """What the cell under way has printed, in pieces; the kernel's limit bounds it."""
 
-    async def drive(self, task: rlm.Task, replies: Sequence[rlm.Reply] = ()) -> rlm.Outcome:
-        """Answer the engine until it has the outcome; one that goes on, first with `replies`.
+    async def drive(self, replies: Sequence[rlm.Reply] = ()) -> rlm.Outcome:
+        """Answer the engine until it has the outcome, first with the `replies` of a resumed run.
 
         Raises:
             ModelUnavailable: The run's first call showed that the model cannot be used.
         """
-        engine = rlm.run(task)
+        engine = rlm.run(self.task)
         try:
             asked = recalled(engine, replies)
             while True:
@@ -119,19 +112,74 @@ class Conversation:
             outcome: rlm.Outcome = stop.value
         if self._checkpoints and outcome.status != "partial":
             with anyio.move_on_after(LAST_CHECKPOINT_SECONDS):
-                await self._checkpoints.after(len(outcome.steps), (), self._calls.children)
+                await self._checkpoints.after(len(outcome.steps), (), self.children)
         return outcome
+
+    def child(
+        self,
+        path: str,
+        bench: Workbench,
+        budget: rlm.Budget,
+        task: rlm.Task,
+        checks: anyio.Semaphore | None,
+    ) -> Conversation:
+        """A conversation that a cell of this one starts on a copy of the machine."""
+        return Conversation(self.tree, bench, budget, task, path=path, checks=checks)
+
+    @contextmanager
+    def reserved(self, machines: int) -> Generator[None]:
+        """Reserve machines in the budget; release them if they could not be made."""
+        self.budget.reserve_machines(machines, time.monotonic())
+        try:
+            yield
+        except BaseException:
+            self.budget.release_machines(machines, time.monotonic())
+            raise
+
+    async def ask_sub_model(self, prompt: str) -> str:
+        """Ask the sub-model for a cell, which has reserved the call. Raises `ModelError`."""
+        async with self.tree.sub_calls:
+            # Checked again: what is under way may have used up the tokens or the money.
+            self.budget.check(time.monotonic())
+            self._sub_calls += 1
+            number, started = self._sub_calls, time.monotonic()
+            self.publish(rlm.SubCallStarted(self.cell.step, number, prompt))
+            try:
+                answer = await self.tree.ask_sub_model(prompt)
+            except ModelError as error:
+                nothing = Answer(Completion("", Usage()), "", recorded=False)
+                self._sub_call_finished(number, started, nothing, str(error))
+                raise
+            self.budget.settle(answer.completion.usage, recorded=answer.recorded)
+            self._sub_call_finished(number, started, answer)
+            return answer.completion.text
+
+    def _sub_call_finished(
+        self, number: int, started: float, answer: Answer, error: str | None = None
+    ) -> None:
+        self.publish(
+            rlm.SubCallFinished(
+                self.cell.step,
+                number,
+                answer.completion.text,
+                answer.completion.usage,
+                time.monotonic() - started,
+                error,
+                answer.request,
+                answer.recorded,
+            )
+        )
 
     async def _answer(self, asked: rlm.Request) -> rlm.Reply:
         """Perform one request; running out of time or budget stops the conversation."""
         if isinstance(asked, rlm.Emit):
-            return self._publish(asked.event)
+            return self.publish(asked.event)
         with anyio.move_on_at(self._deadline()):
             try:
                 return await self._perform(asked)
             except (BudgetExceeded, KernelError, MachineError) as error:
                 return rlm.Stop(str(error), "".join(self._output))
-        reason = f"The time limit of {self._budget.time_limit:g} s was reached."
+        reason = f"The time limit of {self.budget.time_limit:g} s was reached."
         return rlm.Stop(reason, "".join(self._output))
 
     async def _perform(self, asked: rlm.CallModel | rlm.RunCell | rlm.Verify) -> rlm.Reply:
@@ -143,20 +191,20 @@ class Conversation:
 
     async def _call_model(self, asked: rlm.CallModel) -> rlm.Reply:
         if asked.purpose == "step":
-            self._budget.reserve_iteration(time.monotonic())
+            self.budget.reserve_iteration(time.monotonic())
         else:
-            self._budget.check(time.monotonic())
-        self._publish(rlm.ModelAsked(asked.step, asked.purpose, len(asked.messages)))
+            self.budget.check(time.monotonic())
+        self.publish(rlm.ModelAsked(asked.step, asked.purpose, len(asked.messages)))
         started = time.monotonic()
         answer = await self._ask(asked)
         if isinstance(answer, ModelError):
             # At the run's first step nothing is lost, and the user has to change something.
-            if asked.step == 1 and not self._path and isinstance(answer, ModelUnavailable):
+            if asked.step == 1 and not self.path and isinstance(answer, ModelUnavailable):
                 raise answer
             return rlm.ModelFailure(str(answer))
         reply = answer.completion
-        self._budget.settle(reply.usage, recorded=answer.recorded)
-        self._publish(
+        self.budget.settle(reply.usage, recorded=answer.recorded)
+        self.publish(
             rlm.ModelReplied(
                 asked.step,
                 asked.purpose,
@@ -176,11 +224,9 @@ class Conversation:
         async with anyio.create_task_group() as tasks:
             if self._checkpoints:
                 done = asked.step - (asked.purpose == "step")
-                tasks.start_soon(
-                    self._checkpoints.after, done, asked.messages, self._calls.children
-                )
+                tasks.start_soon(self._checkpoints.after, done, asked.messages, self.children)
             try:
-                answer = await self._tree.ask(asked, self._path)
+                answer = await self.tree.ask(asked, self.path)
             except ModelError as error:
                 answer = error
         assert answer  # a task group that is cancelled raises
@@ -188,9 +234,9 @@ class Conversation:
 
     async def _run_cell(self, asked: rlm.RunCell) -> rlm.CellReply:
         if self._checkpoints:
-            await self._checkpoints.before(asked, self._calls.children)
-        self._publish(rlm.CellStarted(asked.step, asked.code))
-        self._calls.begin(asked)
+            await self._checkpoints.before(asked, self.children)
+        self.publish(rlm.CellStarted(asked.step, asked.code))
+        self.cell = asked
         try:
             result = await self._in_kernel(asked)
         except (KernelError, MachineError) as error:
@@ -212,21 +258,21 @@ class Conversation:
             )
         self._output.clear()
         reply = self._compared(asked, reply)
-        self._publish(rlm.CellFinished(asked.step, **asdict(reply)))
+        self.publish(rlm.CellFinished(asked.step, **asdict(reply)))
         return reply
 
     async def _in_kernel(self, asked: rlm.RunCell) -> CellResult:
-        kernel = self._bench.home
+        kernel = self.bench.home
         assert kernel
 
         def publish(text: str) -> None:
             self._output.append(text)
             if len(self._output) <= OUTPUT_PIECES:
-                self._publish(rlm.CellOutput(asked.step, text))
+                self.publish(rlm.CellOutput(asked.step, text))
 
         return await kernel.run(
             asked.code,
-            timeout=self._tree.settings.cell_timeout,
+            timeout=self.tree.settings.cell_timeout,
             handler=self._calls,
             on_output=publish,
         )
@@ -239,7 +285,7 @@ class Conversation:
 
         It may have taken another time, and what was left of the budget may have been more.
         """
-        known = self._tree.past.cell(self._path, asked.step, asked.code)
+        known = self.tree.past.cell(self.path, asked.step, asked.code)
         difference = known and _difference(known, reply)
         notes = self._calls.take_notes()
         if known and not difference:
@@ -247,38 +293,38 @@ class Conversation:
             self._calls.note([note for note in notes if note not in known.notes])
             return known
         if difference:
-            self._publish(rlm.Diverged(asked.step, difference))
+            self.publish(rlm.Diverged(asked.step, difference))
         return replace(reply, notes=(*reply.notes, *notes, *self._running_low()))
 
     async def _verify(self, asked: rlm.Verify) -> rlm.Verdict:
         """Run the check in a copy of the current machine, which is deleted then."""
         started = time.monotonic()
-        async with self._checks, self._bench.copy() as machine:
+        async with self._checks, self.bench.copy() as machine:
             result = await run_command(
                 machine,
                 asked.command,
-                timeout=self._tree.settings.cell_timeout,
+                timeout=self.tree.settings.cell_timeout,
                 stdin=json.dumps(asked.outputs, ensure_ascii=False).encode(),
                 limit=CHECK_OUTPUT,
             )
         accepted = result.status is not None and result.status.ok
         verdict = rlm.Verdict(accepted, _described(result))
-        known = self._tree.past.verdict(self._path, asked.step)
+        known = self.tree.past.verdict(self.path, asked.step)
         if known and known.accepted == accepted:
             verdict = known  # what it printed may tell the time
         elif known:
-            self._publish(rlm.Diverged(asked.step, f"the check said: {verdict.output}"))
+            self.publish(rlm.Diverged(asked.step, f"the check said: {verdict.output}"))
         seconds = time.monotonic() - started
-        self._publish(rlm.Verified(asked.step, asked.command, accepted, verdict.output, seconds))
+        self.publish(rlm.Verified(asked.step, asked.command, accepted, verdict.output, seconds))
         return verdict
 
     def _running_low(self) -> tuple[str, ...]:
-        low = self._budget.low(time.monotonic())
+        low = self.budget.low(time.monotonic())
         return (low,) if low else ()
 
     def _deadline(self) -> float:
         """The end of the conversation's time, on the event loop's clock."""
-        left = self._budget.seconds_left(time.monotonic())
+        left = self.budget.seconds_left(time.monotonic())
         return anyio.current_time() + (inf if left is None else left)
 
 

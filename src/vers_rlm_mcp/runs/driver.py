@@ -15,14 +15,14 @@ import anyio
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import KernelError, MachineError, UnknownHandle, UsageError
 
-from .calls import not_carried
 from .checkpoints import Checkpoints, restore
 from .conversation import Conversation
+from .functions import repl_functions, reserved_names
 from .history import prune_checkpoints, prune_to_size
 from .inputs import bring_in, check_inputs, recordable
+from .notes import not_carried
 from .record import Journal, Records
 from .request import RunRequest, RunResult, check_limits, check_prices, limits
-from .run_calls import RunCalls
 from .tree import Tree
 from .workbench import Workbench
 
@@ -104,7 +104,7 @@ def check_request(
     Raises:
         UsageError: The request does not make sense.
     """
-    signature = rlm.Signature.parse(request.signature)
+    signature = rlm.Signature.parse(request.signature, reserved=reserved_names())
     check_limits(request)
     return signature, check_inputs(signature, request.inputs, request.files)
 
@@ -137,13 +137,12 @@ class Driver:
             ahead=tree.past.ahead(last and last.step) if goes_on else None,
         )
         self._bench = Workbench(fleet, tree.settings, run=tree.run_id, on_event=tree.publish)
-        self._calls = RunCalls(
-            tree, self._bench, self._budget, children=last.children if last else 0
-        )
         self._checkpoints = Checkpoints(
             tree.settings, self._bench, self._budget, tree.publish, last
         )
         self._warnings: list[str] = []
+        self._notes: list[str] = []
+        """What the model is told with the result of its first cell."""
 
     async def perform(
         self, begin: Callable[[], Awaitable[rlm.Task]], replies: Sequence[rlm.Reply] = ()
@@ -156,15 +155,17 @@ class Driver:
         """
         try:
             try:
-                self._calls.task = task = await self._set_up(begin)
+                task = await self._set_up(begin)
                 conversation = Conversation(
                     self._tree,
                     self._bench,
                     self._budget,
-                    self._calls,
+                    task,
                     checkpoints=self._checkpoints,
+                    children=self._last.children if self._last else 0,
+                    notes=self._notes,
                 )
-                outcome = await conversation.drive(task, replies)
+                outcome = await conversation.drive(replies)
                 machine, kept = await self._keep()
             finally:
                 await self._clean_up()
@@ -213,13 +214,14 @@ class Driver:
         facts = _facts(machine, (await machine.info()).spec, self._tree.settings)
         task = rlm.Task(
             signature,
-            variables,
-            files,
-            facts,
-            request.instructions or "",
-            request.max_iterations,
-            request.max_llm_calls,
-            request.verify,
+            inputs=variables,
+            files=files,
+            machine=facts,
+            instructions=request.instructions or "",
+            max_iterations=request.max_iterations,
+            max_sub_calls=request.max_llm_calls,
+            verify=request.verify,
+            functions=repl_functions(),
         )
         self.announce(task, recordable(inputs) if not request.files else None)
         return task
@@ -228,7 +230,7 @@ class Driver:
         """Get the machines of a checkpoint ready, of this run or of another."""
         self._budget.reserve_machines(1 + bool(checkpoint.current_commit_id), self._started)
         try:
-            self._calls.note(await restore(self._bench, checkpoint))
+            self._notes += await restore(self._bench, checkpoint)
         except UnknownHandle as error:
             raise UsageError(
                 f"The checkpoint at step {checkpoint.step} was deleted meanwhile: {error}"

@@ -11,6 +11,7 @@ from vers_rlm_mcp.errors import UsageError
 from vers_rlm_mcp.messages import Usage
 from vers_rlm_mcp.models import Completion
 
+from .functions import repl_functions
 from .record import read_events
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Past:
     def task(self) -> rlm.Task:
         """The run's task. Raises `UsageError` when the journal does not tell it."""
         try:
-            return rlm.Task.from_json((self.started or {})["task"])
+            return rlm.Task.from_json((self.started or {})["task"], repl_functions())
         except (KeyError, TypeError, UsageError) as error:
             raise UsageError(
                 f"The journal of {self.run_id} does not tell what the run was about ({error!r}): "

@@ -29,6 +29,8 @@ from vers_rlm_mcp.machines import (
     run_command,
 )
 
+from .functions import repl_functions
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 
@@ -269,6 +271,7 @@ class Workbench:
                 kernel = await Kernel.connect(
                     machine,
                     home_id=machine.id,
+                    functions=repl_functions(),
                     restore_variables=disk_only and not fresh,
                     save_on_copy=disk_only,
                     memory=mib << 20,

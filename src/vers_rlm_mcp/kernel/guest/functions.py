@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import binascii
 import errno
-import functools
 import os
 import stat
 
@@ -79,6 +78,17 @@ class Functions:
         self._workplace = workplace
         self._save = save
 
+    def call(self, name: str, arguments: dict[str, Any], *, copies: bool = False) -> Any:
+        """Call a function of the host. Where it `copies` machines, the variables are saved before.
+
+        Raises `HostError` with the host's words when it refuses.
+        """
+        if not copies:
+            return self._calls.call(name, arguments)
+        saved = self._save() if self._is_home else None
+        with self._workplace.left():
+            return self._calls.call(name, arguments, carried=saved)
+
     def exec(self, command: str, timeout: float | None = None) -> Any:
         """Run a shell command in the current machine and return what it printed."""
         _require(command, str, "exec", "command", "a str")
@@ -93,7 +103,7 @@ class Functions:
                 code = error.errno or 0
                 raise OSError(code, _NOT_STARTED.get(code, error.strerror)) from None
         else:
-            result = self._calls.call("exec", {"command": command, "timeout": timeout})
+            result = self.call("exec", {"command": command, "timeout": timeout})
         return CommandOutput(result["stdout"], result["stderr"], result["exit_code"])
 
     def readFile(self, path: str, binary: bool = False) -> Any:
@@ -102,7 +112,7 @@ class Functions:
         if self._is_home:
             data = _read_regular(path)
         else:
-            data = binascii.a2b_base64(self._calls.call("readFile", {"path": path}))
+            data = binascii.a2b_base64(self.call("readFile", {"path": path}))
         if binary:
             return data
         try:
@@ -125,48 +135,20 @@ class Functions:
         if len(content) * 4 // 3 > MAX_PAYLOAD - 8192:
             raise ValueError(f"{len(content)} bytes are too many to send to another machine")
         encoded = binascii.b2a_base64(content, newline=False).decode()
-        return self._calls.call("writeFile", {"path": path, "base64": encoded})
-
-    def vmSnapshot(self) -> Any:
-        """Freeze the current machine; return the id of the commit."""
-        return self._copy("vmSnapshot", {})
-
-    def vmBranch(self, count: int = 1) -> Any:
-        """Make copies of the current machine; return the id, or the ids when `count` > 1."""
-        _require(count, int, "vmBranch", "count", "an int")
-        return self._copy("vmBranch", {"count": count})
-
-    def vmSwitch(self, id: str) -> Any:
-        """Make another machine the current one."""
-        _require(id, str, "vmSwitch", "id", "a str")
-        return self._calls.call("vmSwitch", {"id": id})
-
-    def vmRestore(self, commit: str) -> Any:
-        """Make a machine from a commit and switch to it; return its id."""
-        _require(commit, str, "vmRestore", "commit", "a str")
-        return self._calls.call("vmRestore", {"commit": commit})
-
-    def vmDiff(self, a: str, b: str | None = None, path: str | None = None) -> Any:
-        """What differs in machine or commit `b` from `a`, as text."""
-        _require(a, str, "vmDiff", "a", "a str")
-        return self._calls.call("vmDiff", {"a": a, "b": b, "path": path})
-
-    def currentVmId(self) -> Any:
-        """The id of the current machine."""
-        return self._calls.call("currentVmId", {})
+        return self.call("writeFile", {"path": path, "base64": encoded})
 
     def llmQuery(self, prompt: str) -> Any:
         """Ask a sub-model; return its answer."""
         if isinstance(prompt, (list, tuple)):
             raise TypeError("llmQuery takes one prompt; for a list call llmQueryBatched(prompts)")
-        return self._calls.call("llmQuery", {"prompt": _prompt(prompt, "llmQuery(prompt)")})
+        return self.call("llmQuery", {"prompt": _prompt(prompt, "llmQuery(prompt)")})
 
     def llmQueryBatched(self, prompts: list[str]) -> Any:
         """Ask a sub-model many things at once; return the answers in the same order."""
         if isinstance(prompts, (str, bytes)) or not hasattr(prompts, "__iter__"):
             raise TypeError("llmQueryBatched takes a list of prompts, each a str")
         texts = [_prompt(p, f"llmQueryBatched(prompts[{i}])") for i, p in enumerate(prompts)]
-        return self._calls.call("llmQueryBatched", {"prompts": texts}) if texts else []
+        return self.call("llmQueryBatched", {"prompts": texts}) if texts else []
 
     def rlmQuery(
         self,
@@ -181,7 +163,7 @@ class Functions:
         paths = [merge] if isinstance(merge, (str, os.PathLike)) else list(merge or ())
         given["merge"] = [os.path.join(here(), path) for path in paths]
         with self._workplace.left():
-            return self._calls.call("rlmQuery", given)
+            return self.call("rlmQuery", given)
 
     def branches(
         self,
@@ -205,14 +187,10 @@ class Functions:
             "verify": verify,
             "seconds": seconds,
         }
-        results = [Record(result) for result in self._copy("branches", given)]
+        results = [Record(result) for result in self.call("branches", given, copies=True)]
         if judge and keep == "best":
             return self._choose(results, judge)
         return results
-
-    def budget(self) -> Any:
-        """What is used and what is left, as a dict."""
-        return self._calls.call("budget", {})
 
     def FINAL(self, *args: Any, **kwargs: Any) -> None:
         """Hand in the outputs, by name or in the order of the signature, and end the task."""
@@ -253,7 +231,7 @@ class Functions:
         finally:
             scores: dict[str, float | None] = {r["branch"]: r["score"] for r in results}
             winner: str | None = best["branch"] if best else None
-            self._calls.call("chooseBranch", {"scores": scores, "winner": winner})
+            self.call("chooseBranch", {"scores": scores, "winner": winner})
         for result in results:
             if result is not best:
                 result["machine"] = None
@@ -263,11 +241,6 @@ class Functions:
     def _is_home(self) -> bool:
         return self.current == self.home
 
-    def _copy(self, name: str, arguments: dict[str, Any]) -> Any:
-        saved = self._save() if self._is_home else None
-        with self._workplace.left():
-            return self._calls.call(name, arguments, carried=saved)
-
     def _variable(self, name: Any) -> Any:
         if not isinstance(name, str):
             raise TypeError('FINAL_VAR takes names, FINAL_VAR("x"); for values call FINAL(x)')
@@ -276,56 +249,70 @@ class Functions:
         return self._namespace[name]
 
 
-_TWINS = {
-    "exec": "exec",
-    "readFile": "read_file",
-    "writeFile": "write_file",
-    "vmSnapshot": "vm_snapshot",
-    "vmBranch": "vm_branch",
-    "vmSwitch": "vm_switch",
-    "vmRestore": "vm_restore",
-    "vmDiff": "vm_diff",
-    "currentVmId": "current_vm_id",
-    "llmQuery": "llm_query",
-    "llmQueryBatched": "llm_query_batched",
-    "rlmQuery": "rlm_query",
-    "branches": "branches",
-    "budget": "budget",
-}
+def bind(functions: Functions, declared: list[dict[str, Any]]) -> dict[str, Any]:
+    """FINAL and the functions that the host declares, by every name that cells know them by.
 
-NAMES = frozenset((*_TWINS, *_TWINS.values(), "FINAL", "FINAL_VAR"))
-"""Every name that the functions have in a cell."""
-
-
-def bind(functions: Functions) -> dict[str, Any]:
-    """The functions by the names that cells know them by."""
+    A function with a method of its name in `Functions` runs that; any other is a call of the host.
+    """
     bound: dict[str, Any] = {"FINAL": functions.FINAL, "FINAL_VAR": functions.FINAL_VAR}
-    for name, twin in _TWINS.items():
-        bound[name] = bound[twin] = _forgiving(getattr(functions, name))
+    for function in declared:
+        method = getattr(functions, function["name"], None)
+        bound[function["name"]] = bound[function["twin"]] = (
+            _from_method(function, method) if method else _from_host(function, functions)
+        )
     return bound
 
 
-def _forgiving(method: Any) -> Callable[..., Any]:
-    """`method`, with the argument names that models invent, and errors that say the right ones."""
+_KINDS: dict[str, tuple[type, str]] = {"str": (str, "a str"), "int": (int, "an int")}
+"""The types of parameters that are checked before the host is called, and how errors call them."""
+
+
+def _from_method(function: dict[str, Any], method: Any) -> Callable[..., Any]:
     code = method.__code__
-    names: tuple[str, ...] = code.co_varnames[1 : code.co_argcount]
-    required = names[: len(names) - len(method.__defaults__ or ())]
-    optional = dict(zip(names[len(required) :], method.__defaults__ or ()))
+    names = code.co_varnames[1 : code.co_argcount]
+    defaults = method.__defaults__ or ()
+    required = names[: len(names) - len(defaults)]
+    return _forgiving(function, required, dict(zip(names[len(required) :], defaults)), method)
+
+
+def _from_host(function: dict[str, Any], functions: Functions) -> Callable[..., Any]:
+    name, parameters = function["name"], function["parameters"]
+    kinds = {each["name"]: _KINDS[each["type"]] for each in parameters if each["type"]}
+
+    def act(**given: Any) -> Any:
+        for key, value in given.items():
+            if key in kinds:
+                _require(value, kinds[key][0], name, key, kinds[key][1])
+        arguments = {key: to_json(value, f"{name}: {key}") for key, value in given.items()}
+        return functions.call(name, arguments, copies=function["copies"])
+
+    required = tuple(each["name"] for each in parameters if each["required"])
+    optional = {each["name"]: each["default"] for each in parameters if not each["required"]}
+    return _forgiving(function, required, optional, act)
+
+
+def _forgiving(
+    function: dict[str, Any], required: tuple[str, ...], optional: dict[str, Any], act: Any
+) -> Callable[..., Any]:
+    """`act`, with the argument names that models invent, and errors that say the right ones."""
+    names = (*required, *optional)
     usage = ", ".join([*required, *(f"{name}={value!r}" for name, value in optional.items())])
+    right = f"call {function['name']}({usage})"
     aliases = {alias: name for name in reversed(names) for alias in ALIASES.get(name, ())}
 
-    @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
         given = dict(zip(names, args))
         for key, value in kwargs.items():
             name = key if key in names else aliases.get(key, key)
             if name not in names or name in given:
-                raise TypeError(f"{key}= does not fit: call {method.__name__}({usage})")
+                raise TypeError(f"{key}= does not fit: {right}")
             given[name] = value
         if len(args) > len(names) or not given.keys() >= set(required):
-            raise TypeError(f"wrong arguments: call {method.__name__}({usage})")
-        return awaitable(method(**given))
+            raise TypeError(f"wrong arguments: {right}")
+        return awaitable(act(**given))
 
+    call.__name__ = call.__qualname__ = function["name"]
+    call.__doc__ = f"{function['call']}\n\n{function['usage']}"
     return call
 
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from math import inf
 from queue import Empty, SimpleQueue
 
-from ..wire import PROTOCOL, FrameError, dump
+from ..wire import PROTOCOL, FrameError, dump, load
 from .calls import Calls
 from .capture import Capture
 from .functions import Finished, Functions, bind
@@ -83,7 +83,9 @@ class Kernel:
         self._functions = Functions(
             self._namespace, self._calls, self._workplace, self._save_before_copy
         )
-        self._bound = bind(self._functions)
+        self._declared = b""
+        """The functions that the host declared last, as it sent them."""
+        self._bound = bind(self._functions, [])
         self._namespace.update(self._bound)
         self._variables = Variables(self._namespace, self._bound, variables_path)
         self._link = Link(listener, self)
@@ -166,9 +168,21 @@ class Kernel:
             self._memory.set(fields["memory"])
         ready = {"protocol": PROTOCOL, "kernel": self.id, "cells": self.cells}
         self._send(request.host, "ready", ready, dump(self._names()))
+        self._declare(request.frame.payload)
         if not self._has_paths:
             self._has_paths = True
             _find_modules()
+
+    def _declare(self, functions: bytes) -> None:
+        """Let cells call what the host declares, unless they can already."""
+        if not functions or functions == self._declared:
+            return
+        self._declared = functions
+        for name, function in bind(self._functions, load(functions)).items():
+            # A variable of that name is replaced after the next cell, with a note.
+            if self._namespace.get(name) is self._bound.get(name):
+                self._namespace[name] = function
+            self._bound[name] = function
 
     def _run(self, request: _Request) -> None:
         host = request.host
