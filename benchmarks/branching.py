@@ -19,9 +19,9 @@ import anyio
 
 from vers_rlm_mcp import rlm, runs
 from vers_rlm_mcp.machines import open_fleet
-from vers_rlm_mcp.messages import Usage
-from vers_rlm_mcp.models import FREE, Completion, Model
+from vers_rlm_mcp.models import FREE, Model
 from vers_rlm_mcp.settings import Settings
+from vers_rlm_mcp.values import Completion, Usage
 
 from .processes import read, tree_of
 from .tables import Section, computer
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
     from vers_rlm_mcp.machines import Fleet
-    from vers_rlm_mcp.messages import Message
+    from vers_rlm_mcp.values import Message
 
 ROUNDS = 3
 CHILDREN = 16

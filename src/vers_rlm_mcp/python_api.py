@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
     from anyio.streams.memory import MemoryObjectSendStream
 
-    from vers_rlm_mcp.kernel import CellResult
     from vers_rlm_mcp.machines import Commit, Fleet, MachineInfo
+    from vers_rlm_mcp.values import CellResult
 
     Perform = Callable[[Callable[[Event], None]], Awaitable[runs.RunResult]]
 

@@ -13,8 +13,9 @@ from vers_rlm_mcp.runs.functions import repl_functions
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vers_rlm_mcp.kernel import CellResult, HostCall, Json, Kernel
+    from vers_rlm_mcp.kernel import HostCall, Json, Kernel
     from vers_rlm_mcp.machines import Machine
+    from vers_rlm_mcp.values import CellResult
 
 
 FUNCTIONS = repl_functions()

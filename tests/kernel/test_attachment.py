@@ -17,9 +17,10 @@ from vers_rlm_mcp.kernel import Kernel
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 
-    from vers_rlm_mcp.kernel import CellResult, HostCall, Json
+    from vers_rlm_mcp.kernel import HostCall, Json
     from vers_rlm_mcp.machines import Machine, Process
     from vers_rlm_mcp.testing import FakeMachine
+    from vers_rlm_mcp.values import CellResult
 
 
 class Watched(MachineProxy):

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vers_rlm_mcp.kernel import Final
 from vers_rlm_mcp.kernel.wire import MAX_PAYLOAD
+from vers_rlm_mcp.values import Final
 
 if TYPE_CHECKING:
     from repl import Repl

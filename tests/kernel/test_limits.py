@@ -14,8 +14,9 @@ from vers_rlm_mcp.kernel import Kernel, host, run
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from vers_rlm_mcp.kernel import CellResult, HostCall, Json
+    from vers_rlm_mcp.kernel import HostCall, Json
     from vers_rlm_mcp.testing import FakeMachine
+    from vers_rlm_mcp.values import CellResult
 
 STUBBORN = (
     "import time\nprint('trying')\n"

@@ -13,8 +13,8 @@ import pytest
 from servers import Answer, AnthropicServer, Failure, Raw, Reply
 
 from vers_rlm_mcp.errors import ModelError, ModelFailed, ModelUnavailable
-from vers_rlm_mcp.messages import Message, Usage
-from vers_rlm_mcp.models import Completion, open_model
+from vers_rlm_mcp.models import open_model
+from vers_rlm_mcp.values import Completion, Message, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

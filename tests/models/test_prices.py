@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vers_rlm_mcp.messages import Usage
 from vers_rlm_mcp.models import DEFAULT_MODELS, FREE, PRICES, Price
+from vers_rlm_mcp.values import Usage
 
 MILLION = 1_000_000
 

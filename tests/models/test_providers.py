@@ -15,8 +15,8 @@ import pytest
 from servers import Answer, AnthropicServer, Failure, ModelServer, OpenAIServer, Raw, Reply, Request
 
 from vers_rlm_mcp.errors import ModelError, ModelFailed, ModelUnavailable
-from vers_rlm_mcp.messages import Message
-from vers_rlm_mcp.models import PRICES, Completion, Model, open_model
+from vers_rlm_mcp.models import PRICES, Model, open_model
+from vers_rlm_mcp.values import Completion, Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,8 +9,8 @@ import anyio
 import pytest
 
 from vers_rlm_mcp.errors import ModelFailed, ModelUnavailable
-from vers_rlm_mcp.messages import Message, Usage
 from vers_rlm_mcp.models import open_model
+from vers_rlm_mcp.values import Message, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,8 +17,7 @@ from vers_rlm_mcp.models.openai import OpenAIModel
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vers_rlm_mcp.messages import Message
-    from vers_rlm_mcp.models import Completion
+    from vers_rlm_mcp.values import Completion, Message
 
 KEY = "sk-1234567890"
 REQUEST = httpx2.Request("POST", "http://127.0.0.1/", headers={"authorization": KEY})

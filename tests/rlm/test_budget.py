@@ -8,8 +8,8 @@ import pytest
 from inline_snapshot import snapshot
 
 from vers_rlm_mcp.errors import BudgetExceeded
-from vers_rlm_mcp.messages import Usage
 from vers_rlm_mcp.rlm import Budget, Limits
+from vers_rlm_mcp.values import Usage
 
 
 def refused(act: object) -> str:

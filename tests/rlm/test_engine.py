@@ -11,17 +11,13 @@ from hypothesis import strategies as st
 from inline_snapshot import snapshot
 
 from vers_rlm_mcp.errors import InputError
-from vers_rlm_mcp.messages import Message, Usage
 from vers_rlm_mcp.rlm import (
     Branch,
     CallModel,
-    CellReply,
     Emit,
     Event,
     Feedback,
-    FinalCall,
     ModelFailure,
-    ModelReply,
     Outcome,
     Reply,
     Request,
@@ -34,6 +30,7 @@ from vers_rlm_mcp.rlm import (
     Verify,
     run,
 )
+from vers_rlm_mcp.values import CellResult, Completion, Final, Message, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -95,16 +92,16 @@ def play(
     return recorded
 
 
-def model(text: str = CODE) -> ModelReply:
-    return ModelReply(text, Usage(10, 5))
+def model(text: str = CODE) -> Completion:
+    return Completion(text, Usage(10, 5))
 
 
-def final(*args: object, **kwargs: object) -> CellReply:
-    return CellReply("final", final=FinalCall(args, kwargs))  # pyright: ignore[reportArgumentType]
+def final(*args: object, **kwargs: object) -> CellResult:
+    return CellResult("final", final=Final(args, kwargs))  # pyright: ignore[reportArgumentType]
 
 
-def printed(output: str) -> CellReply:
-    return CellReply("ok", output=output, seconds=0.25)
+def printed(output: str) -> CellResult:
+    return CellResult("ok", output=output, seconds=0.25)
 
 
 def test_a_run_asks_runs_and_ends_with_the_outputs_that_final_gave() -> None:
@@ -143,7 +140,7 @@ def test_a_step_is_emitted_when_it_is_complete() -> None:
     ],
 )
 def test_final_is_understood_however_the_outputs_are_passed(
-    signature: str, call: CellReply, outputs: dict[str, object]
+    signature: str, call: CellResult, outputs: dict[str, object]
 ) -> None:
     assert play([model(), call], signature).outcome.outputs == outputs
 
@@ -162,7 +159,7 @@ def test_final_is_understood_however_the_outputs_are_passed(
     ],
 )
 def test_a_wrong_answer_is_answered_and_the_loop_goes_on(
-    signature: str, call: CellReply, told: str
+    signature: str, call: CellResult, told: str
 ) -> None:
     right = final(a="x", b=1) if "b" in signature else final(a="x")
     played = play([model(), call, model(), right], signature)
@@ -174,7 +171,13 @@ def test_a_wrong_answer_is_answered_and_the_loop_goes_on(
 
 
 def test_what_the_model_is_told_after_a_failed_cell_has_its_output_error_and_notes() -> None:
-    failed = CellReply("error", "before", "line 2\nZeroDivisionError", None, 1.5, ("Lost: db.",))
+    failed = CellResult(
+        "error",
+        "before",
+        error="line 2\nZeroDivisionError",
+        seconds=1.5,
+        notes=("Lost: db.",),
+    )
     played = play([model(), failed, model(), final("x")], steps=4)
     assert played.told[0] == snapshot("""\
 Step 1 of 4, 1.50 s.
@@ -193,15 +196,15 @@ Lost: db.
 @pytest.mark.parametrize(
     ("cell", "told"),
     [
-        (CellReply("ok"), "It printed nothing"),
-        (CellReply("timeout", "so far"), "stopped at its time limit"),
-        (CellReply("died", notes=("Lost: a, b.",)), "was started again.\nLost: a, b."),
-        (CellReply("interrupted"), "was interrupted"),
-        (CellReply("ok", "a" * 6_000 + "z" * 6_000), "… 2,000 characters left out …"),
-        (CellReply("error", error="a" * 6_000), "… 2,000 characters left out …"),
+        (CellResult("ok"), "It printed nothing"),
+        (CellResult("timeout", "so far"), "stopped at its time limit"),
+        (CellResult("died", notes=("Lost: a, b.",)), "was started again.\nLost: a, b."),
+        (CellResult("interrupted"), "was interrupted"),
+        (CellResult("ok", "a" * 6_000 + "z" * 6_000), "… 2,000 characters left out …"),
+        (CellResult("error", error="a" * 6_000), "… 2,000 characters left out …"),
     ],
 )
-def test_what_a_cell_did_is_told(cell: CellReply, told: str) -> None:
+def test_what_a_cell_did_is_told(cell: CellResult, told: str) -> None:
     played = play([model(), cell, model(), final("x")])
     assert told in played.told[0]
     assert played.outcome.steps[0].output == cell.output
@@ -210,14 +213,14 @@ def test_what_a_cell_did_is_told(cell: CellReply, told: str) -> None:
 @pytest.mark.parametrize(
     ("reply", "told"),
     [
-        (ModelReply("  \n"), "Your reply was empty"),
-        (ModelReply("The answer is 42."), "no code that can be run"),
-        (ModelReply("```python\nprint(", stop_reason="length"), "cut off"),
-        (ModelReply("Thinking on", stop_reason="length"), "cut off"),
+        (Completion("  \n"), "Your reply was empty"),
+        (Completion("The answer is 42."), "no code that can be run"),
+        (Completion("```python\nprint(", stop_reason="length"), "cut off"),
+        (Completion("Thinking on", stop_reason="length"), "cut off"),
     ],
 )
 def test_a_reply_that_cannot_be_run_gets_feedback_and_costs_a_step(
-    reply: ModelReply, told: str
+    reply: Completion, told: str
 ) -> None:
     played = play([reply, model(), final("x")])
     assert told in played.told[0]
@@ -227,7 +230,7 @@ def test_a_reply_that_cannot_be_run_gets_feedback_and_costs_a_step(
 
 
 def test_a_whole_block_is_run_even_when_the_text_after_it_was_cut_off() -> None:
-    reply = ModelReply("```python\nprint(1)\n```\nand then", stop_reason="length")
+    reply = Completion("```python\nprint(1)\n```\nand then", stop_reason="length")
     assert play([reply, final("x")]).cells == ["print(1)"]
 
 
@@ -330,8 +333,8 @@ def test_an_accepted_answer_is_not_lost_to_a_stop() -> None:
 def test_a_reply_that_does_not_belong_to_its_request_is_a_mistake_of_the_driver() -> None:
     generator = run(Task(Signature.parse("-> answer")))
     next(generator)
-    with pytest.raises(TypeError, match="expected ModelReply or Stop"):
-        generator.send(CellReply("ok"))
+    with pytest.raises(TypeError, match="expected Completion or Stop"):
+        generator.send(CellResult("ok"))
 
 
 def test_a_task_without_steps_is_refused() -> None:
@@ -340,7 +343,12 @@ def test_a_task_without_steps_is_refused() -> None:
 
 
 CELLS = st.one_of(
-    st.builds(CellReply, st.sampled_from(["ok", "error", "timeout", "died"]), st.text(), st.text()),
+    st.builds(
+        CellResult,
+        st.sampled_from(["ok", "error", "timeout", "died"]),
+        st.text(),
+        error=st.text(),
+    ),
     st.builds(final, st.integers() | st.text()),
 )
 TEXTS = st.text() | st.just(CODE) | st.just("```python\nx\n```\n```python\nFINAL(x)\n```")
@@ -350,14 +358,14 @@ STEPS = st.integers(1, 6)
 class Dice:
     """A world that answers from lists, round and round."""
 
-    def __init__(self, texts: list[str], cells: list[CellReply]) -> None:
+    def __init__(self, texts: list[str], cells: list[CellResult]) -> None:
         self.texts, self.cells, self.turn = texts, cells, 0
 
     def answer(self, request: Request) -> Reply:
         self.turn += 1
         match request:
             case CallModel():
-                return ModelReply(self.texts[self.turn % len(self.texts)])
+                return Completion(self.texts[self.turn % len(self.texts)])
             case RunCell():
                 return self.cells[self.turn % len(self.cells)]
             case Verify():
@@ -378,7 +386,7 @@ def requests_of(dice: Dice, steps: int) -> tuple[list[Request], Outcome]:
 
 @given(st.lists(TEXTS, min_size=1), st.lists(CELLS, min_size=1), STEPS)
 def test_every_request_begins_with_the_one_before_and_roles_alternate(
-    texts: list[str], cells: list[CellReply], steps: int
+    texts: list[str], cells: list[CellResult], steps: int
 ) -> None:
     requests, outcome = requests_of(Dice(texts, cells), steps)
     before: tuple[Message, ...] = ()
@@ -393,7 +401,7 @@ def test_every_request_begins_with_the_one_before_and_roles_alternate(
 
 @given(st.lists(TEXTS, min_size=1), st.lists(CELLS, min_size=1), STEPS)
 def test_the_same_replies_give_the_same_run(
-    texts: list[str], cells: list[CellReply], steps: int
+    texts: list[str], cells: list[CellResult], steps: int
 ) -> None:
     assert requests_of(Dice(texts, cells), steps) == requests_of(Dice(texts, cells), steps)
 
@@ -401,10 +409,10 @@ def test_the_same_replies_give_the_same_run(
 def test_an_answer_that_the_check_refuses_goes_back_to_the_model_with_what_it_said():
     recorded = play(
         [
-            ModelReply(CODE),
+            Completion(CODE),
             final(1),
             Verdict(accepted=False, output="2 failed\n[exit code: 1]"),
-            ModelReply(CODE),
+            Completion(CODE),
             final(2),
             Verdict(accepted=True),
         ],
@@ -420,13 +428,13 @@ def test_an_answer_that_the_check_refuses_goes_back_to_the_model_with_what_it_sa
 
 
 def test_the_check_is_not_asked_about_outputs_of_wrong_types():
-    recorded = play([ModelReply(CODE), final("x"), Stop("Time is up.")], "-> n: int", verify="true")
+    recorded = play([Completion(CODE), final("x"), Stop("Time is up.")], "-> n: int", verify="true")
     assert recorded.checks == []
     assert not recorded.outcome.verified
 
 
 def test_extracted_outputs_are_checked_too():
-    extracted = [ModelReply(CODE), CellReply("ok"), ModelReply('{"answer": 1}')]
+    extracted = [Completion(CODE), CellResult("ok"), Completion('{"answer": 1}')]
     accepted = play([*extracted, Verdict(accepted=True)], "-> answer: int", 1, verify="true")
     assert (accepted.outcome.status, accepted.outcome.verified) == ("extracted", True)
     refused = play(
@@ -437,12 +445,12 @@ def test_extracted_outputs_are_checked_too():
 
 
 def test_a_branch_goes_on_from_the_conversation_of_its_origin_word_for_word():
-    parent = play([ModelReply("Fork. " + CODE), CellReply("ok"), Stop("enough")])
+    parent = play([Completion("Fork. " + CODE), CellResult("ok"), Stop("enough")])
     (history,) = parent.conversations
     assert history[:2] == parent.calls[0].messages
     assert history[-1].content == "Fork. " + CODE
     branch = Branch(history, "Do it backwards.", 2, 3, ("The variable `f` is not here.",))
-    child = play([ModelReply(CODE), final(7)], "-> n: int", branch=branch)
+    child = play([Completion(CODE), final(7)], "-> n: int", branch=branch)
     messages = child.calls[0].messages
     assert messages[:-1] == history
     for said in ("Branch 2 of 3", "Do it backwards.", "The variable `f` is not here.", "`n`: int"):

@@ -8,7 +8,6 @@ import pytest
 from inline_snapshot import snapshot
 
 from vers_rlm_mcp import rlm
-from vers_rlm_mcp.messages import Usage
 from vers_rlm_mcp.rlm import (
     CellOutput,
     CommitMade,
@@ -26,6 +25,7 @@ from vers_rlm_mcp.rlm import (
     ToolCalled,
     narrate,
 )
+from vers_rlm_mcp.values import Usage
 
 
 def step(*, done: bool = False, error: str | None = None) -> StepFinished:
@@ -114,7 +114,6 @@ def test_the_door_shows_these_names_and_no_others() -> None:
             "CallModel",
             "CellFinished",
             "CellOutput",
-            "CellReply",
             "CellStarted",
             "Checked",
             "CheckpointMade",
@@ -128,7 +127,6 @@ def test_the_door_shows_these_names_and_no_others() -> None:
             "Feedback",
             "Field",
             "FilesMerged",
-            "FinalCall",
             "InChild",
             "InputFile",
             "InputVariable",
@@ -143,7 +141,6 @@ def test_the_door_shows_these_names_and_no_others() -> None:
             "ModelAsked",
             "ModelFailure",
             "ModelReplied",
-            "ModelReply",
             "OUTPUT_CHARS",
             "Outcome",
             "PREVIEW_CHARS",

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vers_rlm_mcp.messages import Message
 from vers_rlm_mcp.rlm import PREVIEW_CHARS, describe, truncate
 from vers_rlm_mcp.rlm.transcript import EMPTY_REPLY, Transcript
+from vers_rlm_mcp.values import Message
 
 if TYPE_CHECKING:
     from pydantic import JsonValue

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from lab import Speaker, cell
 
-from vers_rlm_mcp.messages import Message, Usage
-from vers_rlm_mcp.models import Completion
+from vers_rlm_mcp.values import Completion, Message, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

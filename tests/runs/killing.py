@@ -16,7 +16,7 @@ from three_plans import CELL_SECONDS
 
 from models.servers import OpenAIServer, Reply
 from vers_rlm_mcp import rlm
-from vers_rlm_mcp.messages import Message
+from vers_rlm_mcp.values import Message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 
 from vers_rlm_mcp import rlm
-from vers_rlm_mcp.messages import Message, Usage
-from vers_rlm_mcp.models import FREE, Completion, Model, open_model
+from vers_rlm_mcp.models import FREE, Model, open_model
 from vers_rlm_mcp.runs import (
     Records,
     Replay,
@@ -24,6 +23,7 @@ from vers_rlm_mcp.runs import (
     run_cell,
     summaries,
 )
+from vers_rlm_mcp.values import Completion, Message, Usage
 
 if TYPE_CHECKING:
     from pathlib import Path

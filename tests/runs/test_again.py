@@ -10,9 +10,8 @@ from lab import Interrupted, Lab, Speaker, Turns, cell, stop_when
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import ModelFailed, UnknownHandle, UsageError
-from vers_rlm_mcp.messages import Usage
-from vers_rlm_mcp.models import Completion
 from vers_rlm_mcp.runs import Changes, Records, drawn, run_lineage, summaries
+from vers_rlm_mcp.values import Completion, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,7 @@ from lab import Lab, Speaker, Turns, cell
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import InputError
 from vers_rlm_mcp.machines import Fleet
-from vers_rlm_mcp.messages import Message, Usage
-from vers_rlm_mcp.models import Completion
+from vers_rlm_mcp.values import Completion, Message, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,8 +9,7 @@ from family import Family, branching
 from lab import Lab, Speaker, Turns, cell
 
 from vers_rlm_mcp import rlm
-from vers_rlm_mcp.messages import Usage
-from vers_rlm_mcp.models import Completion
+from vers_rlm_mcp.values import Completion, Usage
 
 WRITE = "writeFile('own', {0!r})\n"
 

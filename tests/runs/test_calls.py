@@ -12,12 +12,11 @@ from lab import Speaker, Turns, cell
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import ModelFailed, UsageError, VersRlmError
 from vers_rlm_mcp.kernel import Carried, HostCall
-from vers_rlm_mcp.messages import Message, Usage
-from vers_rlm_mcp.models import Completion
 from vers_rlm_mcp.runs import calls as calls_module
 from vers_rlm_mcp.runs.calls import CellCalls
 from vers_rlm_mcp.runs.conversation import Conversation
 from vers_rlm_mcp.runs.tree import CONCURRENT_SUB_CALLS, Tree
+from vers_rlm_mcp.values import Completion, Message, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

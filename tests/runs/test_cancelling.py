@@ -10,14 +10,15 @@ from lab import Speaker, Turns, cancelled_within, cell
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.machines import Fleet, MachineSpec
-from vers_rlm_mcp.messages import Message, Usage
-from vers_rlm_mcp.models import Completion, Model
 from vers_rlm_mcp.testing import FakeBackend, FakeMachine
+from vers_rlm_mcp.values import Completion, Message, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lab import Lab
+
+    from vers_rlm_mcp.models import Model
 
 SECONDS = 1.0
 

@@ -19,8 +19,7 @@ from vers_rlm_mcp.errors import (
     SignatureError,
     UnknownHandle,
 )
-from vers_rlm_mcp.messages import Message, Usage
-from vers_rlm_mcp.models import Completion
+from vers_rlm_mcp.values import Completion, Message, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,9 +15,8 @@ from gardens import MAX_DEPTH, SIGNATURE, Garden
 from lab import Lab, Speaker
 
 from vers_rlm_mcp import rlm
-from vers_rlm_mcp.messages import Message, Usage
-from vers_rlm_mcp.models import Completion
 from vers_rlm_mcp.runs import Records, RunResult, RunSummary, drawn, run_lineage, summaries
+from vers_rlm_mcp.values import Completion, Message, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,10 +13,10 @@ from lab import Lab, Turns, cell
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import ModelError, UsageError
-from vers_rlm_mcp.messages import Usage
 from vers_rlm_mcp.models import open_model
 from vers_rlm_mcp.runs.conversation import OUTPUT_PIECES
 from vers_rlm_mcp.runs.record import INLINE_CHARS, Journal
+from vers_rlm_mcp.values import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,9 +10,8 @@ from lab import Lab, Speaker, Turns, cell
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.machines import MachineSpec
-from vers_rlm_mcp.messages import Usage
-from vers_rlm_mcp.models import Completion
 from vers_rlm_mcp.runs import Records, prune
+from vers_rlm_mcp.values import Completion, Usage
 
 EACH_STEP: dict[str, Any] = {"checkpoints": "step"}
 

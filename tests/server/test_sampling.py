@@ -15,8 +15,8 @@ from mcp_types import (
 )
 
 from vers_rlm_mcp.errors import UsageError, VersRlmError
-from vers_rlm_mcp.messages import Message
 from vers_rlm_mcp.server.sampling import REFUSED, choose_model
+from vers_rlm_mcp.values import Message
 
 
 @pytest.fixture(autouse=True)

@@ -19,9 +19,9 @@ from opentelemetry.trace import StatusCode
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import SettingsError
-from vers_rlm_mcp.messages import Usage
 from vers_rlm_mcp.server import exporting
 from vers_rlm_mcp.server.spans import RunSpans
+from vers_rlm_mcp.values import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -7,9 +7,6 @@ frames (`wire`): nothing of it is imported here, and nothing it says is believed
 from .attachment import has_kernel
 from .base import (
     Carried,
-    CellResult,
-    CellStatus,
-    Final,
     Handler,
     HostCall,
     Json,
@@ -19,9 +16,6 @@ from .host import Kernel
 
 __all__ = [
     "Carried",
-    "CellResult",
-    "CellStatus",
-    "Final",
     "Handler",
     "HostCall",
     "Json",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -31,32 +31,6 @@ class HostCall:
 Handler: TypeAlias = Callable[[HostCall], Awaitable[Json]]
 """Answers a call. A `VersRlmError` is raised in the cell, with its text; anything else ends the
 run of the cell with that error. Calls are handled concurrently, and cancelled with their cell."""
-
-CellStatus = Literal["ok", "error", "final", "timeout", "died", "interrupted"]
-
-
-@dataclass(frozen=True, slots=True)
-class Final:
-    """What a cell handed in through FINAL."""
-
-    args: list[Json]
-    kwargs: dict[str, Json]
-
-
-@dataclass(frozen=True, slots=True)
-class CellResult:
-    """What became of a cell."""
-
-    status: CellStatus
-    output: str
-    """What was written to standard output and error, whoever wrote it, and the echo of the last
-    expression: beginning and end within the kernel's limit, with what was left out said."""
-    error: str | None
-    """For the model: the traceback with the cell's own lines, or what happened to the kernel."""
-    final: Final | None
-    seconds: float
-    lost: tuple[str, ...] = ()
-    """The variables that are gone because the kernel had to be started anew."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ from vers_rlm_mcp.errors import (
     VersRlmError,
     WireError,
 )
+from vers_rlm_mcp.values import CellResult
 
 from .attachment import Attachment, Lost, Mode, start_program, upload
-from .base import CellResult
 from .messages import Refused, parse_answer, parse_carried, parse_ready, parse_variables
 from .run import CellRun, Output
 from .wire import MAX_PAYLOAD, PROTOCOL, dump
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
     from vers_rlm_mcp.machines import Machine
-    from vers_rlm_mcp.messages import ReplFunction
+    from vers_rlm_mcp.values import CellStatus, ReplFunction
 
-    from .base import Carried, CellStatus, Handler, Json, Variable
+    from .base import Carried, Handler, Json, Variable
     from .messages import Done
 
 OUTPUT_LIMIT = 1024 * 1024
@@ -197,10 +197,10 @@ class Kernel:
             return CellResult(
                 status,
                 output.text,
-                error,
-                done.final if done and status == "final" else None,
-                anyio.current_time() - started,
-                self._take_lost(),
+                error=error,
+                final=done.final if done and status == "final" else None,
+                seconds=anyio.current_time() - started,
+                lost=self._take_lost(),
             )
 
     @contextmanager

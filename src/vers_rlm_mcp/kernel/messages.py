@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard, cast, get_args
 
 from vers_rlm_mcp.errors import KernelError, WireError
+from vers_rlm_mcp.values import Final
 
-from .base import Carried, Final, HostCall, Json, Variable
+from .base import Carried, HostCall, Json, Variable
 from .wire import MAX_CALL_VALUES, MAX_VALUES, PROTOCOL, Frame, FrameError, load
 
 MAX_NAME = 256

@@ -14,7 +14,7 @@ from vers_rlm_mcp.errors import ModelUnavailable
 
 from . import anthropic, openai
 from .anthropic import AnthropicModel
-from .base import Completion, Model, StopReason
+from .base import Model
 from .openai import OpenAIModel
 from .prices import FREE, PRICES, Price
 from .scripted import ScriptedModel
@@ -28,10 +28,8 @@ __all__ = [
     "PRICES",
     "PROVIDERS",
     "SAMPLING",
-    "Completion",
     "Model",
     "Price",
-    "StopReason",
     "open_model",
 ]
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from vers_rlm_mcp.errors import ModelError, ModelFailed
-from vers_rlm_mcp.messages import Message, Usage
+from vers_rlm_mcp.values import Completion, Message, StopReason, Usage
 
-from .base import Completion, StopReason
 from .remote import TIMEOUT, Endpoint, RemoteModel
 
 if TYPE_CHECKING:

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vers_rlm_mcp.messages import Message, Usage
+    from vers_rlm_mcp.values import Completion, Message
 
     from .prices import Price
-
-StopReason = Literal["end", "length", "refusal"]
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One reply of a model.
-
-    `estimated` says that the provider reported no usage: the token counts were then derived from
-    the length of the texts, and `usage.usd` is None.
-    """
-
-    text: str
-    usage: Usage
-    stop_reason: StopReason = "end"
-    estimated: bool = False
 
 
 class Model(ABC):

@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from vers_rlm_mcp.errors import ModelError, ModelFailed, ModelUnavailable
-from vers_rlm_mcp.messages import Message, Usage
+from vers_rlm_mcp.values import Completion, Message, StopReason, Usage
 
-from .base import Completion, StopReason
 from .remote import TIMEOUT, Endpoint, RemoteModel
 
 if TYPE_CHECKING:
@@ -144,7 +143,9 @@ class OpenAIModel(RemoteModel["AsyncOpenAI"]):
             raise self._endpoint.broken("ended its reply before it was complete")
         stop_reason = "refusal" if reply.refused else _STOP_REASONS.get(reply.finish_reason, "end")
         if reply.usage is None:
-            return Completion(reply.text, _estimate(messages, reply.text), stop_reason, True)
+            return Completion(
+                reply.text, _estimate(messages, reply.text), stop_reason, estimated=True
+            )
         return Completion(reply.text, self._priced(_usage(reply.usage)), stop_reason)
 
     def _sdk_error(self) -> type[Exception]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vers_rlm_mcp.messages import Usage
+    from vers_rlm_mcp.values import Usage
 
 _MILLION = 1_000_000
 

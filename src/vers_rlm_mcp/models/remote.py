@@ -15,13 +15,13 @@ from anyio import to_thread
 from vers_rlm_mcp.errors import ModelError, ModelFailed, ModelUnavailable
 from vers_rlm_mcp.retries import PassingFault, retry_after, with_retries
 
-from .base import Completion, Model
+from .base import Model
 from .prices import PRICES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vers_rlm_mcp.messages import Message, Usage
+    from vers_rlm_mcp.values import Completion, Message, Usage
 
 
 class Client(Protocol):

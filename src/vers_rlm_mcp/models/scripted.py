@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, get_args
 import anyio
 
 from vers_rlm_mcp.errors import ModelFailed, ModelUnavailable
-from vers_rlm_mcp.messages import Message, Usage
+from vers_rlm_mcp.values import Completion, Message, StopReason, Usage
 
-from .base import Completion, Model, StopReason
+from .base import Model
 from .prices import FREE
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from vers_rlm_mcp.errors import BudgetExceeded
-from vers_rlm_mcp.messages import Usage
+from vers_rlm_mcp.values import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,16 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from vers_rlm_mcp.values import CellResult, Completion, Final
+
 from . import feedback
 from .events import Feedback, StepFinished
 from .prompt import extraction_prompt, opening
 from .protocol import (
     CallModel,
-    CellReply,
     Emit,
-    FinalCall,
     ModelFailure,
-    ModelReply,
     Outcome,
     RunCell,
     Step,
@@ -124,12 +123,12 @@ class _Engine:
         return _Turn(Step(number, parsed.reasoning, "", "", problem, 0.0), message)
 
     def _cell_turn(
-        self, number: int, parsed: ParsedReply, cell: CellReply
+        self, number: int, parsed: ParsedReply, cell: CellResult
     ) -> Generator[Request, Reply, _Turn]:
         notes = [feedback.UNSEEN] if parsed.left_out else []
         error, outputs = cell.error, None
         if cell.status == "final":
-            checked = _accept(self._task.signature, cell.final or FinalCall())
+            checked = _accept(self._task.signature, cell.final or Final())
             self._right = checked.values
             error = yield from self._objection(number, checked)
             if error:
@@ -169,18 +168,18 @@ class _Engine:
             return self._outcome("extracted", checked.values, reason)
         raise _Ended(f"{why} The outputs could not be extracted: {faults}.")
 
-    def _ask_model(self, number: int, purpose: Purpose) -> Generator[Request, Reply, ModelReply]:
+    def _ask_model(self, number: int, purpose: Purpose) -> Generator[Request, Reply, Completion]:
         reply = yield CallModel(number, self._transcript.messages, purpose)
         if isinstance(reply, ModelFailure):
             raise _Ended(f"The model did not answer: {reply.reason}")
-        answer = _expect(reply, ModelReply)
+        answer = _expect(reply, Completion)
         self._transcript.reply(answer.text)
         return answer
 
-    def _run_cell(self, number: int, parsed: ParsedReply) -> Generator[Request, Reply, CellReply]:
+    def _run_cell(self, number: int, parsed: ParsedReply) -> Generator[Request, Reply, CellResult]:
         try:
             asked = RunCell(number, parsed.code, self._transcript.messages)
-            return _expect((yield asked), CellReply)
+            return _expect((yield asked), CellResult)
         except _Ended as end:
             step = Step(number, parsed.reasoning, parsed.code, end.output, str(end), 0.0)
             self._steps.append(step)
@@ -189,7 +188,7 @@ class _Engine:
     def _emit(self, event: Event) -> Generator[Request, Reply, None]:
         _expect((yield Emit(event)), type(None))
 
-    def _finished(self, turn: _Turn, reply: ModelReply) -> StepFinished:
+    def _finished(self, turn: _Turn, reply: Completion) -> StepFinished:
         step = turn.step
         return StepFinished(
             step.number,
@@ -222,7 +221,7 @@ def _expect(reply: Reply, kind: type[T]) -> T:
     return reply
 
 
-def _unusable(reply: ModelReply, parsed: ParsedReply) -> str | None:
+def _unusable(reply: Completion, parsed: ParsedReply) -> str | None:
     """What to tell the model when nothing of its reply can be run."""
     if reply.stop_reason == "length" and not (parsed.code and parsed.closed):
         return feedback.CUT_OFF
@@ -231,7 +230,7 @@ def _unusable(reply: ModelReply, parsed: ParsedReply) -> str | None:
     return None if parsed.code else feedback.NO_CODE
 
 
-def _accept(signature: Signature, call: FinalCall) -> Checked:
+def _accept(signature: Signature, call: Final) -> Checked:
     """Read a call of FINAL in the ways it may be meant; the first that is right, or the first."""
     readings = [signature.check_outputs(outputs) for outputs in _readings(signature, call)]
     if not readings:
@@ -239,7 +238,7 @@ def _accept(signature: Signature, call: FinalCall) -> Checked:
     return next((checked for checked in readings if not checked.faults), readings[0])
 
 
-def _readings(signature: Signature, call: FinalCall) -> Iterator[dict[str, JsonValue]]:
+def _readings(signature: Signature, call: Final) -> Iterator[dict[str, JsonValue]]:
     names = [field.name for field in signature.outputs]
     if len(call.args) == 1 and not call.kwargs:
         (value,) = call.args

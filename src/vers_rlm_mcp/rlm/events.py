@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from vers_rlm_mcp.messages import Usage
+    from vers_rlm_mcp.values import Usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ from .transcript import ERROR_CHARS, OUTPUT_CHARS, truncate
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from .protocol import CellReply, Verdict
+    from vers_rlm_mcp.values import CellResult
+
+    from .protocol import Verdict
     from .signature import Signature
 
 _FEW_STEPS = 3
@@ -36,12 +38,12 @@ _STATUS = {
 }
 
 
-def cell_message(cell: CellReply, notes: Sequence[str], step: int, max_steps: int) -> str:
+def cell_message(cell: CellResult, notes: Sequence[str], step: int, max_steps: int) -> str:
     """What a cell did, as the model sees it."""
     return "\n".join(_lines(cell, notes, step, max_steps))
 
 
-def _lines(cell: CellReply, notes: Sequence[str], step: int, max_steps: int) -> Iterator[str]:
+def _lines(cell: CellResult, notes: Sequence[str], step: int, max_steps: int) -> Iterator[str]:
     yield f"Step {step} of {max_steps}, {cell.seconds:.2f} s."
     if cell.output:
         yield f"<output>\n{truncate(cell.output.rstrip(), OUTPUT_CHARS)}\n</output>"

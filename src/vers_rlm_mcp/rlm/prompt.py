@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from vers_rlm_mcp.messages import Message
+from vers_rlm_mcp.values import Message
 
 from .transcript import OUTPUT_CHARS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vers_rlm_mcp.messages import ReplFunction
+    from vers_rlm_mcp.values import ReplFunction
 
     from .signature import Field, Signature
     from .task import Branch, InputFile, InputVariable, MachineFacts, Task

@@ -1,7 +1,7 @@
 """What the engine asks and what it is answered: the whole of its contact with the world.
 
-    CallModel  →  ModelReply | ModelFailure
-    RunCell    →  CellReply
+    CallModel  →  Completion | ModelFailure
+    RunCell    →  CellResult
     Verify     →  Verdict
     Emit       →  None
 
@@ -10,17 +10,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from vers_rlm_mcp.messages import Usage
+from vers_rlm_mcp.values import CellResult, Completion
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Generator, Mapping
 
     from pydantic import JsonValue
 
-    from vers_rlm_mcp.messages import Message
+    from vers_rlm_mcp.values import Message
 
     from .events import Event
 
@@ -65,44 +65,10 @@ class Emit:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelReply:
-    """What the model wrote."""
-
-    text: str
-    usage: Usage = field(default_factory=Usage)
-    stop_reason: Literal["end", "length", "refusal"] = "end"
-    """``length``: the reply was cut off at the model's own limit."""
-
-
-@dataclass(frozen=True, slots=True)
 class ModelFailure:
     """No reply, after all the retries that make sense. `reason` says why and what to do."""
 
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class FinalCall:
-    """The arguments of a call of ``FINAL`` in a cell."""
-
-    args: Sequence[JsonValue] = ()
-    kwargs: Mapping[str, JsonValue] = field(default_factory=dict[str, "JsonValue"])
-
-
-@dataclass(frozen=True, slots=True)
-class CellReply:
-    """How a cell ended."""
-
-    status: Literal["ok", "error", "final", "timeout", "died", "interrupted"]
-    output: str = ""
-    """Everything it printed, within the kernel's bound."""
-    error: str | None = None
-    """The traceback, or what happened to the kernel."""
-    final: FinalCall | None = None
-    """Set when, and only when, the status is ``final``."""
-    seconds: float = 0.0
-    notes: tuple[str, ...] = ()
-    """Whole sentences that the model should read: lost variables, a budget that runs low."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +122,6 @@ class Outcome:
 
 
 Request: TypeAlias = CallModel | RunCell | Verify | Emit
-Reply: TypeAlias = ModelReply | ModelFailure | CellReply | Verdict | Stop | None
+Reply: TypeAlias = Completion | ModelFailure | CellResult | Verdict | Stop | None
 Run: TypeAlias = "Generator[Request, Reply, Outcome]"
 """Start it with ``next``; ``StopIteration.value`` is the `Outcome`."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from vers_rlm_mcp.messages import Message, ReplFunction
+    from vers_rlm_mcp.values import Message, ReplFunction
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from vers_rlm_mcp.messages import Message
+from vers_rlm_mcp.values import Message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

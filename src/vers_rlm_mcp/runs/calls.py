@@ -16,8 +16,9 @@ import anyio
 from pydantic import Base64Bytes, Field, JsonValue, ValidationError
 
 from vers_rlm_mcp.errors import UsageError, VersRlmError
-from vers_rlm_mcp.kernel import Carried, CellResult, HostCall
+from vers_rlm_mcp.kernel import Carried, HostCall
 from vers_rlm_mcp.machines import WORKSPACE
+from vers_rlm_mcp.values import CellResult
 
 from .children import Children, Keep
 from .differences import compare

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vers_rlm_mcp.kernel import Carried
-    from vers_rlm_mcp.messages import Message
     from vers_rlm_mcp.settings import Settings
+    from vers_rlm_mcp.values import Message
 
     from .workbench import Workbench
 

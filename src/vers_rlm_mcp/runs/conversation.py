@@ -20,8 +20,7 @@ from vers_rlm_mcp.errors import (
     ModelUnavailable,
 )
 from vers_rlm_mcp.machines import run_command
-from vers_rlm_mcp.messages import Usage
-from vers_rlm_mcp.models import Completion
+from vers_rlm_mcp.values import CellResult, Completion, Usage
 
 from .calls import CellCalls
 from .notes import lost_variables
@@ -30,7 +29,6 @@ from .tree import Answer
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from vers_rlm_mcp.kernel import CellResult
     from vers_rlm_mcp.machines import CommandResult
 
     from .checkpoints import Checkpoints
@@ -216,7 +214,7 @@ class Conversation:
                 answer.recorded,
             )
         )
-        return rlm.ModelReply(reply.text, reply.usage, reply.stop_reason)
+        return reply
 
     async def _ask(self, asked: rlm.CallModel) -> Answer | ModelError:
         """Ask the model; while it thinks, the checkpoint of the step before is made."""
@@ -232,7 +230,7 @@ class Conversation:
         assert answer  # a task group that is cancelled raises
         return answer
 
-    async def _run_cell(self, asked: rlm.RunCell) -> rlm.CellReply:
+    async def _run_cell(self, asked: rlm.RunCell) -> CellResult:
         if self._checkpoints:
             await self._checkpoints.before(asked, self.children)
         self.publish(rlm.CellStarted(asked.step, asked.code))
@@ -243,22 +241,24 @@ class Conversation:
             notes = await self._recover(asked.step, str(error))
             if notes is None:
                 raise
-            reply = rlm.CellReply("died", "".join(self._output), str(error), notes=notes)
+            reply = CellResult("died", "".join(self._output), error=str(error), notes=notes)
         else:
             lost = result.status == "died" or result.lost
             notes = await self._recover(asked.step, result.error or "") if lost else None
-            final = result.final and rlm.FinalCall(result.final.args, result.final.kwargs)
-            reply = rlm.CellReply(
-                result.status,
-                result.output,
-                result.error,
-                final,
-                result.seconds,
-                tuple(lost_variables(result)) if notes is None else notes,
-            )
+            reply = replace(result, notes=tuple(lost_variables(result)) if notes is None else notes)
         self._output.clear()
         reply = self._compared(asked, reply)
-        self.publish(rlm.CellFinished(asked.step, **asdict(reply)))
+        self.publish(
+            rlm.CellFinished(
+                asked.step,
+                reply.status,
+                reply.output,
+                reply.error,
+                reply.final and asdict(reply.final),
+                reply.seconds,
+                reply.notes,
+            )
+        )
         return reply
 
     async def _in_kernel(self, asked: rlm.RunCell) -> CellResult:
@@ -280,7 +280,7 @@ class Conversation:
     async def _recover(self, step: int, why: str) -> tuple[str, ...] | None:
         return await self._checkpoints.recover(step, why) if self._checkpoints else None
 
-    def _compared(self, asked: rlm.RunCell, reply: rlm.CellReply) -> rlm.CellReply:
+    def _compared(self, asked: rlm.RunCell, reply: CellResult) -> CellResult:
         """The reply that is on record, where this one is no other, so that requests stay the same.
 
         It may have taken another time, and what was left of the budget may have been more.
@@ -343,7 +343,7 @@ def recalled(engine: rlm.Run, replies: Sequence[rlm.Reply]) -> rlm.Request:
     return asked
 
 
-def _difference(known: rlm.CellReply, reply: rlm.CellReply) -> str | None:
+def _difference(known: CellResult, reply: CellResult) -> str | None:
     """In what two replies differ that the model can see, but for time and budget."""
     for part in ("status", "error", "output", "final"):
         before, now = getattr(known, part), getattr(reply, part)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import JsonValue, validate_call
 
-from vers_rlm_mcp.messages import Parameter, ReplFunction
+from vers_rlm_mcp.values import Parameter, ReplFunction
 
 Answer = Callable[..., Awaitable[JsonValue]]
 A = TypeVar("A", bound=Answer)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import UsageError
-from vers_rlm_mcp.messages import Usage
-from vers_rlm_mcp.models import Completion
+from vers_rlm_mcp.values import CellResult, Completion, Final, Usage
 
 from .functions import repl_functions
 from .record import read_events
@@ -28,7 +27,7 @@ class Ran:
     """A cell and how it ended."""
 
     code: str
-    reply: rlm.CellReply
+    reply: CellResult
 
 
 class Past:
@@ -115,7 +114,7 @@ class Past:
         known = self._paid.get(request)
         return known.popleft() if known else None
 
-    def cell(self, path: str, step: int, code: str) -> rlm.CellReply | None:
+    def cell(self, path: str, step: int, code: str) -> CellResult | None:
         """How the same cell of the same conversation ended."""
         ran = self._cells.get((path, step))
         return ran.reply if ran and ran.code == code else None
@@ -175,8 +174,7 @@ class Past:
             step, purpose = event["step"], event["purpose"]
             self._reached = _order(step, purpose)
             self.said[step, purpose] = completion
-            reply = rlm.ModelReply(completion.text, completion.usage, completion.stop_reason)
-            self._replies.append((self._reached, reply))
+            self._replies.append((self._reached, completion))
 
     def _count(self, event: Fields, completion: Completion) -> None:
         self._settled += completion.usage
@@ -185,14 +183,14 @@ class Past:
             self._paid[event.get("request", "")].append(completion)
 
     def _cell_finished(self, event: Fields, path: str) -> None:
-        final = event["final"] and rlm.FinalCall(**event["final"])
-        reply = rlm.CellReply(
+        final = event["final"] and Final(**event["final"])
+        reply = CellResult(
             event["status"],
             event["output"],
-            event["error"],
-            final,
-            event["seconds"],
-            tuple(event["notes"]),
+            error=event["error"],
+            final=final,
+            seconds=event["seconds"],
+            notes=tuple(event["notes"]),
         )
         place = path, event["step"]
         self._cells[place] = Ran(self._code.get(place, ""), reply)

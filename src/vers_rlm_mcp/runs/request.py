@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import InputError
-from vers_rlm_mcp.messages import Usage
+from vers_rlm_mcp.values import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,15 +9,14 @@ import anyio
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import ModelFailed
-from vers_rlm_mcp.messages import Message
 from vers_rlm_mcp.models import Model
+from vers_rlm_mcp.values import Completion, Message
 
 from .past import Past
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vers_rlm_mcp.models import Completion
     from vers_rlm_mcp.settings import Settings
 
 CONCURRENT_SUB_CALLS = 32

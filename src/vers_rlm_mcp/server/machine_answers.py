@@ -14,9 +14,9 @@ from .toolset import Answer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vers_rlm_mcp.kernel import CellResult
     from vers_rlm_mcp.machines import Capabilities, CommandResult, Commit, MachineInfo
     from vers_rlm_mcp.machines.differences import Difference
+    from vers_rlm_mcp.values import CellResult
 
 TEXT_LIMIT = 40_000
 """Characters of a cell's output or an error in an answer: some 10,000 tokens."""

@@ -20,8 +20,8 @@ from mcp_types import (
 from pydantic import ValidationError
 
 from vers_rlm_mcp.errors import ModelFailed, ModelUnavailable, UsageError
-from vers_rlm_mcp.messages import Usage
-from vers_rlm_mcp.models import SAMPLING, Completion, Model, open_model
+from vers_rlm_mcp.models import SAMPLING, Model, open_model
+from vers_rlm_mcp.values import Completion, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from mcp.server.mcpserver import Context
     from mcp.server.session import ServerSession
 
-    from vers_rlm_mcp.messages import Message
-    from vers_rlm_mcp.models import StopReason
+    from vers_rlm_mcp.values import Message, StopReason
 
 MAX_TOKENS = 8192
 """Tokens of a reply when the caller does not say: sampling demands a number."""

@@ -16,7 +16,7 @@ from vers_rlm_mcp import __version__, rlm
 if TYPE_CHECKING:
     from opentelemetry.context import Context
 
-    from vers_rlm_mcp.messages import Usage
+    from vers_rlm_mcp.values import Usage
 
 SECOND: Final = 1_000_000_000
 """In nanoseconds, in which spans tell time."""

@@ -1,11 +1,17 @@
-"""The two values that models, engine and driver exchange: messages and usage."""
+"""Values that cross rooms: a model's messages and replies, a cell's functions and answer.
 
-from __future__ import annotations
+Annotations are evaluated here: journals are read by them.
+"""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
+from pydantic import JsonValue
+
 Role = Literal["system", "user", "assistant"]
+StopReason = Literal["end", "length", "refusal"]
+CellStatus = Literal["ok", "error", "final", "timeout", "died", "interrupted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,7 @@ class Usage:
             + self.cache_write_tokens
         )
 
-    def __add__(self, other: Usage) -> Usage:
+    def __add__(self, other: "Usage") -> "Usage":
         return Usage(
             self.input_tokens + other.input_tokens,
             self.output_tokens + other.output_tokens,
@@ -49,6 +55,48 @@ class Usage:
             self.cache_write_tokens + other.cache_write_tokens,
             None if self.usd is None or other.usd is None else self.usd + other.usd,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A model's reply."""
+
+    text: str
+    usage: Usage = field(default_factory=Usage)
+    stop_reason: StopReason = "end"
+    """``length``: the reply was cut off at the model's own limit."""
+    _: KW_ONLY
+    estimated: bool = False
+    """The provider reported no usage: the token counts are derived from the length of the texts,
+    and `usage.usd` is None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """The arguments of a call of ``FINAL`` in a cell."""
+
+    args: Sequence[JsonValue] = ()
+    kwargs: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+
+
+@dataclass(frozen=True, slots=True)
+class CellResult:
+    """How a cell ended."""
+
+    status: CellStatus
+    output: str = ""
+    """What was written to standard output and error, and the echo of the last expression. Beyond
+    the kernel's limit the middle is replaced by the number of bytes left out."""
+    _: KW_ONLY
+    error: str | None = None
+    """The traceback with the cell's own lines, or what happened to the kernel."""
+    final: Final | None = None
+    """Set if, and only if, the status is ``final``."""
+    seconds: float = 0.0
+    lost: tuple[str, ...] = ()
+    """Variables that are gone because the kernel had to be restarted."""
+    notes: tuple[str, ...] = ()
+    """Whole sentences for the model: variables that are lost, a budget that runs low."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
