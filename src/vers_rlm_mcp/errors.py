@@ -1,83 +1,83 @@
-"""The errors of the project, named by what the caller may do about them.
+"""The exception hierarchy, named by what the caller may do about each error.
 
     VersRlmError
-    ├── UsageError              the request is wrong; say it differently
-    │   ├── SignatureError      the signature cannot be read
-    │   ├── InputError          inputs or files do not fit the signature or the rules
-    │   ├── UnknownHandle       no such machine, commit or run (the valid ones are named)
-    │   ├── PathRefused         a path that may not, or cannot, be read or written
-    │   ├── MergeConflict       files to be brought over were changed there, too (they are named)
-    │   └── SettingsError       flags or environment make no sense together
+    ├── UsageError              the request is wrong; change it
+    │   ├── SignatureError      the signature cannot be parsed
+    │   ├── InputError          inputs or files do not match the signature or the rules
+    │   ├── UnknownHandle       no such machine, commit or run; the message names the valid ones
+    │   ├── PathRefused         a path may not, or cannot, be read or written
+    │   ├── MergeConflict       both machines changed the files to merge; the message names them
+    │   └── SettingsError       a flag or environment variable is invalid
     ├── MachineError            a machine could not do what was asked
-    │   ├── BackendUnavailable  no machine can be made here; the text says what to install or set
-    │   ├── MachineFull         a limit (disk, memory, processes) was hit; the machine lives on
-    │   └── MachineGone         the machine is no longer there: what ran on it is lost
-    ├── KernelError             the REPL in the machine
+    │   ├── BackendUnavailable  no machine can be created; the message says what to install or set
+    │   ├── MachineFull         a limit (disk, memory, processes) was reached; the machine survives
+    │   └── MachineGone         the machine no longer exists; what ran on it is lost
+    ├── KernelError             the REPL in the machine could not do what was asked
     │   ├── KernelBusy          a cell is running; wait for it
     │   ├── KernelGone          the kernel ended; its variables are lost
-    │   └── WireError           the guest sent something that is not the protocol
+    │   └── WireError           the guest violated the protocol
     ├── ModelError              a language model could not answer
-    │   ├── ModelUnavailable    no key, no such model, no access: the user must change something
-    │   └── ModelFailed         the provider failed, after the retries that make sense
-    └── BudgetExceeded          the budget does not allow this call
+    │   ├── ModelUnavailable    no key, no such model or no access; the user must change something
+    │   └── ModelFailed         the provider failed, even after retries
+    └── BudgetExceeded          the run's budget does not allow the call
 
-Every message says what happened, to what, and what to do next, in words that a model or a person
-can act on. No message ever holds a key.
+A message says what happened, to what, and what to do next, so that a model or a person can act on
+it. No message contains a key.
 """
 
 from __future__ import annotations
 
 
 class VersRlmError(Exception):
-    """The root of every error that this package raises on purpose."""
+    """Base class of all errors that this package raises on purpose."""
 
 
 class UsageError(VersRlmError):
-    """The request is wrong; the message says how to say it differently."""
+    """The request is wrong; the message says how to correct it."""
 
 
 class SignatureError(UsageError):
-    """The signature cannot be read; the message points at the part and shows a right one."""
+    """The signature cannot be parsed; the message quotes the part and shows a valid signature."""
 
 
 class InputError(UsageError):
-    """Inputs or files do not fit the signature or the rules."""
+    """Inputs or files do not match the signature or the rules."""
 
 
 class UnknownHandle(UsageError):
-    """No machine, commit or run has this id; the message lists the valid ones."""
+    """No machine, commit or run has this id; the message lists the valid ids."""
 
 
 class PathRefused(UsageError):
-    """A path that may not, or cannot, be read or written."""
+    """A path may not, or cannot, be read or written."""
 
 
 class MergeConflict(UsageError):
-    """Files to be brought into a machine were changed there meanwhile; the message names them."""
+    """Files to merge into a machine were changed on both sides; the message names them."""
 
 
 class SettingsError(UsageError):
-    """Flags or environment variables make no sense, alone or together."""
+    """Flags or environment variables are invalid, alone or in combination."""
 
 
 class MachineError(VersRlmError):
-    """A machine could not do what was asked of it."""
+    """A machine could not do what was asked."""
 
 
 class BackendUnavailable(MachineError):
-    """No machine can be made here; the message says what to install or to set."""
+    """No machine can be created here; the message says what to install or set."""
 
 
 class MachineFull(MachineError):
-    """A limit of the machine (disk, memory, processes) was hit. The machine lives on."""
+    """A limit of the machine (disk, memory, processes) was reached. The machine survives."""
 
 
 class MachineGone(MachineError):
-    """The machine is no longer there; what ran on it is lost."""
+    """The machine no longer exists; what ran on it is lost."""
 
 
 class KernelError(VersRlmError):
-    """The REPL in the machine could not do what was asked of it."""
+    """The REPL in the machine could not do what was asked."""
 
 
 class KernelBusy(KernelError):
@@ -85,11 +85,11 @@ class KernelBusy(KernelError):
 
 
 class KernelGone(KernelError):
-    """The kernel's process ended; its variables are lost, the machine's files are not."""
+    """The kernel process ended. Its variables are lost; the machine's files are not."""
 
 
 class WireError(KernelError):
-    """The guest sent something that is not the protocol; its connection is closed."""
+    """The guest violated the protocol; its connection is closed."""
 
 
 class ModelError(VersRlmError):
@@ -97,12 +97,12 @@ class ModelError(VersRlmError):
 
 
 class ModelUnavailable(ModelError):
-    """No key, no such model or no access: the user has to change something."""
+    """No key, no such model or no access; the user must change something."""
 
 
 class ModelFailed(ModelError):
-    """The provider failed, after all the retries that make sense."""
+    """The provider failed, even after retries."""
 
 
 class BudgetExceeded(VersRlmError):
-    """The run's budget does not allow this call."""
+    """The run's budget does not allow the call."""

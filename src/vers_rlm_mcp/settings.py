@@ -1,10 +1,11 @@
-"""Every setting, once: its name, meaning, default and environment variable.
+"""Every setting: its name, meaning, default and environment variable.
 
-A setting comes from a command-line flag, else from the environment, else from its default. Keys
-of providers are not here: they stay in the environment, where only who needs them reads them.
+A setting is taken from its command-line flag, else from the environment, else from its default.
+Providers' keys are not settings: each stays in the environment until the code that needs it reads
+it.
 
-The tables in the README are made from this module: `python -m vers_rlm_mcp.settings` prints them,
-and with the name of a file writes them there, between the lines that mark their place.
+The tables in the README are generated from this module: `python -m vers_rlm_mcp.settings` prints
+them, and `python -m vers_rlm_mcp.settings FILE` writes them between the marks in a file.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ if TYPE_CHECKING:
 
 
 PREFIX = "VERS_RLM_"
-"""What the environment variables of the settings begin with."""
+"""Prefix of the settings' environment variables."""
 
 PROVIDER_VARIABLES = {
-    "VERS_API_KEY": "The key for Vers machines; also looked for in the files of Vers's own tools.",
-    "VERS_BASE_URL": "Another address of the Vers service; `VERS_URL` is the same.",
-    "ANTHROPIC_API_KEY": "The key for `anthropic:` models.",
-    "ANTHROPIC_BASE_URL": "Another address for them, e.g. of a proxy.",
-    "OPENAI_API_KEY": "The key for `openai:` models.",
-    "OPENAI_BASE_URL": "The address of another OpenAI-compatible server; it may need no key.",
+    "VERS_API_KEY": "Key for Vers machines. If unset, it is read from Vers's own tools' files.",
+    "VERS_BASE_URL": "Address of the Vers service. `VERS_URL` is a synonym.",
+    "ANTHROPIC_API_KEY": "Key for `anthropic:` models.",
+    "ANTHROPIC_BASE_URL": "Address to use instead of Anthropic's, for example a proxy's.",
+    "OPENAI_API_KEY": "Key for `openai:` models.",
+    "OPENAI_BASE_URL": "Address of an OpenAI-compatible server, which may need no key.",
 }
-"""What is read under the names that the providers gave it."""
+"""Environment variables that keep the names their providers gave them."""
 
 SEPARATORS = {
     "allow_dir": os.pathsep,
@@ -50,18 +51,18 @@ SEPARATORS = {
     "allowed_origins": ",",
     "toolsets": ",",
 }
-"""The settings that have several values, and what stands between them in the environment."""
+"""Settings with several values, and the separator between them in the environment."""
 
 MARKS = ("<!-- settings -->\n", "<!-- /settings -->\n")
-"""The lines of the README between which the tables stand."""
+"""Lines that enclose the tables in the README."""
 
 BACKENDS = {
-    "vers": "VMs of a service, which cost money",
+    "vers": "VMs of a paid service",
     "microsandbox": "micro-VMs on this computer",
-    "bubblewrap": "namespaces on it",
+    "bubblewrap": "namespaces on this computer",
 }
-"""The backends, each with what it is, in the order in which ``auto`` tries them. Their names are
-those of their rooms in `machines`."""
+"""Backends and what they provide, in the order in which ``auto`` tries them. Each is a package in
+`machines`."""
 
 if TYPE_CHECKING:
     BackendName = str
@@ -70,7 +71,7 @@ else:
 
 
 def default_state_dir() -> Path:
-    """Where machines, commits and runs are kept: the XDG state directory of the user."""
+    """The user's XDG state directory for this program."""
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(base) / "vers-rlm-mcp"
 
@@ -86,94 +87,102 @@ class Settings(BaseModel):
 
     backend: BackendName = Field(
         "auto",
-        description=f"Where machines come from: {_described(BACKENDS)}. `auto` takes Vers where "
-        "there is a key for it, microsandbox where it is installed and a machine of it boots, and "
+        description=f"Backend that provides machines: {_described(BACKENDS)}. `auto` selects Vers "
+        "if there is a key for it, else microsandbox if it is installed and can boot a machine, "
         "else bubblewrap.",
     )
     model: str | None = Field(
         None,
-        description="The model that writes the code, as `provider:model`: `anthropic:…`, "
-        "`openai:…` (any OpenAI-compatible endpoint), `scripted:PATH` or `sampling`. Without it, "
-        "the provider whose key is set.",
+        description="Model that writes the code, as `provider:model`: `anthropic:…`, `openai:…` "
+        "(any OpenAI-compatible endpoint), `scripted:PATH` or `sampling`. By default, the default "
+        "model of the provider whose key is set.",
     )
     sub_model: str | None = Field(
-        None, description="The model that `llmQuery` asks. Without it, the same as `model`."
+        None, description="Model that answers `llmQuery`. By default, the same as `model`."
     )
     state_dir: Path = Field(
         default_factory=default_state_dir,
-        description="The directory under which everything durable lies. By default in "
-        "`$XDG_STATE_HOME`, where that is set.",
+        description="Directory for everything durable: machines, commits, runs and the ledger. By "
+        "default, it is in `$XDG_STATE_HOME` if that is set.",
     )
     allow_dir: tuple[Path, ...] = Field(
         (),
-        description="Host directories whose files a run may take into its machine. In the "
-        "environment, separated by `:`.",
+        description="Host directories whose files may be copied into a run's machine. Separated "
+        "by `:` in the environment.",
     )
     network: Literal["off", "on", "host"] = Field(
         "off",
-        description="Network of machines on this computer: `off`; `on` (isolated: for bubblewrap "
-        "through pasta or slirp4netns, for microsandbox public addresses only); `host` (the host's "
-        "own network, its local services included).",
+        description="Network of machines on this computer: `off`; `on` (isolated: through pasta "
+        "or slirp4netns for bubblewrap, limited to public addresses for microsandbox); `host` "
+        "(the host's own network, including its local services).",
     )
     network_domains: tuple[str, ...] = Field(
         (),
-        description="With network `on`, the only domains that microsandbox machines may reach. In "
-        "the environment, separated by `,`.",
+        description="The only domains that microsandbox machines may reach if the network is "
+        "`on`. Separated by `,` in the environment.",
     )
     image: str = Field(
         "python:3.12-slim",
-        description="What a microsandbox machine starts from: an OCI image that has `python3`, "
-        "fetched when it is first needed, or the path of a docker-archive.",
+        description="Image that microsandbox machines start from: an OCI image with `python3`, "
+        "fetched on first use, or the path of a docker-archive.",
     )
     base: Path | None = Field(
         None,
-        description="What a bubblewrap machine starts from: a root directory or a docker-archive. "
-        "Without it, the host's own system directories, shown selectively.",
+        description="Root file system that bubblewrap machines start from: a directory or a "
+        "docker-archive. By default, a selection of the host's own system directories.",
     )
     vers_ssh_domain: str | None = Field(
         None,
-        description="What names of Vers machines end with. Without it, `vm.X` for a service at "
-        "`api.X`.",
+        description="Domain of the host names of Vers machines. By default, `vm.X` for a service "
+        "at `api.X`.",
     )
     vers_ssh_address: str | None = Field(
         None,
-        description="`HOST:PORT` to dial for Vers machines instead of their names, port 443: for "
-        "an emulator or a relay.",
+        description="`HOST:PORT` to connect to for every Vers machine, instead of port 443 of its "
+        "own host name: for an emulator or a relay.",
     )
     vers_ca_file: Path | None = Field(
-        None, description="Certificate authorities to trust for Vers, instead of the system's."
+        None, description="Certificate authorities to trust for Vers instead of the system's."
     )
     vers_insecure: bool = Field(
-        False, description="Trust any certificate and SSH host key of Vers: for trials only."
+        False, description="Accept any certificate and SSH host key from Vers. For testing only."
     )
     vers_fidelity: Literal["memory", "disk"] = Field(
         "memory",
-        description="What copies of Vers machines carry. An emulator may carry only the `disk`.",
+        description="What copies of Vers machines preserve. An emulator may preserve only the "
+        "`disk`.",
     )
-    vcpu_count: int = Field(2, ge=1, description="Processors of a machine.")
-    mem_size_mib: int = Field(2048, ge=128, description="Memory of a machine, in MiB.")
-    fs_size_mib: int = Field(8192, ge=64, description="What a machine may write, in MiB.")
-    max_processes: int = Field(512, ge=16, description="Processes and threads in a machine.")
+    vcpu_count: int = Field(2, ge=1, description="Processors per machine.")
+    mem_size_mib: int = Field(2048, ge=128, description="Memory per machine, in MiB.")
+    fs_size_mib: int = Field(
+        8192, ge=64, description="Disk space that a machine may write, in MiB."
+    )
+    max_processes: int = Field(512, ge=16, description="Processes and threads per machine.")
     max_machine_seconds: float | None = Field(
-        None, gt=0, description="Seconds after which a microsandbox machine ends, whatever runs."
+        None,
+        gt=0,
+        description="Seconds after which a microsandbox machine is ended, even if in use.",
     )
-    max_machines: int = Field(16, ge=1, description="Machines alive at once, for each client.")
+    max_machines: int = Field(16, ge=1, description="Machines alive at once, per client.")
     exec_timeout: float = Field(120, gt=0, description="Seconds a command may take.")
     cell_timeout: float = Field(300, gt=0, description="Seconds a cell may take.")
     checkpoints: Literal["off", "change", "step", "destructive"] = Field(
         "change",
-        description="When a run commits its machine, so that it can go on from there: after each "
-        "`step`; after a step that may have made a `change`, as long as that takes no more than a "
-        "tenth of the run's time; before code that looks `destructive`; `off`, never.",
+        description="When a run commits its machine, so that it can be resumed from there: after "
+        "each `step`; after a step that may have made a `change`, as long as checkpoints take no "
+        "more than a tenth of the run's time; before code that looks `destructive`; or never "
+        "(`off`).",
     )
     max_recoveries: int = Field(
-        3, ge=0, description="How often a run may put a machine that it broke back to a checkpoint."
+        3,
+        ge=0,
+        description="How often a run may restore a machine that it broke from a checkpoint.",
     )
     max_record_mib: int = Field(
         1024,
         ge=1,
-        description="What the records of runs may take on disk, in MiB, for each client: the "
-        "oldest go first.",
+        description="Disk space for records of runs, in MiB, per client. The oldest are deleted "
+        "first.",
     )
     max_seconds: float = Field(1800, gt=0, description="Seconds a run may take.")
     max_tokens: int | None = Field(None, gt=0, description="Tokens a run may use.")
@@ -181,60 +190,60 @@ class Settings(BaseModel):
     confirm_usd: float | None = Field(
         None,
         ge=0,
-        description="Money that a run may be allowed to spend, in USD, before the user is asked, "
-        "where the client can ask. Without it, nobody is asked.",
+        description="Budget in USD above which the user is asked to confirm a run, if the client "
+        "supports asking. By default, no confirmation is requested.",
     )
     token: tuple[str, ...] = Field(
         (),
         repr=False,
-        description="Bearer tokens of HTTP clients; each has machines and runs of its own. In the "
-        "environment, separated by `,`.",
+        description="Bearer tokens of HTTP clients, each with its own machines and runs. "
+        "Separated by `,` in the environment.",
     )
     token_file: Path | None = Field(
-        None, description="A file of further bearer tokens, one on each line."
+        None, description="File with further bearer tokens, one per line."
     )
     allowed_hosts: tuple[str, ...] = Field(
         (),
-        description="`Host` headers to accept over HTTP besides this computer's own, as `NAME` or "
-        "`NAME:PORT`. In the environment, separated by `,`.",
+        description="`Host` headers to accept over HTTP in addition to this computer's own, as "
+        "`NAME` or `NAME:PORT`. Separated by `,` in the environment.",
     )
     allowed_origins: tuple[str, ...] = Field(
         (),
-        description="`Origin` headers to accept over HTTP besides this computer's own, as "
-        "`https://NAME`. In the environment, separated by `,`.",
+        description="`Origin` headers to accept over HTTP in addition to this computer's own, as "
+        "`https://NAME`. Separated by `,` in the environment.",
     )
     toolsets: tuple[Literal["vm", "rlm"], ...] = Field(
         ("vm", "rlm"),
-        description="Which tools are offered: those for machines, those for runs, or both. "
+        description="Tools to offer: those for machines (`vm`), those for runs (`rlm`), or both. "
         "Separated by `,`.",
     )
     read_only: bool = Field(
-        False, description="Offer only tools that make, change and delete nothing."
+        False, description="Offer only tools that create, change and delete nothing."
     )
     max_calls: int = Field(
-        32, ge=1, description="Calls at work at once, and runs under way, per client."
+        32, ge=1, description="Concurrent calls, and concurrent runs, per client."
     )
     wait_seconds: float | None = Field(
         None,
         ge=0,
-        description="Seconds after which a call that waits for a run answers that it still goes "
-        "on. Without it 50, and more for clients known to wait longer.",
+        description="Seconds after which a call that waits for a run answers that the run is "
+        "still in progress. By default 50, or more for clients known to wait longer.",
     )
     max_requests: float = Field(50, gt=0, description="HTTP requests per second, per client.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="How much is logged."
+        "info", description="Lowest level that is logged."
     )
     log_format: Literal["text", "json"] = Field(
-        "text", description="Whether the log is for people, or a line of JSON for each record."
+        "text", description="Log format: text for people, or one line of JSON per record."
     )
     log_file: Path | None = Field(
-        None, description="A file to add the log to, instead of standard error."
+        None, description="File to append the log to, instead of standard error."
     )
 
     @model_validator(mode="before")
     @classmethod
     def _add_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Take from the environment what was not given; an empty variable says nothing."""
+        """Fill in missing settings from the environment; an empty variable counts as unset."""
         found = {name: os.environ.get(variable(name)) for name in cls.model_fields}
         return {name: value for name, value in found.items() if value} | given
 
@@ -247,7 +256,7 @@ class Settings(BaseModel):
         return value
 
     def environment(self) -> dict[str, str]:
-        """The settings that were made, by flag or environment, as variables for a child process."""
+        """Environment variables that give a child process the same settings."""
         values = {name: getattr(self, name) for name in self.model_fields_set}
         for name in values.keys() & SEPARATORS.keys():
             values[name] = SEPARATORS[name].join(map(str, values[name]))
@@ -295,7 +304,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def write_tables(path: Path) -> None:
-    """Put the tables into a file, in place of what stands between the marks."""
+    """Replace what is between the marks in a file by the tables."""
     before, opening, rest = path.read_text().partition(MARKS[0])
     _, closing, after = rest.partition(MARKS[1])
     if not (opening and closing):
@@ -307,4 +316,4 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         write_tables(Path(sys.argv[1]))
     else:
-        print(markdown(), end="")  # noqa: T201 - what it is run for
+        print(markdown(), end="")  # noqa: T201 - its output
