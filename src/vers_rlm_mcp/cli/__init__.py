@@ -1,4 +1,4 @@
-"""The command line: `vers-rlm-mcp`. With no command it is an MCP server on stdin and stdout."""
+"""The command line, `vers-rlm-mcp`. Without a command, it serves MCP on stdin and stdout."""
 
 from .entry import main
 

@@ -1,4 +1,4 @@
-"""The arguments of `vers-rlm-mcp`, and the settings among them."""
+"""Command-line arguments, and the settings given by them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAST_PORT = 65_535
 
 
 def create_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; `command` of what it parses is the command's name."""
+    """Create the parser for all commands. It stores the command's name, or None, as `command`."""
     parser = argparse.ArgumentParser(
         prog="vers-rlm-mcp",
         allow_abbrev=False,
@@ -35,25 +35,26 @@ def create_parser() -> argparse.ArgumentParser:
         return sub
 
     _add_serve(command("serve", "Serve MCP over HTTP (or stdio)."))
-    _add_run(command("run", "Run one task here in the terminal, with live progress."))
-    command("demo", "Show the main job on real files in a real machine.")
-    command("doctor", "Try for real what is needed, and say what to do.")
-    _add_runs(command("runs", "Look at runs on record, go on with one, replay one."))
+    _add_run(command("run", "Run one task in the terminal, with live progress."))
+    command("demo", "Demonstrate vers_rlm on real files in a real machine.")
+    command("doctor", "Check that machines and models work, and say how to fix what does not.")
+    _add_runs(command("runs", "List, inspect, resume, replay and prune recorded runs."))
     _add_machines(command("machines", "List, delete, compare or sweep machines."))
     return parser
 
 
 def _add_settings(parser: argparse.ArgumentParser, *, repeated: str) -> None:
-    """Add a flag for each setting; without defaults, so that flags count before and after COMMAND.
+    """Add a flag for each setting.
 
-    Those that may be repeated need names of their own in either place, made by `repeated`.
+    Flags have no defaults, so that they work both before and after COMMAND. Flags that may be
+    repeated are stored under a name for each place, which `repeated` is the format of.
     """
-    group = parser.add_argument_group("settings", "each also as VERS_RLM_… in the environment")
+    group = parser.add_argument_group("settings", "also available as VERS_RLM_… in the environment")
     for name, field in Settings.model_fields.items():
         text = (field.description or "").replace("%", "%%")
         add = partial(group.add_argument, flag(name), default=argparse.SUPPRESS)
         if name in SEPARATORS:
-            several = f"{text} May be given several times."
+            several = f"{text} May be repeated."
             add(dest=repeated.format(name), action="append", metavar="VALUE", help=several)
         elif field.annotation is bool:
             add(action=argparse.BooleanOptionalAction, help=text)
@@ -80,8 +81,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an input: text, or JSON where the signature wants another type; "
-        "NAME=@PATH takes the value from a file",
+        help="an input: text, or JSON if the signature declares another type; "
+        "NAME=@PATH reads the value from a file",
     )
     parser.add_argument(
         "--file",
@@ -89,15 +90,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=Path,
         metavar="PATH",
-        help="a file to put into the machine",
+        help="a file to copy into the machine",
     )
     parser.add_argument("--instructions", metavar="TEXT")
     parser.add_argument("--max-iterations", type=int, default=20)
     parser.add_argument("--max-llm-calls", type=int, default=30)
     parser.add_argument(
-        "--verify", metavar="COMMAND", help="a command in the machine that must accept the outputs"
+        "--verify", metavar="COMMAND", help="command that verifies the outputs in the machine"
     )
-    parser.add_argument("--max-depth", type=int, default=1, help="levels of branches, default 1")
+    parser.add_argument("--max-depth", type=int, default=1, help="levels of branches (default: 1)")
     parser.add_argument("--vm-id", metavar="ID", help="use this machine instead of a new one")
     parser.add_argument("--keep-vm", action="store_true", help="keep the machine afterwards")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -109,52 +110,51 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
     def action(name: str, text: str, *, run: bool = True) -> argparse.ArgumentParser:
         sub = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
         if run:
-            sub.add_argument("run", metavar="RUN", help="its id; `runs list` shows them")
+            sub.add_argument("run", metavar="RUN", help="id of the run, as shown by `runs list`")
         _add_settings(sub, repeated="{}")
         return sub
 
-    action("list", "Every run on record, the oldest first.", run=False)
-    action("tree", "Its machines and commits: who came from whom, what it cost, which branch won.")
-    diff = action("diff", "What changed in its machine between the ends of two steps.")
+    action("list", "List all recorded runs, the oldest first.", run=False)
+    action("tree", "Show a run's machines and commits: parents, cost, the winning branch.")
+    diff = action("diff", "Show what changed in a run's machine between the ends of two steps.")
     for name in ("a", "b"):
-        diff.add_argument(name, type=int, metavar=name.upper(), help="a step; 0 is the beginning")
-    resume = action("resume", "Go on with it, by default from its last checkpoint.")
-    resume.add_argument("--step", type=int, metavar="K", help="from the end of this step")
-    replay = action("replay", "Perform it again with the replies on record: no model is asked.")
+        diff.add_argument(name, type=int, metavar=name.upper(), help="a step; 0 is the start")
+    resume = action("resume", "Resume a run, by default from its last checkpoint.")
+    resume.add_argument("--step", type=int, metavar="K", help="resume from the end of this step")
+    replay = action("replay", "Repeat a run with the recorded replies, without querying a model.")
     replay.add_argument(
         "--from",
         type=int,
         metavar="K",
         dest="live_from",
-        help="ask the model (--model for another one) again after this step",
+        help="query a live model (--model) from the end of this step on",
     )
     for sub in (resume, replay):
-        sub.add_argument("--instructions", metavar="TEXT", help="other ones than it had")
-        sub.add_argument("--max-iterations", type=int, help="another limit than it had")
+        sub.add_argument("--instructions", metavar="TEXT", help="replace the run's instructions")
+        sub.add_argument("--max-iterations", type=int, help="replace the run's limit")
         sub.add_argument("--json", action="store_true", help="print the result as JSON")
-    prune = action("prune", "Delete old runs from the record, with their checkpoints.", run=False)
-    prune.add_argument("--keep", type=int, default=100, metavar="N", help="but for the latest N")
+    prune = action("prune", "Delete old runs and their checkpoints.", run=False)
+    prune.add_argument("--keep", type=int, default=100, metavar="N", help="keep the latest N")
 
 
 def _add_machines(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["list", "delete", "diff", "sweep"])
-    what = "machines and commits to delete, or two to compare"
+    what = "machines and commits to delete, or two of them to compare"
     parser.add_argument("ids", nargs="*", metavar="ID", help=what)
 
 
 def read_settings(options: argparse.Namespace) -> Settings:
-    """The settings: flags before the environment.
+    """Build the settings from the flags and the environment; flags win.
 
     Raises:
-        SettingsError: A value is not allowed.
+        SettingsError: A value is invalid.
     """
     given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     for name, separator in SEPARATORS.items():
         values = [*getattr(options, f"{name}_before", ()), *given.get(name, ())]
         if values:
-            # A flag names one directory, which may have any character in its name.
-            one = name == "allow_dir"
-            given[name] = tuple(values) if one else separator.join(values)
+            # A directory given by a flag may contain the separator in its name.
+            given[name] = tuple(values) if name == "allow_dir" else separator.join(values)
     try:
         return Settings(**given)
     except ValidationError as error:
@@ -164,5 +164,5 @@ def read_settings(options: argparse.Namespace) -> Settings:
             for name in [str(e["loc"][0])]
         ]
         raise SettingsError(
-            "; ".join(problems) + ". `vers-rlm-mcp --help` lists every setting."
+            "; ".join(problems) + ". `vers-rlm-mcp --help` lists all settings."
         ) from None

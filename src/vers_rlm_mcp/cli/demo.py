@@ -1,8 +1,8 @@
-"""`vers-rlm-mcp demo`: the main job on real files in a real machine, through a real MCP client.
+"""`vers-rlm-mcp demo`: `vers_rlm` on real files in a real machine, through a real MCP client.
 
-It starts this very server as a client would, over stdio, and calls `vers_rlm`. With a provider's
-key in the environment the model works; without one its part is read from a script, and every
-figure is still computed in the machine.
+The command starts this server over stdio, as a client would, and calls `vers_rlm`. With a
+provider's key in the environment, a model does the work. Without one, the model's replies come from
+a script, but its code still runs in the machine.
 """
 
 from __future__ import annotations
@@ -39,27 +39,30 @@ TASK = (
 
 
 async def demonstrate(settings: Settings) -> int:
-    """Run the demonstration; 0 when it ended well and its machines are gone."""
-    environment, whose = await _environment(settings)
-    _say(whose)
+    """Run the demonstration; return 0 if it succeeded and left no machine behind."""
+    environment, notice = await _environment(settings)
+    _print_lines(notice)
     server = StdioServerParameters(
         command=sys.executable, args=["-m", "vers_rlm_mcp"], env=environment
     )
     async with Client(server) as client:
         started = time.monotonic()
         result = await client.call_tool(
-            "vers_rlm", {"signature": SIGNATURE, "inputs": {"task": TASK}}, progress_callback=_show
+            "vers_rlm",
+            {"signature": SIGNATURE, "inputs": {"task": TASK}},
+            progress_callback=_print_progress,
         )
         seconds = time.monotonic() - started
         if result.is_error or result.structured_content is None:
-            _say("", "The run failed:", *(getattr(part, "text", "") for part in result.content))
+            parts = (getattr(part, "text", "") for part in result.content)
+            _print_lines("", "The run failed:", *parts)
             return 1
         machines: dict[str, Any] = (await client.call_tool("vmList", {})).structured_content or {}
-    return _report(result.structured_content, machines, seconds)
+    return _print_report(result.structured_content, machines, seconds)
 
 
 async def _environment(settings: Settings) -> tuple[dict[str, str], str]:
-    """What the server is started with, and the line that says who plays the model."""
+    """The server's environment, and a notice that says whether the model is real."""
     environment = {**os.environ, **settings.environment()}
     try:
         model = open_model(settings.model)
@@ -68,35 +71,34 @@ async def _environment(settings: Settings) -> tuple[dict[str, str], str]:
             raise
         environment |= dict.fromkeys(("VERS_RLM_MODEL", "VERS_RLM_SUB_MODEL"), f"scripted:{SCRIPT}")
         return environment, (
-            "The model's part is SCRIPTED, since no API key is set: its words were written "
-            "beforehand, its code runs now, in a real machine. Set ANTHROPIC_API_KEY or "
-            "OPENAI_API_KEY to see a model do it."
+            "The model is SCRIPTED, since no API key is set: its replies were written in advance, "
+            "but its code runs now, in a real machine. Set ANTHROPIC_API_KEY or OPENAI_API_KEY to "
+            "use a real model."
         )
     await model.aclose()
     environment["VERS_RLM_MODEL"] = model.name
     return environment, f"The model is {model.name}."
 
 
-async def _show(progress: float, total: float | None, message: str | None) -> None:
+async def _print_progress(progress: float, total: float | None, message: str | None) -> None:
     del total
     if message:
-        _say(f"[{progress:5.1f} s] {message}")
+        _print_lines(f"[{progress:5.1f} s] {message}")
 
 
-def _report(answer: dict[str, Any], machines: dict[str, Any], seconds: float) -> int:
+def _print_report(answer: dict[str, Any], machines: dict[str, Any], seconds: float) -> int:
     left = [vm["id"] for vm in machines.get("vms", [])]
     machine, outputs, used = answer["machine"], answer["outputs"], answer["usage"]
-    _say("", "Outputs", json.dumps(outputs, indent=2, ensure_ascii=False), "")
-    _say(
+    _print_lines("", "Outputs", json.dumps(outputs, indent=2, ensure_ascii=False), "")
+    _print_lines(
         f"{answer['status']} after {answer['steps']} steps in {seconds:.1f} s on "
         f"{machine['backend']} (isolation: {machine['isolation']}, fidelity: "
         f"{machine['fidelity']}), {used['sub_calls']} sub-calls, {used['tokens']:,} tokens.",
         f"Machines left behind: {', '.join(left) if left else 'none'}.",
     )
-    well = answer["status"] == "finished" and outputs.get("original_untouched") is True
-    return 0 if well and answer["run_id"] and machine["id"] not in left else 1
+    succeeded = answer["status"] == "finished" and outputs.get("original_untouched") is True
+    return 0 if succeeded and answer["run_id"] and machine["id"] not in left else 1
 
 
-def _say(*lines: str) -> None:
-    for line in lines:
-        print(line, flush=True)
+def _print_lines(*lines: str) -> None:
+    print(*lines, sep="\n", flush=True)

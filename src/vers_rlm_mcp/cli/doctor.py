@@ -1,4 +1,4 @@
-"""`vers-rlm-mcp doctor`: tries for real what a run needs, and says what to do about what fails."""
+"""`vers-rlm-mcp doctor`: checks machines and models, and says how to fix what does not work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.settings import Settings
 
 TRIAL_SECONDS = 60.0
-"""What the whole trial may take; on a local machine it is over in less than a second."""
+"""Time limit for all checks of a machine; a local one takes less than a second."""
 
 COMMAND_BYTES = 1000
 
@@ -32,50 +32,50 @@ T = TypeVar("T")
 
 @dataclass
 class Report:
-    """What was found, printed as it is found."""
+    """Prints findings as they are made, and counts failures."""
 
     console: Console
     failures: int = 0
 
-    def good(self, what: str) -> None:
-        """Say that something works."""
+    def success(self, what: str) -> None:
+        """Report something that works."""
         self.console.print(Text("✓ ", style="green") + Text(what))
 
-    def bad(self, what: str, error: object) -> None:
-        """Say that something does not work, and what to do."""
+    def failure(self, what: str, error: object) -> None:
+        """Report something that does not work; `error` says what to do about it."""
         self.failures += 1
         self.console.print(Text("✗ ", style="red") + Text(f"{what}: {error}"))
 
     def remark(self, what: str) -> None:
-        """Say something that is neither."""
+        """Report a fact that is neither a success nor a failure."""
         self.console.print(Text(f"  {what}"))
 
     async def attempt(self, what: str, act: Callable[[], Awaitable[T]]) -> T:
-        """Do something and say how long it took; a failure is reported and raised."""
+        """Perform a check and report how long it took. A failure is reported and raised."""
         started = time.monotonic()
         try:
             result = await act()
         except VersRlmError as error:
-            self.bad(what, error)
+            self.failure(what, error)
             raise
-        self.good(f"{what} ({(time.monotonic() - started) * 1000:.0f} ms)")
+        self.success(f"{what} ({(time.monotonic() - started) * 1000:.0f} ms)")
         return result
 
 
 async def diagnose(settings: Settings) -> int:
-    """Examine what the settings choose; 0 when machines can be made."""
+    """Check the configured backend and models; return 0 if machines can be created."""
     report = Report(Console(soft_wrap=True))
-    report.remark(f"Durable state lies in {settings.state_dir}.")
+    report.remark(f"The state directory is {settings.state_dir}.")
     try:
         with anyio.fail_after(TRIAL_SECONDS):
             await _examine(report, settings)
     except TimeoutError:
-        report.bad("Trying a machine", f"it took longer than {TRIAL_SECONDS:g} s; it was given up.")
+        report.failure("Trying a machine", f"cancelled after {TRIAL_SECONDS:g} s.")
     except VersRlmError as error:
         if not report.failures:
-            report.bad("Opening the backend", error)
+            report.failure("Opening the backend", error)
     machines_work = not report.failures
-    _look_at_models(report, settings)
+    _check_models(report, settings)
     return 0 if machines_work else 1
 
 
@@ -83,7 +83,7 @@ async def _examine(report: Report, settings: Settings) -> None:
     choice = await to_thread.run_sync(choose_backend, settings)  # it may boot a machine
     report.remark(f"Machines come from {choice.name}, since {choice.reason}.")
     if choice.factory.costs_money:
-        await _look_at_service(report, settings, choice)
+        await _check_service(report, settings, choice)
         return
     try:
         await _try_machine(report, settings)
@@ -95,16 +95,16 @@ async def _examine(report: Report, settings: Settings) -> None:
                 report.remark(f"{finding.name}: {finding.text}")
 
 
-async def _look_at_service(report: Report, settings: Settings, choice: Choice) -> None:
-    """Look at what a service tells for nothing: a machine of it costs money."""
+async def _check_service(report: Report, settings: Settings, choice: Choice) -> None:
+    """Check what the service reports free of charge: creating a machine costs money."""
     for finding in await choice.factory.probe(settings):
         if finding.ok:
-            report.good(f"{finding.name}: {finding.text}")
+            report.success(f"{finding.name}: {finding.text}")
         else:
-            report.bad(finding.name, finding.text)
+            report.failure(finding.name, finding.text)
     report.remark(
-        "No machine was made, since that costs money: "
-        f"`vers-rlm-mcp demo --backend {choice.name}` makes some and deletes them."
+        "No machine was created, since that costs money: "
+        f"`vers-rlm-mcp demo --backend {choice.name}` creates some and deletes them."
     )
 
 
@@ -113,7 +113,7 @@ async def _try_machine(report: Report, settings: Settings) -> None:
         bench = runs.Workbench(fleet, settings)
         await report.attempt("A machine starts", bench.create)
         machine = await bench.machine()
-        _describe(report, machine)
+        _report_capabilities(report, machine)
 
         async def command() -> None:
             result = await bench.exec("uname -s", limit=COMMAND_BYTES)
@@ -136,12 +136,12 @@ async def _try_machine(report: Report, settings: Settings) -> None:
         await bench.aclose()
 
 
-def _require(fulfilled: bool, what: str, seen: object) -> None:
-    if not fulfilled:
-        raise MachineError(f"{what} went wrong in the machine: {seen}")
+def _require(condition: bool, what: str, seen: object) -> None:
+    if not condition:
+        raise MachineError(f"{what} failed in the machine: {seen}")
 
 
-def _describe(report: Report, machine: Machine) -> None:
+def _report_capabilities(report: Report, machine: Machine) -> None:
     can = machine.capabilities
     report.remark(
         f"Backend {machine.backend}, isolation: {can.isolation}, fidelity: {can.fidelity}, "
@@ -154,18 +154,18 @@ def _describe(report: Report, machine: Machine) -> None:
         report.remark(note)
 
 
-def _look_at_models(report: Report, settings: Settings) -> None:
-    """Say which models would be taken. Nothing is sent to a provider: that would cost."""
-    _look_at_model(report, "model", settings.model)
+def _check_models(report: Report, settings: Settings) -> None:
+    """Report which models would be used. Nothing is sent to a provider: that costs money."""
+    _check_model(report, "model", settings.model)
     if settings.sub_model:
-        _look_at_model(report, "sub-model", settings.sub_model)
+        _check_model(report, "sub-model", settings.sub_model)
 
 
-def _look_at_model(report: Report, role: str, name: str | None) -> None:
+def _check_model(report: Report, role: str, name: str | None) -> None:
     try:
         model = open_model(name)
     except ModelError as error:
         report.remark(str(error))
-        report.remark("An MCP client that offers sampling can lend its own model.")
+        report.remark("An MCP client that offers sampling can provide its own model.")
     else:
-        report.good(f"The {role} is {model.name} (its key was not tried)")
+        report.success(f"The {role} is {model.name} (its key was not checked)")

@@ -1,7 +1,7 @@
-"""The entry point of `vers-rlm-mcp`: signals, settings, logging, exit codes.
+"""The entry point: signals, settings, logging, exit codes.
 
-A command's module is imported only when the command runs, so that starting the server loads
-nothing that the handshake does not need.
+A command's module is imported only when the command runs, so that starting the server loads nothing
+that the MCP handshake does not need.
 """
 
 from __future__ import annotations

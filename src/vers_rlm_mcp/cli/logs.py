@@ -1,4 +1,4 @@
-"""Where the log goes, and how it reads: standard error or a file, for people or as JSON lines."""
+"""Set up logging: to standard error or a file, as text or JSON lines."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.settings import Settings
 
 CHATTY_LIBRARIES = ("asyncssh", "httpx2")
-"""They log each request, and each command with all that is in it: only their warnings count."""
+"""Libraries that log every request or command verbatim; only their warnings are kept."""
 
 
 class JsonFormatter(logging.Formatter):
-    """One line of JSON for each record: ``time`` (UTC), ``level``, ``logger``, ``message``.
+    """Formats a record as one line of JSON: ``time`` (UTC), ``level``, ``logger``, ``message``.
 
-    A traceback is under ``error``.
+    A traceback is stored under ``error``.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as a line, without its end."""
+        """Format the record, without a line ending."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -37,10 +37,10 @@ class JsonFormatter(logging.Formatter):
 
 
 def start_logging(settings: Settings) -> None:
-    """Set up the log of this process.
+    """Set up logging for this process.
 
     Raises:
-        SettingsError: The file cannot be written.
+        SettingsError: The log file cannot be written.
     """
     handler = _handler(settings)
     text = logging.Formatter("vers-rlm-mcp: %(levelname)s: %(message)s")
@@ -57,6 +57,6 @@ def _handler(settings: Settings) -> logging.Handler:
         return logging.FileHandler(settings.log_file, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise SettingsError(
-            f"The log {settings.log_file} cannot be written: {error.strerror}. "
+            f"The log file {settings.log_file} cannot be written: {error.strerror}. "
             "Choose another --log-file."
         ) from error

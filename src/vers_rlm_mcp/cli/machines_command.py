@@ -1,4 +1,4 @@
-"""`vers-rlm-mcp machines`: list, delete, compare and sweep machines."""
+"""`vers-rlm-mcp machines`: lists, deletes, compares and sweeps machines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vers_rlm_mcp import runs
 from vers_rlm_mcp.errors import InputError
 from vers_rlm_mcp.machines import open_fleet
 
-from .terminal import age, table
+from .terminal import format_age, format_table
 
 if TYPE_CHECKING:
     import argparse
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 async def manage_machines(options: argparse.Namespace, settings: Settings) -> int:
-    """List machines and commits, delete or compare given ones, or sweep those of dead servers."""
+    """List, delete or compare machines and commits, or sweep those left by dead servers."""
     action: str = options.action
     ids: list[str] = options.ids
     if action == "delete" and not ids:
@@ -39,7 +39,7 @@ async def manage_machines(options: argparse.Namespace, settings: Settings) -> in
             swept = await fleet.sweep()
             print(f"deleted {', '.join(swept)}" if swept else "nothing to sweep")
         else:
-            print(_as_table(await fleet.inventory()))
+            print(_format_table(await fleet.inventory()))
     return 0
 
 
@@ -50,11 +50,11 @@ async def _delete(fleet: Fleet, ids: Sequence[str]) -> None:
         print(f"deleted {item}")
 
 
-def _as_table(items: Sequence[Item]) -> str:
+def _format_table(items: Sequence[Item]) -> str:
     if not items:
         return "no machines and no commits"
     rows = [
-        (item.id, age(item.created_at), item.state, item.parent or "-", item.run or "-")
+        (item.id, format_age(item.created_at), item.state, item.parent or "-", item.run or "-")
         for item in items
     ]
-    return table([("ID", "AGE", "STATE", "FROM", "RUN"), *rows])
+    return format_table([("ID", "AGE", "STATE", "FROM", "RUN"), *rows])

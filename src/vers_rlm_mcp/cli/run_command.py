@@ -1,4 +1,4 @@
-"""`vers-rlm-mcp run`: one task in the terminal, with live progress."""
+"""`vers-rlm-mcp run`: runs one task in the terminal, with live progress."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vers_rlm_mcp import rlm, runs
 from vers_rlm_mcp.errors import InputError, PathRefused
 
-from .terminal import live, opened_model, print_result
+from .terminal import open_model_in, open_watched_fleet, print_result
 
 if TYPE_CHECKING:
     import argparse
@@ -22,16 +22,17 @@ if TYPE_CHECKING:
 
 
 async def run_task(options: argparse.Namespace, settings: Settings) -> int:
-    """Run one task, with live progress; 0 when all outputs are there."""
-    inputs, files = _inputs(options.input, rlm.Signature.parse(options.signature))
+    """Run one task, show live progress, and return the exit code."""
+    inputs, files = _split_inputs(options.input, rlm.Signature.parse(options.signature))
     async with AsyncExitStack() as stack:
-        model = await opened_model(stack, settings.model)
-        sub_model = await opened_model(stack, settings.sub_model or settings.model)
-        # Whoever types the command may read what they name.
-        opened = stack.enter_context(runs.opened_files(_named(files, options.file), [Path("/")]))
-        fleet, show = await stack.enter_async_context(live(settings))
+        model = await open_model_in(stack, settings.model)
+        sub_model = await open_model_in(stack, settings.sub_model or settings.model)
+        # No allow-list: the user at the terminal may read these files anyway.
+        paths = _files_by_name(files, options.file)
+        opened = stack.enter_context(runs.opened_files(paths, [Path("/")]))
+        fleet, show = await stack.enter_async_context(open_watched_fleet(settings))
         result = await runs.run(
-            _request(options, inputs, opened),
+            _create_request(options, inputs, opened),
             fleet=fleet,
             model=model,
             sub_model=sub_model,
@@ -41,7 +42,7 @@ async def run_task(options: argparse.Namespace, settings: Settings) -> int:
     return print_result(result, as_json=options.json)
 
 
-def _request(
+def _create_request(
     options: argparse.Namespace, inputs: Mapping[str, JsonValue], files: Mapping[str, Path]
 ) -> runs.RunRequest:
     return runs.RunRequest(
@@ -58,10 +59,10 @@ def _request(
     )
 
 
-def _inputs(
+def _split_inputs(
     given: Sequence[str], signature: rlm.Signature
 ) -> tuple[dict[str, JsonValue], dict[str, Path]]:
-    """Inputs by name: values, and the paths of texts that are given as ``NAME=@PATH``."""
+    """Split the inputs into values and paths of text files (``NAME=@PATH``), each by name."""
     types = {field.name: field.type for field in signature.inputs}
     values: dict[str, JsonValue] = {}
     files: dict[str, Path] = {}
@@ -80,11 +81,12 @@ def _inputs(
         elif is_text:
             values[name] = value
         else:
-            values[name] = _parsed(name, _content(value[1:]) if value.startswith("@") else value)
+            text = _read_text(value[1:]) if value.startswith("@") else value
+            values[name] = _parse_json(name, text)
     return values, files
 
 
-def _content(path: str) -> str:
+def _read_text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -93,18 +95,17 @@ def _content(path: str) -> str:
         raise PathRefused(f"{path} cannot be read as text: {error}.") from None
 
 
-def _parsed(name: str, text: str) -> JsonValue:
+def _parse_json(name: str, text: str) -> JsonValue:
     try:
         return json.loads(text)
     except ValueError as error:
         raise InputError(
-            f"--input {name}: the signature wants no text here, and {text[:80]!r} is not JSON "
-            f"({error})."
+            f"--input {name}: the signature expects JSON, but {text[:80]!r} is not JSON ({error})."
         ) from None
 
 
-def _named(inputs: Mapping[str, Path], files: Sequence[Path]) -> dict[str, str]:
-    """The files by their names in the machine; those of inputs have the names of these."""
+def _files_by_name(inputs: Mapping[str, Path], files: Sequence[Path]) -> dict[str, str]:
+    """Map names in the machine to host paths. An input's file is named after the input."""
     named = {name: str(path) for name, path in inputs.items()}
     for path in files:
         if path.name in named:

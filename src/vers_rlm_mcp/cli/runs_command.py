@@ -1,4 +1,4 @@
-"""`vers-rlm-mcp runs`: list, inspect, resume, replay and prune recorded runs."""
+"""`vers-rlm-mcp runs`: lists, inspects, resumes, replays and prunes recorded runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vers_rlm_mcp import runs
 from vers_rlm_mcp.errors import InputError
 from vers_rlm_mcp.machines import open_fleet
 
-from .terminal import age, live, opened_model, print_result, table
+from .terminal import format_age, format_table, open_model_in, open_watched_fleet, print_result
 
 if TYPE_CHECKING:
     import argparse
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.models import Model
     from vers_rlm_mcp.settings import Settings
 
-REASON_CHARS = 60
-"""Characters of a run's end that the list shows."""
+SIGNATURE_CHARS = 60
+"""Length to which the list cuts a run's signature."""
 
 DIVERGED = 4
-"""Exit code of a replay in which the world answered differently."""
+"""Exit code of a replay in which the machine responded differently."""
 
 
 async def manage_runs(options: argparse.Namespace, settings: Settings) -> int:
-    """Do what was asked for, and return the exit code."""
+    """Perform the action and return the exit code."""
     records = runs.Records(settings.state_dir)
     if options.action == "list":
-        print(_as_table(runs.summaries(records)))
+        print(_format_table(runs.summaries(records)))
     elif options.action == "tree":
         about, nodes = runs.run_lineage(records.of(options.run))
         print("\n".join([about, *runs.drawn(nodes)]))
@@ -61,7 +61,7 @@ async def _diff(records: runs.Records, options: argparse.Namespace, settings: Se
 async def _resume(options: argparse.Namespace, settings: Settings) -> int:
     async with AsyncExitStack() as stack:
         model, sub_model = await _models(stack, options, settings)
-        fleet, show = await stack.enter_async_context(live(settings))
+        fleet, show = await stack.enter_async_context(open_watched_fleet(settings))
         result = await runs.resume(
             options.run,
             step=options.step,
@@ -77,12 +77,12 @@ async def _resume(options: argparse.Namespace, settings: Settings) -> int:
 
 async def _replay(options: argparse.Namespace, settings: Settings) -> int:
     if options.live_from is None and hasattr(options, "model"):
-        raise InputError("A replay asks no model; add --from K to have this one asked from there.")
+        raise InputError("A replay queries no model. Add --from K to use --model after step K.")
     async with AsyncExitStack() as stack:
         models = None
         if options.live_from is not None:
             models = await _models(stack, options, settings)
-        fleet, show = await stack.enter_async_context(live(settings))
+        fleet, show = await stack.enter_async_context(open_watched_fleet(settings))
         replayed = await runs.replay(
             options.run,
             live_from=options.live_from,
@@ -97,8 +97,8 @@ async def _replay(options: argparse.Namespace, settings: Settings) -> int:
     else:
         print_result(replayed.result, as_json=False)
     steps = ", ".join(str(each.step) for each in replayed.differences)
-    where = f"The world answered differently at step {steps}" if steps else "Nothing differed"
-    same = "the same" if replayed.same_outputs else "other"
+    where = f"The machine responded differently at step {steps}" if steps else "Nothing differed"
+    same = "the same" if replayed.same_outputs else "different"
     print(f"{where}; the outputs are {same}.", file=sys.stderr)
     return DIVERGED if replayed.differences else 0
 
@@ -106,13 +106,13 @@ async def _replay(options: argparse.Namespace, settings: Settings) -> int:
 async def _models(
     stack: AsyncExitStack, options: argparse.Namespace, settings: Settings
 ) -> tuple[Model, Model]:
-    """The models of the run, unless others are named on the command line."""
+    """Open the run's own models, or those given on the command line."""
     past = runs.recall(runs.Records(settings.state_dir).of(options.run))
     name = getattr(options, "model", None)
     sub_name = getattr(options, "sub_model", None) or name
     return (
-        await opened_model(stack, name or past.model),
-        await opened_model(stack, sub_name or past.sub_model),
+        await open_model_in(stack, name or past.model),
+        await open_model_in(stack, sub_name or past.sub_model),
     )
 
 
@@ -126,19 +126,19 @@ def _changes(options: argparse.Namespace, settings: Settings) -> runs.Changes:
     )
 
 
-def _as_table(summaries: Sequence[runs.RunSummary]) -> str:
+def _format_table(summaries: Sequence[runs.RunSummary]) -> str:
     if not summaries:
         return "no runs"
     rows = [("ID", "AGE", "STATE", "STEPS", "CHECKPOINTS", "TASK")]
     rows += [
         (
             each.id,
-            age(each.started_at),
+            format_age(each.started_at),
             each.state,
             str(each.steps),
             ",".join(map(str, each.checkpoints)) or "-",
-            each.signature[:REASON_CHARS],
+            each.signature[:SIGNATURE_CHARS],
         )
         for each in summaries
     ]
-    return table(rows)
+    return format_table(rows)

@@ -1,4 +1,4 @@
-"""What a command shows: live progress and remarks on standard error, results on standard output."""
+"""Terminal output: live progress and remarks on standard error, results on standard output."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ PARTIAL = 3
 """Exit code of a run that ended without all of its outputs."""
 
 LINE_CHARS = 100
-"""Characters of a running cell's last line that the status shows."""
+"""Length to which the status line cuts a running cell's last line."""
 
 CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}")
-"""What could give orders to the terminal: all control characters but newlines and tabs."""
+"""Replaces the characters that could control the terminal; newlines and tabs are kept."""
 
 
 @asynccontextmanager
-async def live(
+async def open_watched_fleet(
     settings: Settings,
 ) -> AsyncGenerator[tuple[Fleet, Callable[[rlm.Event], None]]]:
-    """Machines for a run that is watched here, and what shows its events as they happen."""
+    """Open the fleet for a run, and provide the callback that shows the run's events."""
     progress = Console(stderr=True)
     async with open_fleet(settings) as fleet:
         await fleet.sweep()
         with progress.status("Getting a machine ready") as status:
 
             def show(event: rlm.Event) -> None:
-                if doing := _doing(event):
-                    status.update(_safe(doing))
+                if text := _status_text(event):
+                    status.update(_safe(text))
                 if line := rlm.narrate(event):
-                    _say(progress, line)
+                    _print(progress, line)
 
             yield fleet, show
 
@@ -54,19 +54,19 @@ async def live(
 def print_result(result: runs.RunResult, *, as_json: bool) -> int:
     """Print remarks and outputs, and return the exit code."""
     _print_remarks(Console(stderr=True), result)
-    print(_as_json(result) if as_json else _as_text(result))
+    print(_format_json(result) if as_json else _format_outputs(result))
     return PARTIAL if result.status == "partial" else 0
 
 
-async def opened_model(stack: AsyncExitStack, name: str | None) -> Model:
-    """The model of this name, for as long as the stack stands."""
+async def open_model_in(stack: AsyncExitStack, name: str | None) -> Model:
+    """Open a model that the stack closes."""
     model = open_model(name)
     stack.push_async_callback(model.aclose)
     return model
 
 
-def _doing(event: rlm.Event) -> str | None:
-    """What is going on, for the status line."""
+def _status_text(event: rlm.Event) -> str | None:
+    """Text for the status line, if the event changes it."""
     if isinstance(event, rlm.ModelAsked):
         return f"Step {event.step}: the model is thinking"
     if isinstance(event, rlm.CellStarted):
@@ -77,18 +77,18 @@ def _doing(event: rlm.Event) -> str | None:
 
 
 def _safe(text: str) -> Text:
-    """Text from a model or a machine, as the terminal may see it."""
+    """Text from a model or a machine, safe to print."""
     return Text(text.translate(CONTROLS))
 
 
-def _say(console: Console, text: str) -> None:
+def _print(console: Console, text: str) -> None:
     console.print(_safe(text), soft_wrap=True)
 
 
 def _print_remarks(console: Console, result: runs.RunResult) -> None:
     used = result.usage
     money = "" if used.usd is None else f", {used.usd:.4f} USD"
-    _say(
+    _print(
         console,
         f"{result.run_id}: {result.status} after {len(result.steps)} steps in "
         f"{result.seconds:.1f} s, {used.tokens:,} tokens{money}, {result.sub_calls} sub-calls. "
@@ -97,28 +97,28 @@ def _print_remarks(console: Console, result: runs.RunResult) -> None:
         f"{result.isolation}, fidelity {result.fidelity}).",
     )
     if result.verified:
-        _say(console, f"Verified by: {result.verified}")
+        _print(console, f"Verified by: {result.verified}")
     for warning in result.warnings:
-        _say(console, f"Warning: {warning}")
+        _print(console, f"Warning: {warning}")
 
 
-def _as_json(result: runs.RunResult) -> str:
+def _format_json(result: runs.RunResult) -> str:
     return json.dumps(asdict(result), ensure_ascii=False, indent=2)
 
 
-def _as_text(result: runs.RunResult) -> str:
+def _format_outputs(result: runs.RunResult) -> str:
     return "\n".join(
         f"{name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
         for name, value in result.outputs.items()
     )
 
 
-def age(since: float) -> str:
-    """How long ago a time was, in minutes."""
+def format_age(since: float) -> str:
+    """Format the time elapsed since a timestamp, in minutes."""
     return f"{(time.time() - since) / 60:.0f} min"
 
 
-def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows with their columns below each other; the last one is as wide as it is."""
+def format_table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Format rows as aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
