@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -115,6 +116,9 @@ print(sorted({"anthropic", "openai"} & sys.modules.keys()))
 def test_the_sdk_is_imported_off_the_event_loop(provider: str):
     code = f"""
 import sys, threading, anyio
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from servers import AnthropicServer, OpenAIServer
+from vers_rlm_mcp.messages import Message
 from vers_rlm_mcp.models import open_model
 
 class Watch:
@@ -126,9 +130,13 @@ importers = set()
 sys.meta_path.insert(0, Watch())
 
 async def main():
-    model = open_model({provider!r}, {{"{provider.upper()}_API_KEY": "sk-1"}})
-    await model.warm()
-    await model.aclose()
+    server = {{"anthropic": AnthropicServer, "openai": OpenAIServer}}[{provider!r}]()
+    async with server:
+        variable = {provider.upper()!r}
+        env = {{f"{{variable}}_API_KEY": "sk-1", f"{{variable}}_BASE_URL": server.url}}
+        model = open_model({provider!r}, env)
+        await model.complete([Message("user", "Hello.")])
+        await model.aclose()
 
 anyio.run(main)
 print(importers)

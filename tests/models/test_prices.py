@@ -19,7 +19,15 @@ def test_each_kind_of_token_has_its_own_price():
 
 
 def test_a_long_prompt_makes_the_whole_call_dearer_and_cached_tokens_count_as_prompt():
-    price = Price(2, 10, 0.1, 2.5, long_prompt=100, long_input=2, long_output=1.5)
+    price = Price(
+        input=2,
+        output=10,
+        cache_read=0.1,
+        cache_write=2.5,
+        long_prompt=100,
+        long_input=2,
+        long_output=1.5,
+    )
     assert price.usd(Usage(10, 1000, 90, 0)) == pytest.approx((20 + 10_000 + 9) / MILLION)
     assert price.usd(Usage(11, 1000, 90, 0)) == pytest.approx((44 + 15_000 + 18) / MILLION)
 

@@ -1,6 +1,6 @@
-"""Language models: `open_model` makes one from its name.
+"""Language models: `open_model` creates one from its name.
 
-Importing this room imports no provider's SDK; a model does that when it is first asked.
+Importing this package imports no provider's SDK. A model imports it on its first call.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ __all__ = [
 ]
 
 SAMPLING = "sampling"
-"""The name of the MCP client's own model. Only the server can ask it: `open_model` refuses."""
+"""The name of the MCP client's own model. Only the server can use it; `open_model` refuses it."""
 
 DEFAULT_MODELS: Mapping[str, str] = {
     "anthropic": anthropic.DEFAULT_MODEL,
     "openai": openai.DEFAULT_MODEL,
 }
-"""Which model is meant where a name holds only the provider."""
+"""The model to use if only the provider is named."""
 
 PROVIDERS = ("anthropic", "openai", "scripted", SAMPLING)
 
-# Whose model a name without a provider probably is.
+# The provider that a model's name without a provider probably belongs to.
 _FAMILIES = {"claude": "anthropic", "gpt": "openai"}
 
 
 def open_model(name: str | None, env: Mapping[str, str] = os.environ) -> Model:
-    """Make the model that `name` means.
+    """Create the model called `name`.
 
     Args:
         name: ``provider:model``, or ``anthropic`` or ``openai`` for that provider's default model,
-            or ``scripted:PATH``. None takes the provider whose key `env` holds, Anthropic first.
-        env: Where keys and base URLs are read from.
+            or ``scripted:PATH``. None selects the provider whose key is in `env`, Anthropic first.
+        env: The environment that keys and base URLs are read from.
 
     Raises:
-        ModelUnavailable: The name means nothing, its key is not set, or its script cannot be used.
-            No connection is made here: a wrong key is found out by the first call.
+        ModelUnavailable: The name is unknown, its key is not set, or its script cannot be used. No
+            connection is made here, so a wrong key is detected only by the first call.
     """
     provider, _, model = (name or _provider_with_key(env)).strip().partition(":")
     if provider == "anthropic":
@@ -67,7 +67,7 @@ def open_model(name: str | None, env: Mapping[str, str] = os.environ) -> Model:
         return OpenAIModel(model or None, env)
     if provider == "scripted" and model:
         return ScriptedModel(Path(model))
-    raise ModelUnavailable(_what_is_wrong(provider, model))
+    raise ModelUnavailable(_explain_name(provider, model))
 
 
 def _provider_with_key(env: Mapping[str, str]) -> str:
@@ -76,16 +76,16 @@ def _provider_with_key(env: Mapping[str, str]) -> str:
     if env.get("OPENAI_API_KEY") or env.get("OPENAI_BASE_URL"):
         return "openai"
     raise ModelUnavailable(
-        "No model: set ANTHROPIC_API_KEY or OPENAI_API_KEY, or OPENAI_BASE_URL for a server of "
-        "your own, and choose a model with VERS_RLM_MODEL=provider:model if the default is not it."
+        "No model is configured: set ANTHROPIC_API_KEY or OPENAI_API_KEY, or OPENAI_BASE_URL for "
+        "your own server. VERS_RLM_MODEL=provider:model selects another model than the default."
     )
 
 
-def _what_is_wrong(provider: str, model: str) -> str:
+def _explain_name(provider: str, model: str) -> str:
     if provider == "scripted":
         return "`scripted` needs the path of a script: `scripted:PATH`."
     if provider == SAMPLING:
-        return "`sampling` asks the model of an MCP client, and there is none here: name another."
+        return "`sampling` uses an MCP client's model, and there is no client here: name another."
     known = (
         f"The providers are {', '.join(PROVIDERS)}, as in `anthropic:{anthropic.DEFAULT_MODEL}`."
     )
@@ -98,4 +98,4 @@ def _what_is_wrong(provider: str, model: str) -> str:
         close = difflib.get_close_matches(provider, PROVIDERS, n=1)
         meant = f"{close[0]}:{model}".removesuffix(":") if close else ""
     did_you_mean = f"Did you mean `{meant}`? " if meant else ""
-    return f"No provider of models is called {provider!r}. {did_you_mean}{known}"
+    return f"There is no model provider {provider!r}. {did_you_mean}{known}"

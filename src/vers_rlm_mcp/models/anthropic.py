@@ -26,9 +26,9 @@ DEFAULT_MODEL = "claude-sonnet-5-5"
 DEFAULT_URL = "https://api.anthropic.com"
 
 DEFAULT_MAX_TOKENS = 32_000
-"""Room for thinking and a long program; every current model can give at least twice as much."""
+"""Enough for thinking and a long program. Every current model allows at least twice as much."""
 
-# The API refuses a text without a visible character, which a model may well have replied.
+# Replaces text without a visible character, which the API rejects but models do reply with.
 _NOTHING = "(nothing)"
 
 _STOP_REASONS: Mapping[str, StopReason] = {
@@ -37,7 +37,7 @@ _STOP_REASONS: Mapping[str, StopReason] = {
     "refusal": "refusal",
 }
 
-# An error in the middle of a stream comes with status 200; its type says what it would have been.
+# An error in mid-stream has status 200; its type implies the status that it would otherwise have.
 _STATUS_OF_TYPE: Mapping[str | None, int] = {
     "invalid_request_error": 400,
     "authentication_error": 401,
@@ -49,18 +49,21 @@ _STATUS_OF_TYPE: Mapping[str | None, int] = {
     "overloaded_error": 529,
 }
 
-# `error_code` of the 429s that no waiting helps against.
+# `error_code` of a 429 that waiting does not resolve.
 _SPEND_LIMIT = "spend_limit_reached"
 
 
 class AnthropicModel(RemoteModel["AsyncAnthropic"]):
-    """A model of Anthropic, or of a server that speaks the same protocol."""
+    """A model of Anthropic, or of a server with the same API."""
 
     def __init__(self, model: str, env: Mapping[str, str]) -> None:
-        super().__init__(Endpoint.from_environment(env, "anthropic", model, DEFAULT_URL))
+        endpoint = Endpoint.from_environment(
+            env, provider="anthropic", model=model, default_url=DEFAULT_URL
+        )
+        super().__init__(endpoint)
 
     def _open(self) -> AsyncAnthropic:
-        import anthropic  # noqa: PLC0415 - takes over a second
+        import anthropic  # takes over a second
 
         client = anthropic.AsyncAnthropic(
             api_key=self._endpoint.key,
@@ -68,7 +71,7 @@ class AnthropicModel(RemoteModel["AsyncAnthropic"]):
             default_headers=self._endpoint.headers,
             max_retries=0,
             timeout=TIMEOUT,
-            http_client=anthropic.DefaultAsyncHttpxClient(),  # as for OpenAI
+            http_client=anthropic.DefaultAsyncHttpxClient(),  # as in OpenAIModel
         )
         _ = client.messages  # imports the rest of the SDK
         return client
@@ -76,7 +79,7 @@ class AnthropicModel(RemoteModel["AsyncAnthropic"]):
     async def _ask(
         self, client: AsyncAnthropic, messages: Sequence[Message], max_tokens: int | None
     ) -> Completion:
-        import anthropic  # noqa: PLC0415 - loaded by now
+        import anthropic
 
         system, turns = _conversation(messages)
         reply = _Reply()
@@ -96,12 +99,12 @@ class AnthropicModel(RemoteModel["AsyncAnthropic"]):
         return Completion(reply.text, self._priced(reply.usage), stop_reason)
 
     def _sdk_error(self) -> type[Exception]:
-        import anthropic  # noqa: PLC0415 - loaded by now
+        import anthropic
 
         return anthropic.AnthropicError
 
     def _translate(self, error: Exception) -> ModelError:
-        import anthropic  # noqa: PLC0415 - loaded by now
+        import anthropic
 
         if isinstance(error, anthropic.APIStatusError):
             words = error.api_message or error.message
@@ -112,7 +115,7 @@ class AnthropicModel(RemoteModel["AsyncAnthropic"]):
 
 
 def _status(error: anthropic.APIStatusError) -> int:
-    """The HTTP status that fits: the one of the response is not always it."""
+    """The status that describes the error, which is not always the response's own."""
     if (error.error_code or "").endswith(_SPEND_LIMIT):
         return 402
     if error.status_code < 400:
@@ -121,12 +124,12 @@ def _status(error: anthropic.APIStatusError) -> int:
 
 
 def _conversation(messages: Sequence[Message]) -> tuple[list[TextBlockParam], list[MessageParam]]:
-    """The request's system prompt and turns, with the prompt cache's breakpoints.
+    """Build the request's system prompt and turns, with breakpoints for the prompt cache.
 
-    A conversation opens with a system message and grows: its whole prefix is to be written to the
-    cache now and found there next time, so the last two user messages end in a breakpoint, the one
-    before being where the previous request ended. Messages without a system prompt are a single
-    question; writing the cache costs a quarter more than not writing it, and nobody would read it.
+    A conversation starts with a system message and grows. Its prefix should be written to the cache
+    now and found there by the next request, so the last two user messages end in a breakpoint: the
+    earlier one is where the previous request ended. Messages without a system prompt are a single
+    question; caching them would cost a quarter more, and the cache would never be read.
     """
     instructions = [_block(message) for message in messages if message.role == "system"]
     turns = [(message.role, _block(message)) for message in messages if message.role != "system"]
@@ -143,7 +146,7 @@ def _block(message: Message) -> TextBlockParam:
 
 
 class _Reply:
-    """A reply, as its events come in."""
+    """Collects a reply from its events."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
@@ -164,7 +167,7 @@ class _Reply:
             self._count(event.usage)
 
     def _count(self, usage: AnthropicUsage | MessageDeltaUsage) -> None:
-        """Take over cumulative counts; what a later report leaves out stays as it was."""
+        """Store cumulative counts; a count that a later event omits is unchanged."""
         known = self.usage
         self.usage = Usage(
             _latest(usage.input_tokens, known.input_tokens),

@@ -1,4 +1,4 @@
-"""What a language model is to this project: messages in, text and usage out."""
+"""The interface of a language model: messages in, text and usage out."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ if TYPE_CHECKING:
 
 
 class Model(ABC):
-    """A model at a provider. Safe for concurrent use by many tasks."""
+    """A model of a provider. Safe for concurrent use by many tasks."""
 
     name: str
-    """As a user writes it: ``provider:model``."""
+    """The name as a user writes it: ``provider:model``."""
 
     price: Price | None = None
-    """What the provider charges; None when not known, and then `usd` of every usage is None."""
+    """What the provider charges. If None, the price is unknown and so is `usd` of every usage."""
 
     @abstractmethod
     async def complete(
         self, messages: Sequence[Message], *, max_tokens: int | None = None
     ) -> Completion:
-        """Ask for a reply to `messages`.
+        """Request a reply to `messages`.
 
-        Passing faults (429, 5xx, overload, dropped connections) are retried with backoff; the
-        caller bounds the whole with a cancel scope. Raises `ModelUnavailable` when the user has
-        to change something and `ModelFailed` for everything else; nothing of the provider's SDK
-        gets out.
+        Transient faults (429, 5xx, overload, dropped connections) are retried with backoff; the
+        caller limits the total time with a cancel scope.
+
+        Raises:
+            ModelUnavailable: The user must change something, such as the key.
+            ModelFailed: The provider failed, even after retries.
         """
-
-    async def warm(self) -> None:  # noqa: B027 - most models have nothing to get ready
-        """Get ready what the first `complete` would have to wait for. Never needed."""
 
     @abstractmethod
     async def aclose(self) -> None:

@@ -1,7 +1,7 @@
-"""Every endpoint that speaks OpenAI's chat completions, through the `openai` SDK: streamed.
+"""OpenAI's models, and every endpoint with OpenAI's chat completions API: streamed.
 
-OpenAI itself, and Ollama, LM Studio, vLLM or llama.cpp behind `OPENAI_BASE_URL`. OpenAI caches
-prompts by itself; all we do for it is never to change what was said before.
+Ollama, LM Studio, vLLM and llama.cpp are reached through `OPENAI_BASE_URL`. OpenAI caches prompts
+automatically, provided that earlier messages never change.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "gpt-6.2-sol"
 DEFAULT_URL = "https://api.openai.com/v1"
 
-# The SDK insists on a key; a server of one's own mostly does not look at it.
+# The SDK requires a key, which most self-hosted servers ignore.
 _NO_KEY = "not-needed"
 
 _STOP_REASONS: Mapping[str, StopReason] = {"length": "length", "content_filter": "refusal"}
 
-# Request fields that older servers refuse, and what they know instead.
+# Request fields that older servers reject, and the older field to use instead, if any.
 _NEWER_FIELDS: Mapping[str, str | None] = {
     "max_completion_tokens": "max_tokens",
     "stream_options": None,
 }
 
-# `code` of the 429 that no waiting helps against.
+# `code` of a 429 that waiting does not resolve.
 _NO_QUOTA = "insufficient_quota"
 
-# `code` or `type` of errors in the middle of a stream, which have no status of their own.
+# The status implied by the `code` or `type` of an error in mid-stream, which has none of its own.
 _STATUS_OF_CODE: Mapping[str | None, int] = {
     "invalid_api_key": 401,
     _NO_QUOTA: 402,
@@ -47,28 +47,31 @@ _STATUS_OF_CODE: Mapping[str | None, int] = {
 }
 
 _BYTES_PER_TOKEN = 4
-"""A rule of thumb for English and code, used only where a server reports no usage."""
+"""A rule of thumb for English and code, used only if a server reports no usage."""
 
 
 class OpenAIModel(RemoteModel["AsyncOpenAI"]):
-    """A model of OpenAI, or of a server that speaks the same protocol."""
+    """A model of OpenAI, or of a server with the same API."""
 
     def __init__(self, model: str | None, env: Mapping[str, str]) -> None:
         local = bool(env.get("OPENAI_BASE_URL", "").strip())
         if model is None and local and not env.get("OPENAI_API_KEY", "").strip():
             raise ModelUnavailable(
-                "OPENAI_BASE_URL names a server, but not which of its models: "
+                "OPENAI_BASE_URL is set, but not which of the server's models to use: "
                 "ask for `openai:MODEL`."
             )
-        super().__init__(
-            Endpoint.from_environment(
-                env, "openai", model or DEFAULT_MODEL, DEFAULT_URL, _NO_KEY if local else ""
-            )
+        endpoint = Endpoint.from_environment(
+            env,
+            provider="openai",
+            model=model or DEFAULT_MODEL,
+            default_url=DEFAULT_URL,
+            default_key=_NO_KEY if local else "",
         )
+        super().__init__(endpoint)
         self._unknown_fields: frozenset[str] = frozenset()
 
     def _open(self) -> AsyncOpenAI:
-        import openai  # noqa: PLC0415 - takes a second
+        import openai  # takes a second
 
         return openai.AsyncOpenAI(
             api_key=self._endpoint.key,
@@ -76,15 +79,15 @@ class OpenAIModel(RemoteModel["AsyncOpenAI"]):
             default_headers=self._endpoint.headers,
             max_retries=0,
             timeout=TIMEOUT,
-            # Its own one would close itself in a task when collected, half made as it may be.
+            # The SDK's own client closes itself in a task when garbage-collected.
             http_client=openai.DefaultAsyncHttpxClient(),
         )
 
     async def _ask(
         self, client: AsyncOpenAI, messages: Sequence[Message], max_tokens: int | None
     ) -> Completion:
-        """Ask with the current fields, and again without those that the server refuses by name."""
-        import openai  # noqa: PLC0415 - loaded by now
+        """Send the current fields, and retry without those that the server rejects by name."""
+        import openai
 
         unknown = self._unknown_fields
         while True:
@@ -124,11 +127,11 @@ class OpenAIModel(RemoteModel["AsyncOpenAI"]):
     async def _stream(
         self, client: AsyncOpenAI, messages: Sequence[Message], request: dict[str, Any]
     ) -> Completion:
-        import openai  # noqa: PLC0415 - loaded by now
+        import openai
 
         reply = _Reply()
-        # Without the SDK's models of request and chunks, which cost 1 ms a call: all of a
-        # kernel's sub-calls share one event loop.
+        # Bypasses the SDK's request and chunk models, which take 1 ms per call: all sub-calls of a
+        # kernel share one event loop.
         stream: openai.AsyncStream[object] = await client.post(
             "/chat/completions",
             cast_to=object,
@@ -149,12 +152,12 @@ class OpenAIModel(RemoteModel["AsyncOpenAI"]):
         return Completion(reply.text, self._priced(_usage(reply.usage)), stop_reason)
 
     def _sdk_error(self) -> type[Exception]:
-        import openai  # noqa: PLC0415 - loaded by now
+        import openai
 
         return openai.OpenAIError
 
     def _translate(self, error: Exception) -> ModelError:
-        import openai  # noqa: PLC0415 - loaded by now
+        import openai
 
         if isinstance(error, openai.APIConnectionError):
             return self._endpoint.broken("could not be reached", error.__cause__ or error)
@@ -167,7 +170,7 @@ class OpenAIModel(RemoteModel["AsyncOpenAI"]):
 
 
 def _status(error: openai.APIError) -> int:
-    """The HTTP status that an error without one, or with a misleading one, should have had."""
+    """The HTTP status that describes an error without one, or with a misleading one."""
     for code in (error.code, error.type):
         if code in _STATUS_OF_CODE:
             return _STATUS_OF_CODE[code]
@@ -177,14 +180,14 @@ def _status(error: openai.APIError) -> int:
 
 
 def _words(error: openai.APIError) -> str:
-    """What the server said: ``{"error": {"message": …}}``, or ``{"error": …}`` as Ollama has it."""
+    """The server's message: ``{"error": {"message": …}}``, or ``{"error": …}`` from Ollama."""
     body = cast("dict[str, object] | str | None", error.body)
     words = body.get("message") if isinstance(body, dict) else body
     return words if isinstance(words, str) else error.message
 
 
 def _usage(reported: Mapping[str, Any]) -> Usage:
-    """Disjoint counts: a prompt's tokens include those read from and written to the cache."""
+    """Make the counts disjoint: `prompt_tokens` includes cache reads and writes."""
     details: Mapping[str, Any] = reported.get("prompt_tokens_details") or {}
     read = details.get("cached_tokens") or 0
     written = details.get("cache_write_tokens") or 0
@@ -193,7 +196,7 @@ def _usage(reported: Mapping[str, Any]) -> Usage:
 
 
 def _estimate(messages: Sequence[Message], text: str) -> Usage:
-    """For a server that reports no usage, which must not look as if nothing had been used."""
+    """Estimate usage for a server that reports none, since it must not appear to be zero."""
     asked = sum(len(message.content.encode()) for message in messages)
     return Usage(_tokens(asked), _tokens(len(text.encode())), usd=None)
 
@@ -203,7 +206,7 @@ def _tokens(size: int) -> int:
 
 
 class _Reply:
-    """A reply, as its chunks come in."""
+    """Collects a reply from its chunks."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []

@@ -1,4 +1,4 @@
-"""What the models behind a provider's SDK share: the client, the retries and the error texts."""
+"""The base of models behind a provider's SDK: the client, retries and error translation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Client(Protocol):
-    """What the SDKs' clients have in common."""
+    """The interface shared by the SDKs' clients."""
 
     async def close(self) -> None:
         """Close the connections."""
@@ -35,34 +35,34 @@ class Client(Protocol):
 ClientT = TypeVar("ClientT", bound=Client)
 
 TIMEOUT = httpx2.Timeout(300.0, connect=10.0)
-"""Seconds of silence on a connection; a model on a slow machine may read a prompt for minutes."""
+"""Seconds without data on a connection. A model on slow hardware may read a prompt for minutes."""
 
 CLOSE_TIMEOUT = 2.0
-"""Seconds to close idle connections politely; what is left closes with the process."""
+"""Time limit for closing idle connections; any that remain are closed with the process."""
 
 MAX_WORDS = 500
-"""Characters of a provider's own words in an error; some answer with a web page."""
+"""Length to which a provider's message is cut in an error; some providers return a web page."""
 
 _UNPRINTABLE = re.compile(r"[^\x21-\x7e]")
 _LOOKS_LIKE_A_KEY = re.compile(r"\b(sk|key)-[\w*.-]{8,}|(?<=Bearer )\S+|(?<=Basic )\S+")
-_PASSING_STATUS = frozenset({408, 409, 429})
+_TRANSIENT_STATUS = frozenset({408, 409, 429})
 _FOREIGN_ROOTS = (
     httpx2.HTTPError,
     httpx2.StreamError,
     httpx2.InvalidURL,
     httpx2.CookieConflict,
 )
-# What reading a malformed reply raises: broken JSON or UTF-8, and fields that are not there.
+# Raised while parsing a malformed reply: invalid JSON or UTF-8, missing fields.
 _MALFORMED = (ValueError, TypeError, AttributeError, KeyError)
 
 
 class PassingModelFault(ModelFailed, PassingFault):
-    """The provider may answer later. Does not leave this room."""
+    """A fault that a retry may overcome. It never leaves this package."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One model at one address, and how to speak of it without giving its secrets away."""
+    """One model at one address. Its error messages never contain secrets."""
 
     provider: str
     model: str
@@ -71,20 +71,21 @@ class Endpoint:
     key_variable: str
     key: str = field(repr=False)
     credentials: str | None = field(default=None, repr=False)
-    """``user:password`` of the base URL, kept out of it since URLs are logged."""
+    """``user:password`` from the base URL, stored separately because URLs are logged."""
 
     @classmethod
     def from_environment(
         cls,
         env: Mapping[str, str],
+        *,
         provider: str,
         model: str,
         default_url: str,
         default_key: str = "",
     ) -> Endpoint:
-        """The endpoint that ``<PROVIDER>_API_KEY`` and ``<PROVIDER>_BASE_URL`` describe.
+        """Create the endpoint described by ``<PROVIDER>_API_KEY`` and ``<PROVIDER>_BASE_URL``.
 
-        Raises `ModelUnavailable` when either cannot be used.
+        Raises `ModelUnavailable` if either is unusable.
         """
         key_variable = f"{provider.upper()}_API_KEY"
         url_variable = f"{provider.upper()}_BASE_URL"
@@ -93,21 +94,29 @@ class Endpoint:
             raise ModelUnavailable(f"No key for {provider}: set {key_variable}.")
         if _UNPRINTABLE.search(key):
             raise ModelUnavailable(
-                f"{key_variable} holds characters that no key has: copy it anew."
+                f"{key_variable} contains characters that are invalid in a key: copy it again."
             )
-        url, credentials = _split_credentials(
+        url, credentials = _separate_credentials(
             env.get(url_variable, "").strip() or default_url, url_variable
         )
-        return cls(provider, model, url, url_variable, key_variable, key, credentials)
+        return cls(
+            provider=provider,
+            model=model,
+            url=url,
+            url_variable=url_variable,
+            key_variable=key_variable,
+            key=key,
+            credentials=credentials,
+        )
 
     @property
     def headers(self) -> dict[str, str]:
-        """What goes with every request, over what the SDK sends."""
+        """Headers to send with every request, in addition to the SDK's own."""
         return {} if self.credentials is None else {"Authorization": f"Basic {self._basic}"}
 
     @property
     def address(self) -> str:
-        """The base URL as far as it is fit for an error: a query may hold a key."""
+        """The base URL for use in errors, without its query, which may contain a key."""
         return self.url.partition("?")[0]
 
     @property
@@ -115,7 +124,7 @@ class Endpoint:
         return base64.b64encode((self.credentials or "").encode()).decode()
 
     def quote(self, words: str) -> str:
-        """A provider's words, on one line, bounded, and without anything secret."""
+        """Quote a provider's message on one line, cut to `MAX_WORDS`, with secrets redacted."""
         password = (self.credentials or "").partition(":")[2]
         secrets = {self.key, self.credentials, self._basic, password}
         for secret in sorted(filter(None, secrets), key=len, reverse=True):
@@ -124,23 +133,23 @@ class Endpoint:
         return words if len(words) <= MAX_WORDS else f"{words[:MAX_WORDS]}…"
 
     def status_error(self, status: int, words: str, headers: Mapping[str, str]) -> ModelError:
-        """What an answer with an HTTP status of 400 or more means to the caller."""
+        """Translate an HTTP status of 400 or more."""
         said = f"{self.provider} answered {status} for `{self.model}`: {self.quote(words)}"
         if status in {401, 403}:
             return ModelUnavailable(f"{said} Check {self.key_variable}.")
         if status == 402:
-            return ModelUnavailable(f"{said} Check the billing of the account.")
+            return ModelUnavailable(f"{said} Check the account's billing.")
         if status == 404:
             return ModelUnavailable(
                 f"{said} Check the model's name and {self.url_variable} ({self.address})."
             )
         advice = headers.get("x-should-retry")
-        if advice != "false" and (advice == "true" or status in _PASSING_STATUS or status >= 500):
+        if advice != "false" and (advice == "true" or status in _TRANSIENT_STATUS or status >= 500):
             return PassingModelFault(said, retry_after(headers))
         return ModelFailed(said)
 
     def broken(self, what: str, error: BaseException | None = None) -> PassingModelFault:
-        """The exchange itself broke: no connection, or a reply that is not one."""
+        """Create the error for a failed exchange: no connection, or a malformed reply."""
         cause = f" ({self.quote(f'{type(error).__name__}: {error}')})" if error else ""
         return PassingModelFault(
             f"{self.provider} at {self.address} {what}{cause}. "
@@ -148,8 +157,8 @@ class Endpoint:
         )
 
 
-def _split_credentials(url: str, variable: str) -> tuple[str, str | None]:
-    """A base URL without its user and password, and these; the URL is not echoed in errors."""
+def _separate_credentials(url: str, variable: str) -> tuple[str, str | None]:
+    """Separate user and password from a base URL. Errors do not repeat the URL."""
     try:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL:
@@ -163,7 +172,7 @@ def _split_credentials(url: str, variable: str) -> tuple[str, str | None]:
 
 
 class RemoteModel(Model, Generic[ClientT]):
-    """A model behind a provider's SDK, which is imported, in a thread, when first used."""
+    """A model behind a provider's SDK. The first call imports the SDK in a worker thread."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.name = f"{endpoint.provider}:{endpoint.model}"
@@ -174,34 +183,30 @@ class RemoteModel(Model, Generic[ClientT]):
 
     @abstractmethod
     def _open(self) -> ClientT:
-        """Import the SDK and make its client. Runs in a worker thread."""
+        """Import the SDK and create its client. Runs in a worker thread."""
 
     @abstractmethod
     async def _ask(
         self, client: ClientT, messages: Sequence[Message], max_tokens: int | None
     ) -> Completion:
-        """Make one attempt. What it raises goes through `_translate`."""
+        """Make one attempt. Its errors are translated by `_attempt`."""
 
     @abstractmethod
     def _sdk_error(self) -> type[Exception]:
-        """The class that the SDK's own errors derive from."""
+        """The base class of the SDK's errors."""
 
     @abstractmethod
     def _translate(self, error: Exception) -> ModelError:
-        """What an error of the SDK means."""
+        """Translate an error of the SDK."""
 
     async def complete(
         self, messages: Sequence[Message], *, max_tokens: int | None = None
     ) -> Completion:
-        """Ask, as `Model.complete` promises; the first call imports the SDK."""
-        client = await self._opened()
+        """Request a reply; the first call imports the SDK."""
+        client = await self._get_client()
         return await with_retries(
             lambda: self._attempt(client, messages, max_tokens), failed=ModelFailed
         )
-
-    async def warm(self) -> None:
-        """Import the SDK and make its client, without a word to the provider."""
-        await self._opened()
 
     async def aclose(self) -> None:
         """Close the connections, within `CLOSE_TIMEOUT` seconds."""
@@ -210,30 +215,30 @@ class RemoteModel(Model, Generic[ClientT]):
             with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
                 await client.close()
 
-    async def _opened(self) -> ClientT:
+    async def _get_client(self) -> ClientT:
         async with self._opening:
             if self._client is None:
-                # An SDK takes a second to import. When that is cancelled, it goes on unheeded.
-                self._client = await to_thread.run_sync(self._start, abandon_on_cancel=True)
+                # An SDK takes a second to import. If cancelled, the thread finishes unattended.
+                self._client = await to_thread.run_sync(self._open_checked, abandon_on_cancel=True)
             return self._client
 
     def _priced(self, usage: Usage) -> Usage:
         return replace(usage, usd=None if self.price is None else self.price.usd(usage))
 
-    def _start(self) -> ClientT:
+    def _open_checked(self) -> ClientT:
         try:
             return self._open()
         except (ImportError, ValueError, httpx2.InvalidURL) as error:
             words = self._endpoint.quote(str(error))
             raise ModelUnavailable(
-                f"The client for {self._endpoint.provider} cannot be made: {words} "
-                "Check the proxy variables of the environment, and the installation."
+                f"The client for {self._endpoint.provider} cannot be created: {words} "
+                "Check the environment's proxy variables, and the installation."
             ) from None
 
     async def _attempt(
         self, client: ClientT, messages: Sequence[Message], max_tokens: int | None
     ) -> Completion:
-        # `from None`: the foreign error holds the request, with the key in its headers.
+        # `from None`: the foreign error contains the request, with the key in its headers.
         try:
             return await self._ask(client, messages, max_tokens)
         except ModelError:
@@ -243,4 +248,4 @@ class RemoteModel(Model, Generic[ClientT]):
         except _FOREIGN_ROOTS as error:
             raise self._endpoint.broken("broke the connection", error) from None
         except _MALFORMED as error:
-            raise self._endpoint.broken("sent what is not a reply", error) from None
+            raise self._endpoint.broken("sent a malformed reply", error) from None

@@ -1,8 +1,8 @@
-"""A model whose replies a person wrote into a file: for tests, demonstrations and benchmarks.
+"""A model that replies from a script: for tests, demonstrations and benchmarks.
 
-A script is a text file. A line that begins with ``--- reply`` opens a reply, which goes on to the
-next such line; what stands before the first is a note to the reader. After ``--- reply`` may stand
-fields, quoted as in a shell where they hold spaces::
+A script is a text file. A line that begins with ``--- reply`` starts a reply, which extends to the
+next such line; text before the first one is ignored. Fields may follow ``--- reply``, quoted as in
+a shell if they contain spaces::
 
     --- reply seconds=0.2 input_tokens=900 output_tokens=40
     First I look at the data.
@@ -11,9 +11,10 @@ fields, quoted as in a shell where they hold spaces::
     --- reply when="^Summarise"
     A summary, for every conversation whose last message begins with "Summarise".
 
-Replies without `when` are taken in turn: a conversation with n replies in it gets the next one. The
-first reply whose `when`, a regular expression, is found in the last message goes before them. So
-the reply depends on the conversation alone, and any number of runs can share the script.
+The first reply whose `when`, a regular expression, matches in the last message is used. If there is
+none, the replies without `when` are used in order: a conversation that contains n replies gets
+number n + 1. The reply thus depends on the conversation alone, so any number of runs can share a
+script.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ class _Reply:
 
 
 class ScriptedModel(Model):
-    """Answers from a script. What a reply does not state costs nothing and takes no time."""
+    """Replies from a script. By default, a reply takes no time and costs nothing."""
 
     price = FREE
 
     def __init__(self, path: Path) -> None:
-        """Read the script. Raises `ModelUnavailable` when it cannot be read or makes no sense."""
+        """Read the script. Raises `ModelUnavailable` if it cannot be read or parsed."""
         self.name = f"scripted:{path}"
         replies = _parse(_read(path), path)
         self._conditional = [reply for reply in replies if reply.when]
@@ -63,18 +64,15 @@ class ScriptedModel(Model):
         self,
         messages: Sequence[Message],
         *,
-        max_tokens: int | None = None,  # noqa: ARG002 - a script is as long as it is
+        max_tokens: int | None = None,  # noqa: ARG002 - a script's replies are never cut
     ) -> Completion:
-        """The reply that the script has for this conversation.
-
-        Raises `ModelFailed` when the script has none.
-        """
+        """Return the script's reply to this conversation. Raises `ModelFailed` if there is none."""
         reply = self._find(messages)
         await anyio.sleep(reply.seconds)
         return reply.completion
 
     async def aclose(self) -> None:
-        """There is nothing to close."""
+        """Do nothing; there is nothing to close."""
 
     def _find(self, messages: Sequence[Message]) -> _Reply:
         last = messages[-1].content if messages else ""
@@ -85,9 +83,9 @@ class ScriptedModel(Model):
         if number < len(self._sequence):
             return self._sequence[number]
         raise ModelFailed(
-            f"The script of {self.name} ran out: it has {len(self._sequence)} replies in turn, and "
-            f"reply {number + 1} was asked for, to a message that begins {last[:80]!r}. "
-            f"Write more replies, or one with a fitting `when`."
+            f"The script of {self.name} has {len(self._sequence)} replies, and no reply "
+            f"{number + 1} to a message that begins {last[:80]!r}. Add a reply, or one with a "
+            "matching `when`."
         )
 
 
