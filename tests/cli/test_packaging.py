@@ -27,9 +27,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 VARIABLES = {*PROVIDER_VARIABLES, *(PREFIX + name.upper() for name in Settings.model_fields)}
 
 
-def test_the_bundle_and_the_registry_name_this_version():
+def test_the_bundle_the_registry_and_the_changelog_name_this_version():
     (package,) = SERVER["packages"]
     assert MANIFEST["version"] == SERVER["version"] == package["version"] == __version__
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_the_bundle_asks_for_what_it_passes_on_and_keeps_keys_secret():
@@ -70,6 +71,25 @@ def test_both_examples_start_the_same_server():
     assert usual["env"].keys() == code["servers"]["vers-rlm"]["env"].keys() <= VARIABLES
     (asked,) = code["inputs"]
     assert f"${{input:{asked['id']}}}" in code["servers"]["vers-rlm"]["env"].values()
+
+
+@pytest.mark.parametrize("path", ["package-lock.json", "tests/audit/package-lock.json"])
+def test_a_lock_file_names_digests_and_no_download_addresses(path: str):
+    packages: dict[str, dict[str, Any]] = json.loads((ROOT / path).read_text())["packages"]
+    del packages[""]
+    assert packages
+    for name, package in packages.items():
+        assert "resolved" not in package, name
+        assert package["integrity"].startswith("sha512-"), name
+
+
+def test_every_test_that_security_claims_are_backed_by_exists():
+    text = (ROOT / "SECURITY.md").read_text()
+    names = set(re.findall(r"`((?:tests/|attacks/|test_)[\w/]+\.py)`", text))
+    assert len(names) > 15
+    for name in names:
+        folder = ROOT if name.startswith("tests/") else ROOT / "tests/machines/escapes"
+        assert (folder / name).is_file(), name
 
 
 def links(host: str) -> list[dict[str, list[str]]]:
