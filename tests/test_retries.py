@@ -64,7 +64,7 @@ async def test_the_wait_that_the_server_asks_for_is_kept():
 
 async def test_a_wait_beyond_the_limit_fails_at_once_and_says_how_long_it_would_be():
     attempts = Attempts(PassingFault("Quota used up.", 3600))
-    with anyio.fail_after(1), pytest.raises(ModelFailed, match="wait 3600 s"):
+    with anyio.fail_after(1), pytest.raises(ModelFailed, match="Try again in 3600 s"):
         await with_retries(attempts, failed=ModelFailed)
     assert attempts.made == 1
 

@@ -1,8 +1,7 @@
-"""Trying again: how long to wait, and when to stop. For every remote service.
+"""Retries for all remote services: how long to wait, and when to stop.
 
-The retries of providers' SDKs are switched off. They end where the stream begins, so they miss
-what breaks in the middle of a reply, and one of them waits for as long as a `Retry-After` says,
-without limit.
+The retries of the providers' SDKs are disabled. They stop when the stream begins, so they do not
+cover a reply that breaks off, and one of them waits as long as `Retry-After` says, without limit.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_ATTEMPTS = 5
-"""With the delays below, a fault may last about 8 seconds; one of minutes is better reported."""
+"""With the delays below, a fault may last about 8 seconds; longer ones are better reported."""
 
 FIRST_DELAY = 0.5
-"""Seconds before the second attempt, doubled for each further one; as in the providers' SDKs."""
+"""Seconds before the second attempt, doubled for each further one, as in the providers' SDKs."""
 
 MAX_RETRY_AFTER = 60.0
-"""Rate limits are counted per minute: a server that wants a longer wait has another reason."""
+"""Seconds. Rate limits apply per minute, so a longer wait has another reason."""
 
 _log = logging.getLogger(__name__)
 
 
 class PassingFault(VersRlmError):
-    """The same request may succeed later. No caller sees it: see `with_retries`.
+    """The same request may succeed later. `with_retries` handles this error, so no caller sees it.
 
-    `retry_after` is the number of seconds that the server asked to wait, if it did.
+    `retry_after` is the number of seconds to wait, if the server specified it.
     """
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
@@ -48,10 +47,10 @@ class PassingFault(VersRlmError):
 async def with_retries(
     attempt: Callable[[], Awaitable[T]], *, failed: Callable[[str], VersRlmError]
 ) -> T:
-    """Make attempts until one succeeds, fails for good, or there were enough of them.
+    """Call `attempt` until it succeeds or raises anything but `PassingFault`.
 
-    Raises what `failed` makes of the last fault's words when there were enough, or at once when
-    the server asks for a wait of more than `MAX_RETRY_AFTER` seconds.
+    After `MAX_ATTEMPTS`, or if the server requires a wait of more than `MAX_RETRY_AFTER` seconds,
+    raises the error that `failed` creates from the last fault's message.
     """
     tried = 0
     while True:
@@ -60,24 +59,24 @@ async def with_retries(
             return await attempt()
         except PassingFault as fault:
             delay = _delay(fault, tried, failed)
-            _log.info("%s Trying again in %.1f s.", fault, delay)
+            _log.info("%s Retrying in %.1f s.", fault, delay)
         await anyio.sleep(delay)
 
 
 def _delay(fault: PassingFault, tried: int, failed: Callable[[str], VersRlmError]) -> float:
     wanted = fault.retry_after or 0.0
     if wanted > MAX_RETRY_AFTER:
-        raise failed(f"{fault} It asks to wait {wanted:.0f} s: try again then.") from None
+        raise failed(f"{fault} Try again in {wanted:.0f} s.") from None
     if tried == MAX_ATTEMPTS:
         raise failed(f"{fault} Tried {tried} times: try again later.") from None
     if fault.retry_after is not None:
-        # Calls that were turned away together must not come back together.
+        # Jitter: calls that were rejected together must not be retried together.
         return wanted + random.uniform(0, FIRST_DELAY)  # noqa: S311 - not a secret
     return FIRST_DELAY * 2 ** (tried - 1) * random.uniform(0.75, 1.25)  # noqa: S311 - not a secret
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds that a response asks to wait: milliseconds, seconds or a date (RFC 9110)."""
+    """The wait that a response asks for: milliseconds, seconds or a date (RFC 9110)."""
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000
     value = headers.get("retry-after")
@@ -88,7 +87,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _number(text: str | None) -> float | None:
-    """A count of seconds; None for what is no such thing, infinities and negatives included."""
+    """Parse a non-negative, finite number; return None for anything else."""
     try:
         number = float(text or "")
     except ValueError:
