@@ -39,7 +39,7 @@ async def manage_machines(options: argparse.Namespace, settings: Settings) -> in
             swept = await fleet.sweep()
             print(f"deleted {', '.join(swept)}" if swept else "nothing to sweep")
         else:
-            print(_format_table(await fleet.inventory()))
+            print(_format_machines(await fleet.inventory()))
     return 0
 
 
@@ -50,7 +50,7 @@ async def _delete(fleet: Fleet, ids: Sequence[str]) -> None:
         print(f"deleted {item}")
 
 
-def _format_table(items: Sequence[Item]) -> str:
+def _format_machines(items: Sequence[Item]) -> str:
     if not items:
         return "no machines and no commits"
     rows = [

@@ -32,7 +32,7 @@ async def manage_runs(options: argparse.Namespace, settings: Settings) -> int:
     """Perform the action and return the exit code."""
     records = runs.Records(settings.state_dir)
     if options.action == "list":
-        print(_format_table(runs.summaries(records)))
+        print(_format_runs(runs.summaries(records)))
     elif options.action == "tree":
         about, nodes = runs.run_lineage(records.of(options.run))
         print("\n".join([about, *runs.drawn(nodes)]))
@@ -126,7 +126,7 @@ def _changes(options: argparse.Namespace, settings: Settings) -> runs.Changes:
     )
 
 
-def _format_table(summaries: Sequence[runs.RunSummary]) -> str:
+def _format_runs(summaries: Sequence[runs.RunSummary]) -> str:
     if not summaries:
         return "no runs"
     rows = [("ID", "AGE", "STATE", "STEPS", "CHECKPOINTS", "TASK")]
