@@ -1,6 +1,6 @@
 """Machines: file systems with processes that can be snapshotted and branched.
 
-Knows no kernel, no model and no run; a backend's own types stay in its module.
+Knows no kernel, no model and no run. A backend's own types stay in its room.
 """
 
 from __future__ import annotations

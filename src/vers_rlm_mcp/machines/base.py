@@ -1,12 +1,12 @@
 """What a machine and a backend promise. `testing/checks` holds every implementation to it.
 
-Paths are absolute paths inside the machine, as `str`; bytes that are not UTF-8 are carried with
-the surrogateescape error handler, as `os.fsdecode` does. Streams are anyio byte streams: a receive
+Paths are absolute paths inside the machine, as `str`. Bytes that are not UTF-8 are carried with
+the surrogateescape error handler, as by `os.fsdecode`. Streams are anyio byte streams: receiving
 raises `anyio.EndOfStream` at the end and `anyio.ClosedResourceError` after `aclose`.
 
-Errors: a call on a machine that no longer exists raises `MachineGone`, a limit that was hit
-`MachineFull`, a path that cannot be used `PathRefused`, an id nobody knows `UnknownHandle`.
-No error of a backend's own library leaves its module.
+A call on a machine that no longer exists raises `MachineGone`, hitting a limit `MachineFull`, a
+path that cannot be used `PathRefused`, and an unknown id `UnknownHandle`. No error of a backend's
+own library leaves its room.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ Isolation = Literal["vm", "namespace", "none"]
 Fidelity = Literal["memory", "disk"]
 
 INTENT = "intent"
-"""The label that ties a machine to the ledger entry written before it was asked for."""
+"""The label that ties a machine to its entry in the ledger, recorded before it was made."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What machines of a backend are and can do: data, for texts and decisions."""
+    """What machines of a backend are and can do, for decisions and for texts."""
 
     isolation: Isolation
     fidelity: Fidelity
     """What a commit or branch carries: the disk, or the disk with memory and processes."""
     root: bool
-    """Whether programs in the machine may write to system directories (install packages)."""
+    """Whether programs may write to system directories, and so install packages."""
     network: bool
     limits: Mapping[str, str] = field(default_factory=dict[str, str])
     """How each limit (memory, processes, cpu, disk) is enforced: ``{"memory": "cgroup v2"}``."""
     notes: tuple[str, ...] = ()
-    """Whole sentences on what a user or a model should know, e.g. what is read-only."""
+    """Sentences for users and models, for example on what is read-only."""
 
 
 @dataclass(frozen=True, slots=True)
 class MachineSpec:
-    """The machine that is wanted. None leaves a value to the backend's settings."""
+    """The size of a machine. None stands for the backend's default."""
 
     vcpu_count: int | None = None
     mem_size_mib: int | None = None
@@ -56,14 +56,14 @@ class MachineSpec:
 
 @dataclass(frozen=True, slots=True)
 class MachineInfo:
-    """What is known of a machine without asking the machine itself."""
+    """What the backend knows of a machine without asking the machine itself."""
 
     id: str
     backend: str
     created_at: float
     """Seconds since the epoch."""
     parent: str | None
-    """The commit it was restored from or the machine it was branched from."""
+    """The commit that it was restored from or the machine that it was branched from."""
     labels: Mapping[str, str]
     spec: MachineSpec
     running: bool
@@ -78,24 +78,24 @@ class Commit:
     created_at: float
     fidelity: Fidelity
     notes: tuple[str, ...] = ()
-    """Whole sentences on how it was taken, where that matters to the user."""
+    """Sentences on how it was taken, if that matters to the user."""
     intent: str | None = None
-    """What ties it to the ledger entry written before it was asked for, as a machine's label."""
+    """Ties it to its entry in the ledger, like a machine's label `INTENT`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that a backend needs, as it was found when somebody looked."""
+    """One thing that a backend needs, and whether it is there."""
 
     name: str
     ok: bool
     text: str
-    """What was seen, and where it is not well what to do."""
+    """What was found and, if `ok` is false, what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
-    """How a process ended: with a code, or by a signal. Exactly one of the two is set."""
+    """How a process ended: with a code or by a signal. Exactly one of the two is set."""
 
     code: int | None
     signal: int | None = None
@@ -107,24 +107,24 @@ class ExitStatus:
 
 
 class Process(ABC):
-    """A process in a machine. Leaving the ``async with`` kills what still runs and closes all."""
+    """A process in a machine. Leaving the ``async with`` kills it and closes its streams."""
 
     stdin: ByteSendStream
-    """Closing it gives the process an end of file."""
+    """Closing it sends the process an end of file."""
     stdout: ByteReceiveStream
     stderr: ByteReceiveStream
 
     @abstractmethod
     async def wait(self) -> ExitStatus:
-        """Wait for the process to end. Streams may still hold output. May be called again."""
+        """Wait for the process to end. Streams may still hold output. May be called repeatedly."""
 
     @abstractmethod
     async def kill(self) -> None:
-        """Kill the process and every process it started that is still in its session."""
+        """Kill every process of its session, the process itself included."""
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Kill if needed and close the streams. Never raises because the machine is gone."""
+        """Kill the process if it runs, and close the streams. Never raises `MachineGone`."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -151,40 +151,40 @@ class Machine(ABC):
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
     ) -> Process:
-        """Start a program, in a session of its own, found through the machine's PATH.
+        """Start a program in a session of its own. It is looked up in the machine's PATH.
 
-        `env` is added to the machine's own environment; nothing of the host's is inherited.
-        `cwd` defaults to the machine's working directory, `/workspace`. Raises `PathRefused` when
-        the program or `cwd` does not exist or cannot be executed.
+        `env` is added to the machine's own environment; nothing of the host's is inherited. `cwd`
+        is ``/workspace`` by default. Raises `PathRefused` if the program or `cwd` does not exist or
+        cannot be used.
         """
 
     @abstractmethod
     async def read(
         self, path: str, *, offset: int = 0, length: int | None = None
     ) -> ByteReceiveStream:
-        """Open a regular file for reading, from byte `offset`, at most `length` bytes.
+        """Open a regular file for reading at most `length` bytes from byte `offset`.
 
         A negative `offset` counts from the end. Symlinks are followed inside the machine. Raises
-        `PathRefused` when the path is not an existing, readable, regular file: never blocks on a
-        FIFO or a device. The caller closes the stream.
+        `PathRefused` if the path is not an existing, readable, regular file; a FIFO or a device
+        never blocks. The caller closes the stream.
         """
 
     @abstractmethod
     async def write(
         self, path: str, data: bytes | AsyncIterable[bytes], *, mode: int = 0o644
     ) -> int:
-        """Write a regular file, byte for byte, and return its size.
+        """Write a regular file and return its size in bytes.
 
-        Missing parent directories are made. An existing file is replaced (its mode is kept); one
-        that is not a regular file is refused with `PathRefused`. After an error the old content
-        may be gone. No space left raises `MachineFull`.
+        Missing parent directories are made. An existing file keeps its mode and loses its content,
+        even if writing fails. Raises `PathRefused` if the path is something else than a regular
+        file, and `MachineFull` if no space is left.
         """
 
     @abstractmethod
     async def snapshot(self, *, intent: str | None = None) -> Commit:
-        """Freeze the machine's state in a new commit, which bears the `intent` from the beginning.
+        """Freeze the machine's state in a commit, which bears the `intent` from the beginning.
 
-        The machine itself goes on, processes too.
+        The machine and its processes keep running.
         """
 
     @abstractmethod
@@ -193,27 +193,26 @@ class Machine(ABC):
     ) -> Sequence[Machine]:
         """Make `count` running copies of this machine, all from the same instant.
 
-        All or none: after an error no copy is left. The machine itself goes on.
+        After an error no copy is left. The machine itself keeps running.
         """
 
     @abstractmethod
     async def info(self) -> MachineInfo:
-        """What the backend knows of this machine."""
+        """Describe this machine."""
 
     @abstractmethod
     async def delete(self) -> None:
-        """Remove the machine with everything it left behind. Deleting a gone one is no error.
+        """Delete the machine and everything it left behind. Deleting it again is no error.
 
-        Commits made from it, and machines branched from it, live on.
+        Commits made from it and machines branched from it live on.
         """
 
-    @abstractmethod
-    async def aclose(self) -> None:
-        """Let go of the connection; the machine goes on as far as its backend can do that."""
+    async def aclose(self) -> None:  # noqa: B027 - it may hold nothing
+        """Release what this handle holds, such as a connection. The machine keeps running."""
 
 
 class Backend(ABC):
-    """Makes and finds machines. An ``async with`` bounds its connections, not its machines."""
+    """Makes and finds machines. Leaving the ``async with`` closes connections, not machines."""
 
     name: str
     capabilities: Capabilities
@@ -222,14 +221,11 @@ class Backend(ABC):
     async def create(
         self, spec: MachineSpec | None = None, *, labels: Mapping[str, str] | None = None
     ) -> Machine:
-        """Make a fresh machine, ready to spawn. After an error nothing is left behind."""
+        """Make a machine that is ready to run programs. After an error nothing is left behind."""
 
     @abstractmethod
     async def attach(self, machine_id: str) -> Machine:
-        """A handle on an existing machine; it is started if it is not running.
-
-        Raises `UnknownHandle`.
-        """
+        """Return a handle on a machine, started if it is not running. Raises `UnknownHandle`."""
 
     @abstractmethod
     async def restore(
@@ -239,27 +235,27 @@ class Backend(ABC):
         *,
         labels: Mapping[str, str] | None = None,
     ) -> Machine:
-        """Make a new machine from a commit. Raises `UnknownHandle`."""
+        """Make a machine from a commit. Raises `UnknownHandle`."""
 
     @abstractmethod
     async def list(self) -> Sequence[MachineInfo]:
-        """Every machine of this backend, oldest first."""
+        """List every machine of this backend, oldest first."""
 
     @abstractmethod
     async def commits(self) -> Sequence[Commit]:
-        """Every commit of this backend, oldest first."""
+        """List every commit of this backend, oldest first."""
 
     @abstractmethod
     async def delete(self, machine_id: str) -> None:
-        """Delete a machine without attaching to it. One that is gone already is no error."""
+        """Delete a machine without attaching to it. An unknown id is no error."""
 
     async def unlabelled(self, parent: str, asked_at: float) -> Sequence[str]:
-        """Copies of a machine or commit that were made about a time and never got labels.
+        """List copies made at about a given time that never got their labels.
 
-        There are none where a copy bears its labels from the beginning.
+        Override this if a copy does not bear its labels from the beginning.
 
         Args:
-            parent: The id of the machine or commit.
+            parent: The machine or commit that was copied.
             asked_at: When copies were asked for, in seconds since the epoch.
         """
         del parent, asked_at
@@ -267,11 +263,10 @@ class Backend(ABC):
 
     @abstractmethod
     async def delete_commit(self, commit_id: str) -> None:
-        """Delete a commit; machines made from it live on. One that is gone is no error."""
+        """Delete a commit. Machines made from it live on. An unknown id is no error."""
 
-    @abstractmethod
-    async def aclose(self) -> None:
-        """Close every connection that this object opened."""
+    async def aclose(self) -> None:  # noqa: B027 - it may hold nothing
+        """Close the connections that this object opened."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -286,18 +281,18 @@ class Usable:
 
     yes: bool
     reason: str
-    """Half a sentence: what was found."""
+    """What was found, as half a sentence."""
 
 
 class BackendFactory(ABC):
     """Opens a backend as the settings say. Nothing heavy is imported before `open` or `probe`."""
 
     costs_money = False
-    """Whether making a machine costs money: then it is made only when one is asked for."""
+    """Whether machines cost money. If so, `doctor` makes none."""
 
     @abstractmethod
     def usable(self, settings: Settings) -> Usable:
-        """Whether to take this backend when the settings name none. May try it, and may block."""
+        """Whether ``auto`` may choose this backend. May try a machine, and may block."""
 
     @abstractmethod
     def open(self, settings: Settings) -> Backend:
@@ -305,7 +300,7 @@ class BackendFactory(ABC):
 
     @abstractmethod
     async def probe(self, settings: Settings) -> Sequence[Finding]:
-        """Try everything that the backend needs, each thing once, up to the first failure.
+        """Try each thing that the backend needs, up to the first failure.
 
-        A machine is made and removed, unless that costs money.
+        A machine is made and deleted, unless that costs money.
         """

@@ -1,4 +1,4 @@
-"""The one way to say that a machine or a commit is not known."""
+"""The error for an unknown machine, commit or run."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 NAMED_HANDLES = 10
-"""How many valid ids an error names: enough to choose from, short enough for a model to read."""
+"""How many valid ids an error names: enough to choose from, few enough for a model to read."""
 
 
 def unknown_handle(kind: str, handle: str, valid: Sequence[str]) -> UnknownHandle:
-    """The error for an id nobody knows, naming the newest valid ones.
+    """The error for an unknown id, which names the newest valid ones.
 
     Args:
-        kind: What was looked for: ``machine``, ``commit`` or ``run``.
-        handle: The id that is not known.
-        valid: The ids that are, oldest first.
+        kind: ``machine``, ``commit`` or ``run``.
+        handle: The unknown id.
+        valid: The known ids, oldest first.
     """
     if not valid:
         return UnknownHandle(f"No {kind} {handle!r}: there is no {kind} at all yet.")

@@ -1,4 +1,4 @@
-"""What is written once on top of any machine: bounded commands and file transfers."""
+"""Bounded commands and file transfers, on any machine."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from .base import ExitStatus, Machine, Process
 
 OUTPUT_LIMIT: Final = 1024 * 1024
-"""Bytes kept of each output stream when the caller does not say: far more than a model reads."""
+"""Bytes kept of each output stream by default: far more than a model reads."""
 
 CHUNK: Final = 64 * 1024
-"""Bytes moved at a time: what a pipe holds on Linux."""
+"""Bytes moved at a time: the capacity of a pipe on Linux."""
 
 ARGUMENT_LIMIT: Final = 128 * 1024 - 1
-"""Bytes of one argument that Linux accepts (MAX_ARG_STRLEN, less the terminating zero)."""
+"""Bytes that Linux accepts in one argument (MAX_ARG_STRLEN less the terminating zero)."""
 
 IDLE_SECONDS: Final = 0.1
-"""Silence after which output that only a background process holds open is given up."""
+"""Seconds of silence after which output that a background process holds open is abandoned."""
 
 IDLE_ROUNDS: Final = 20
-"""How often such output may break its silence: a noisy background process costs 2 s at most."""
+"""How often such output may break its silence. A noisy background process costs 2 s at most."""
 
 SHELL_SCRIPT: Final = (
     'if command -v bash >/dev/null; then exec bash -c -- "$1"; else exec sh -c -- "$1"; fi'
@@ -44,26 +44,26 @@ SHELL_SCRIPT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """What a stream carried: all of it, or its beginning and its end."""
+    """The output of a stream: all of it, or its beginning and its end."""
 
     head: bytes
     tail: bytes
     total: int
-    """Bytes that the stream carried, kept or not."""
+    """Bytes that the stream carried, including those that were not kept."""
 
     @property
     def data(self) -> bytes:
-        """The bytes that were kept, without a mark where some were left out."""
+        """The bytes that were kept, without a mark at the gap."""
         return self.head + self.tail
 
     @property
     def omitted(self) -> int:
-        """Bytes between head and tail that were not kept."""
+        """The number of bytes between head and tail that were not kept."""
         return self.total - len(self.head) - len(self.tail)
 
     @property
     def text(self) -> str:
-        """The output as text: what is not UTF-8 is replaced, what was left out is said."""
+        """The output as text. Bytes that are not UTF-8 are replaced, and a gap is marked."""
         if not self.omitted:
             return self.data.decode(errors="replace")
         gap = f"\n… {self.omitted:,} bytes left out …\n"
@@ -72,10 +72,10 @@ class Captured:
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """How a command went."""
+    """The outcome of a command."""
 
     status: ExitStatus | None
-    """None when it took longer than its time-out and was killed."""
+    """None if it took longer than its time-out and was killed."""
     stdout: Captured
     stderr: Captured
     seconds: float
@@ -89,7 +89,7 @@ class CommandResult:
 
 
 def shell(command: str) -> Sequence[str]:
-    """The arguments that run `command` in the machine's bash or, where there is none, its sh."""
+    """The arguments that run `command` in the machine's bash or, if it has none, its sh."""
     return ("sh", "-c", SHELL_SCRIPT, "sh", command)
 
 
@@ -103,26 +103,25 @@ async def run_command(
     cwd: str | None = None,
     limit: int = OUTPUT_LIMIT,
 ) -> CommandResult:
-    """Run a command to its end and keep a bounded part of what it wrote.
+    """Run a command to its end and keep a bounded part of its output.
 
-    The command has ended when its own process has: one that it left in the background goes on,
-    and is not waited for even if it holds the output open. On a time-out or a cancellation the
-    command is killed together with what it started.
+    The command has ended when its own process has. A process that it left in the background keeps
+    running and is not waited for, even if it holds the output open. On a time-out or a
+    cancellation the command is killed together with what it started.
 
     Args:
         machine: Where to run it.
         command: A program with its arguments or, as one string, a command for the shell.
         timeout: Seconds after which it is killed.
-        stdin: What it reads; then it reads the end of the file.
+        stdin: Its standard input.
         env: Variables to add to the machine's own.
-        cwd: The working directory; the machine's own when None.
-        limit: Bytes to keep of each of the two outputs: one half from the beginning, the other
-            from the end.
+        cwd: The working directory, ``/workspace`` by default.
+        limit: Bytes to keep of each output, half from the beginning and half from the end.
 
     Raises:
         InputError: The command is longer than Linux accepts, or holds a NUL.
         PathRefused: There is no such program or working directory.
-        MachineGone: The machine went away meanwhile.
+        MachineGone: The machine was deleted.
     """
     argv = shell(command) if isinstance(command, str) else command
     _check_arguments(argv)
@@ -133,7 +132,7 @@ async def run_command(
 
 
 async def read_bytes(machine: Machine, path: str, *, offset: int = 0, length: int) -> bytes:
-    """Read at most `length` bytes of a file in the machine; see `Machine.read`."""
+    """Read at most `length` bytes of a file in the machine. See `Machine.read`."""
     content = bytearray()
     async with await machine.read(path, offset=offset, length=length) as stream:
         async for chunk in stream:
@@ -145,17 +144,17 @@ async def upload(machine: Machine, source: Path | int, path: str, *, mode: int =
     """Copy a regular file of the host into the machine, a chunk at a time.
 
     Args:
-        machine: Where to.
-        source: The file on the host. Symlinks are followed: whoever must not follow them opens
-            the file and passes the descriptor, which is then closed here.
-        path: Where to in the machine.
+        machine: The machine to copy it to.
+        source: The file on the host: a path, in which symlinks are followed, or an open
+            descriptor, which is closed.
+        path: The path in the machine.
         mode: The permissions of a new file.
 
     Returns:
         The size in bytes.
 
     Raises:
-        PathRefused: Either path cannot be used; a FIFO or a device is refused without blocking.
+        PathRefused: A path cannot be used. A FIFO or a device is refused without blocking.
         MachineFull: There is no space left in the machine.
     """
     try:
@@ -169,7 +168,7 @@ async def upload(machine: Machine, source: Path | int, path: str, *, mode: int =
 
 
 class _Capture:
-    """Keeps the beginning and the end of a stream, in memory bounded by twice the limit."""
+    """Keeps the beginning and the end of a stream, in at most twice `limit` bytes of memory."""
 
     def __init__(self, limit: int) -> None:
         self._head_limit = limit // 2
@@ -179,7 +178,7 @@ class _Capture:
         self.total = 0
 
     async def drain(self, stream: ByteReceiveStream) -> None:
-        """Take what the stream carries until it ends or breaks."""
+        """Read the stream until it ends or breaks."""
         try:
             async for chunk in stream:
                 self.feed(chunk)
@@ -205,7 +204,7 @@ class _Capture:
 async def _communicate(
     process: Process, stdin: bytes, timeout: float, limit: int
 ) -> tuple[ExitStatus | None, Captured, Captured]:
-    """Feed and drain a process until it ended, or its time was over and it was killed."""
+    """Feed and drain a process until it has ended, or was killed at its time-out."""
     stdout, stderr = _Capture(limit), _Capture(limit)
     drained = anyio.Event()
     status: ExitStatus | None = None
@@ -232,7 +231,7 @@ async def _communicate(
 
 
 async def _feed(stream: ByteSendStream, data: bytes) -> None:
-    """Send all of `data`, then the end of the file; a process need not read it."""
+    """Send all of `data`, then an end of file. The process need not read it."""
     with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
         for start in range(0, len(data), CHUNK):
             await stream.send(data[start : start + CHUNK])
@@ -247,7 +246,7 @@ async def _end_of(process: Process, timeout: float) -> ExitStatus | None:
 
 
 async def _silence(drained: anyio.Event, total: Callable[[], int]) -> None:
-    """Wait for the outputs to end or, where a background process holds them open, to be still."""
+    """Wait until the outputs have ended or, if a background process holds them, are silent."""
     for _ in range(IDLE_ROUNDS):
         seen = total()
         with anyio.move_on_after(IDLE_SECONDS):
