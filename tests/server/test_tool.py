@@ -1,15 +1,17 @@
-"""A tool's strictness, seen by a real client."""
+"""What a declared tool is and does, seen by a real client."""
 
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import pytest
 from mcp import Client
 from mcp.server.mcpserver import MCPServer
-from mcp_types import CallToolResult, TextContent, ToolAnnotations
+from mcp.server.mcpserver.tools import Tool
+from mcp_types import CallToolResult, TextContent
 from pydantic import Field
 
 from vers_rlm_mcp.errors import MachineGone
-from vers_rlm_mcp.server.toolset import Answer, Options, StrictTool
+from vers_rlm_mcp.server.schemas import IN_WORDS
+from vers_rlm_mcp.server.toolset import READS, Answer, Options, Toolset
 
 
 class Size(Options):
@@ -17,19 +19,22 @@ class Size(Options):
     height: int = 1
 
 
-class Drawn(Answer):
+class DrawnFields(TypedDict):
     area: int
-    note: str | None = None
-
-    def text(self) -> str:
-        return f"An area of {self.area}"
+    note: str | None
 
 
+TOOLS = Toolset()
+
+
+@TOOLS.tool("draw", "Draw", READS)
 async def draw(
     size: Size,
     colour: Annotated[str | None, Field(description="Its colour")] = None,
     lineWidth: int = 1,  # noqa: N803 - as clients send it
-) -> Drawn:
+    copies: Annotated[int, Field(le=9, description="Default 1, max 9"), IN_WORDS] = 1,
+    corners: Annotated[int, Field(le=9, description="Default 4, max 9")] = 4,
+) -> Answer[DrawnFields]:
     """Draw a box.
 
     In one colour.
@@ -38,13 +43,13 @@ async def draw(
         raise MachineGone("The machine is gone; make another with vmCreate.")
     if colour == "broken":
         raise RuntimeError("a secret of the server")
-    return Drawn(area=size.width * size.height * lineWidth)
+    area = size.width * size.height * lineWidth * copies * corners // 4
+    return Answer({"area": area, "note": None}, f"An area of {area}")
 
 
 @pytest.fixture
 def server() -> MCPServer:
-    annotations = ToolAnnotations(read_only_hint=True)
-    return MCPServer("test", tools=[StrictTool.of(draw, "draw", "Draw", annotations)])
+    return MCPServer("test", tools=list[Tool](TOOLS.tools))
 
 
 async def call(server: MCPServer, **arguments: object) -> CallToolResult:
@@ -74,7 +79,7 @@ async def test_an_invented_argument_is_refused_with_the_closest_and_all_the_righ
 ):
     assert await error(server, size={}, line_width=2) == (
         "draw: there is no argument 'line_width' (did you mean 'lineWidth'?). "
-        "It takes: size, colour, lineWidth."
+        "It takes: size, colour, lineWidth, copies, corners."
     )
 
 
@@ -116,7 +121,7 @@ async def test_a_fault_is_logged_and_the_model_is_told_without_its_secrets(
     assert not (await call(server, size={})).is_error
 
 
-async def test_schemas_are_short_and_flat(server: MCPServer):
+async def test_schemas_are_short_flat_and_omit_what_is_marked_as_said_in_words(server: MCPServer):
     async with Client(server) as client:
         (tool,) = (await client.list_tools()).tools
     assert tool.description == "Draw a box. In one colour."
@@ -132,6 +137,13 @@ async def test_schemas_are_short_and_flat(server: MCPServer):
             },
             "colour": {"type": "string", "description": "Its colour"},
             "lineWidth": {"type": "integer", "default": 1},
+            "copies": {"type": "integer", "description": "Default 1, max 9"},
+            "corners": {
+                "type": "integer",
+                "default": 4,
+                "maximum": 9,
+                "description": "Default 4, max 9",
+            },
         },
         "required": ["size"],
     }

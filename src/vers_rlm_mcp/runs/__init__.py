@@ -10,7 +10,7 @@ from .calls import run_cell
 from .differences import compare
 from .driver import check_request, run
 from .files import opened_files
-from .history import RunRecord, RunSummary, prune, recorded, summaries, summary, way_on
+from .history import COMPLETE, RunRecord, RunSummary, prune, recorded, summaries, summary, way_on
 from .lineage import Node, drawn, fleet_lineage, run_lineage
 from .notes import lost_variables, not_carried
 from .past import recall
@@ -19,6 +19,7 @@ from .request import RunRequest, RunResult
 from .workbench import Branches, Snapshot, Workbench
 
 __all__ = [
+    "COMPLETE",
     "Branches",
     "Changes",
     "Journal",

@@ -1,9 +1,8 @@
 # ruff: noqa: PLC0415 - the rooms below are imported by the first call
-"""What all calls of one server share, and how long it lives.
+"""The machines and runs of one server, and how long they live.
 
-The SDK enters a server's own lifespan once per connection over SSE, and once per server otherwise;
-machines belong to the process. So the application is opened by whoever serves it, around all
-connections, and the SDK's lifespan is left alone.
+The SDK enters a server's lifespan once per connection over SSE, and once per server otherwise, but
+machines belong to the process. So whoever serves opens the application around all connections.
 """
 
 from __future__ import annotations
@@ -13,73 +12,58 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
-from mcp.server.mcpserver import MCPServer
-from mcp.shared.exceptions import MCPError
-from mcp_types import INVALID_PARAMS
+from anyio import to_thread
 
-from vers_rlm_mcp.errors import VersRlmError
+from vers_rlm_mcp.errors import UsageError, VersRlmError
 
 from .live_runs import LiveRuns
 from .principals import caller
+from .waiting import Cancellations
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from mcp.server.mcpserver import Context
-    from mcp_types import GetPromptResult, InputRequiredResult
 
     from vers_rlm_mcp.machines import Fleet
-    from vers_rlm_mcp.runs import Workbench
+    from vers_rlm_mcp.runs import Records, RunRecord, Workbench
     from vers_rlm_mcp.settings import Settings
+
+    from .live_runs import LiveRun
 
 logger = logging.getLogger(__name__)
 
 SWEEP_DELAY_SECONDS = 0.5
-"""Time left to a client that has just started this process to shake hands, before the backend is
+"""Time for the client that started this process to finish its handshake before the backend is
 loaded and the machines of dead servers are looked for."""
 
 SWEEP_SECONDS = 600.0
-"""Between two looks, for what could not be deleted at its time, and other servers that died."""
+"""Between two sweeps for machines that could not be deleted in time, or whose server died."""
 
-LET_GO_SECONDS = 2.0
-"""What closing connections to kernels may take at the end; deleting the machines ends them anyway,
-and takes only as long as the fleet lets it."""
+CLOSE_SECONDS = 2.0
+"""For closing connections to kernels at the end. Deleting the machines ends them anyway; how long
+that may take, the fleet bounds."""
 
+MAX_IDS = 50
+"""Machines that an error lists."""
 
-class Server(MCPServer[Any]):
-    """The MCP server of an application."""
-
-    def __init__(self, app: Application, *args: Any, **kwargs: Any) -> None:
-        self.app = app
-        super().__init__(*args, **kwargs)
-
-    async def get_prompt(
-        self,
-        name: str,
-        arguments: dict[str, Any] | None = None,
-        context: Context[Any, Any] | None = None,
-    ) -> GetPromptResult | InputRequiredResult:
-        """A prompt; an unknown name and missing arguments are the caller's fault, not a crash."""
-        try:
-            return await super().get_prompt(name, arguments, context)
-        except ValueError as error:
-            raise MCPError(INVALID_PARAMS, str(error)) from error
+NO_CURRENT = "Over HTTP, or with --read-only, there is no current VM"
 
 
 def application(context: Context[Any, Any]) -> Application:
-    """The application whose server a call came to."""
-    server = context.mcp_server
-    assert isinstance(server, Server)
-    return server.app
+    """The application of the server that received a call."""
+    return context.request_context.lifespan_context
 
 
 class Application:
-    """The machines of one server. Inside the ``async with`` they can be used; at its end they go.
+    """The machines and runs of one server. They can be used inside ``async with``, and end with it.
 
     Args:
-        settings: Of the server.
+        settings: The server's settings.
         one_client: Whether all calls come from one client, so that there can be a current machine.
-        with_principals: Whether every call comes from a principal, which then sees only its own.
+        with_principals: Whether every call comes from a principal, which sees only what is its own.
     """
 
     def __init__(
@@ -87,19 +71,19 @@ class Application:
     ) -> None:
         self.settings = settings
         self.has_current = one_client and not settings.read_only
-        """Whether a call may leave out which machine it means; one is made where there is none."""
+        """Whether a call may omit its machine; one is made if there is none."""
+        self.cancellations = Cancellations()
         self._with_principals = with_principals
         self._fleet: Fleet | None = None
         self._fleets: dict[str, Fleet] = {}
         self._workbenches: dict[Fleet, Workbench] = {}
         self._opening = anyio.Lock()
         self._resources = AsyncExitStack()
-        self._live: LiveRuns | None = None
 
     async def fleet(self) -> Fleet:
-        """Where machines are made and found, as whoever calls may see them.
+        """The machines that the caller may see.
 
-        The backend is opened by the first call.
+        The first call opens the backend.
 
         Raises:
             BackendUnavailable: It cannot be opened; the next call tries again.
@@ -109,29 +93,72 @@ class Application:
             return fleet
         principal = caller()
         if principal is None:
-            raise RuntimeError("A call without a principal came through.")
+            raise RuntimeError("A call without a principal was let through.")
         if principal not in self._fleets:
             self._fleets[principal] = fleet.seen_by(principal)
         return self._fleets[principal]
 
-    @property
-    def live(self) -> LiveRuns:
-        """The runs under way, which end with the application."""
-        if self._live is None:
-            self._live = LiveRuns(self._background, self.settings.max_calls)
-        return self._live
+    async def records(self) -> Records:
+        """The runs on record that the caller may see."""
+        from vers_rlm_mcp.runs import Records
+
+        return Records.seen_by(await self.fleet(), self.settings)
+
+    async def find_run(self, run_id: str) -> tuple[Path, LiveRun | None]:
+        """Where a run is recorded, and the run itself if it is under way here or ended lately.
+
+        Raises:
+            UnknownHandle: The caller has no such run.
+        """
+        return (await self.records()).of(run_id), self.live_runs.get(run_id)
+
+    async def load_run(self, run_id: str) -> RunRecord:
+        """A run on record.
+
+        Raises:
+            UnknownHandle: The caller has no such run.
+        """
+        from vers_rlm_mcp.runs import recorded
+
+        return await to_thread.run_sync(recorded, (await self.records()).of(run_id))
 
     async def workbench(self) -> Workbench:
-        """What the low-level tools act through: one for all calls of a principal.
-
-        It has one kernel per machine.
-        """
+        """The caller's workbench, on which the tools act. It has one kernel per machine."""
         from vers_rlm_mcp.runs import Workbench
 
         fleet = await self.fleet()
         if fleet not in self._workbenches:
             self._workbenches[fleet] = Workbench(fleet, self.settings)
         return self._workbenches[fleet]
+
+    async def target(self, machine_id: str | None) -> tuple[Workbench, str]:
+        """The workbench for a call, and the id of the machine that it acts on, which exists.
+
+        Raises:
+            UsageError: The call names no machine, and there is no current one.
+            UnknownHandle: There is no such machine.
+        """
+        bench = await self.workbench()
+        if self.has_current:
+            return bench, (await bench.machine(machine_id)).id
+        if not machine_id:
+            machines, _ = await bench.list()
+            ids = ", ".join(info.id for info in machines[-MAX_IDS:])
+            raise UsageError(
+                f"{NO_CURRENT}: pass vmId. "
+                + (f"There are: {ids}." if ids else "There is none yet; vmCreate makes one.")
+            )
+        # With a current machine of its own: cells of several clients must not move each other's.
+        return bench.at(machine_id), (await bench.machine(machine_id)).id
+
+    async def machine_ids(self) -> Sequence[str]:
+        """The ids of the caller's machines, newest first."""
+        machines, _ = await (await self.workbench()).list()
+        return [info.id for info in machines[::-1]]
+
+    async def run_ids(self) -> Sequence[str]:
+        """The ids of the caller's runs, newest first."""
+        return [path.name for path in (await self.records()).all()[::-1]]
 
     async def _open(self) -> Fleet:
         from vers_rlm_mcp.machines import open_fleet
@@ -144,6 +171,7 @@ class Application:
     async def __aenter__(self) -> Self:
         self._background = await anyio.create_task_group().__aenter__()
         self._background.start_soon(self._sweep)
+        self.live_runs = LiveRuns(self._background, self.settings.max_calls)
         return self
 
     async def __aexit__(
@@ -157,11 +185,11 @@ class Application:
             await self._background.__aexit__(None, None, None)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._let_go()
+                await self._close_workbenches()
                 await self._resources.aclose()
 
-    async def _let_go(self) -> None:
-        with anyio.move_on_after(LET_GO_SECONDS, shield=True):
+    async def _close_workbenches(self) -> None:
+        with anyio.move_on_after(CLOSE_SECONDS, shield=True):
             for workbench in self._workbenches.values():
                 await workbench.aclose()
 
@@ -178,7 +206,7 @@ class Application:
             logger.warning("No machines can be made yet: %s", error)
         except Exception:
             # A fault here must not end the server; a call that meets it again reports it.
-            logger.exception("The machines of dead servers could not be looked for")
+            logger.exception("The machines of dead servers could not be swept")
         else:
             if swept:
                 logger.info("Deleted what was left over: %s", ", ".join(swept))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Source = Callable[[], Awaitable[Sequence[str]]]
-"""All values of an argument that the caller may use, best first."""
+"""All values of an argument that the caller may use, the best first."""
 
 MAX_VALUES = 100
 """Values in one answer, as the protocol limits it."""
@@ -31,7 +31,7 @@ class Completions:
     """Completes an argument by its name, wherever it occurs.
 
     Args:
-        sources: By the names of arguments.
+        sources: Sources of values, by the names of arguments.
     """
 
     def __init__(self, sources: Mapping[str, Source]) -> None:
@@ -43,12 +43,12 @@ class Completions:
         argument: CompletionArgument,
         __: CompletionContext | None,
     ) -> Completion:
-        """The values that begin with what was typed; none for an argument that is free text."""
+        """The values that begin with what was typed; none for a free-text argument."""
         source = self._sources.get(argument.name)
         try:
             values = await source() if source else ()
         except VersRlmError as error:
-            # Nobody who types should meet an error; the call that follows reports it.
+            # No error while someone is typing: the call that follows reports it.
             logger.info("There are no values for %s: %s", argument.name, error)
             values = ()
         found = [value for value in values if value.startswith(argument.value)]

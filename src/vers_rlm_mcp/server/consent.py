@@ -1,4 +1,4 @@
-"""The user's consent to a run that may cost much, where settings and client allow to ask."""
+"""The user's consent to a run that may cost much, if settings and client allow asking."""
 
 from mcp.server.elicitation import AcceptedElicitation, ElicitationResult
 from mcp.server.mcpserver import Context
@@ -12,7 +12,7 @@ from .toolset import Options
 
 
 class Budget(Options):
-    """What a run may use; the server's settings are the upper limit."""
+    """What a run may use, within the server's settings."""
 
     usd: float | None = Field(default=None, gt=0)
     tokens: int | None = Field(default=None, gt=0)
@@ -26,7 +26,7 @@ class Consent(BaseModel):
 
 
 async def ask(context: Context, budget: Budget | None = None) -> Consent | Elicit[Consent]:
-    """Ask the user where the run of a call may spend more than the settings let it unasked."""
+    """Ask the user if the run of a call may spend more than the settings allow without asking."""
     settings = application(context).settings
     limits = [limit for limit in (budget and budget.usd, settings.max_usd) if limit is not None]
     most = min(limits, default=None)
@@ -39,6 +39,6 @@ async def ask(context: Context, budget: Budget | None = None) -> Consent | Elici
 
 
 def require(outcome: ElicitationResult[Consent]) -> None:
-    """Raise `UsageError` where the user does not want the run."""
+    """Raise `UsageError` unless the user agreed to the run."""
     if not (isinstance(outcome, AcceptedElicitation) and outcome.data.start):
         raise UsageError("The user did not agree to this run. Ask what they want before you retry.")

@@ -1,7 +1,6 @@
-"""What a user may start from in the client's own menu: three ways to use a machine.
+"""Prompts, which a user chooses from the client's menu: three ways to use a machine.
 
-Arguments are text, as the protocol has it; a prompt is only text for the client's model, and
-changes nothing by itself.
+Their arguments are text, as the protocol requires. A prompt is only text for the client's model.
 """
 
 import json
@@ -15,7 +14,7 @@ VmId = Annotated[str, Field(description="A VM to start from; without it, a new o
 
 
 def prompts(tools: Container[str]) -> list[Prompt]:
-    """Those that can be followed with these tools, in the order in which clients list them."""
+    """The prompts that these tools can follow, in the order in which clients list them."""
     table = [
         (investigate, "Investigate with a machine", "exec"),
         (try_fixes, "Try several fixes", "vmBranch"),

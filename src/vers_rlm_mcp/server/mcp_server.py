@@ -1,34 +1,35 @@
-"""The MCP server itself: one factory for every transport."""
+"""The MCP server of an application, for every transport."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.caching import CacheableMethod, CacheHint
-from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.tools import Tool
-from mcp_types import Icon
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_PARAMS, Icon
 
 from vers_rlm_mcp import __version__
 from vers_rlm_mcp.errors import SettingsError
 
-from .application import Server
+from . import command_tools, machine_tools, run_tools
 from .completions import Completions
-from .detached import DetachedRuns
-from .machine_tools import VmTools
 from .mcp_prompts import prompts
 from .rate_limits import CallLimit
-from .resources import Resources
-from .run_tools import RlmTools
+from .resources import add_resources
+from .run_tasks import RunTasks
 from .task_extension import TaskExtension
-from .waiting import Cancellations
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from mcp.server.auth.provider import TokenVerifier
     from mcp.server.auth.settings import AuthSettings
+    from mcp_types import GetPromptResult, InputRequiredResult
 
     from vers_rlm_mcp.settings import Settings
 
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
     from .toolset import StrictTool
 
 Lifespan = Callable[[MCPServer[Any]], AbstractAsyncContextManager[Any]]
+
+TOOLS = {
+    "rlm": run_tools.TOOLS.tools,
+    "vm": [*command_tools.TOOLS.tools, *machine_tools.TOOLS.tools],
+}
+"""The tools of each toolset that settings can choose, in the order in which clients list them."""
 
 INSTRUCTIONS = """\
 A sandboxed Linux machine to think with, which can be snapshotted, branched and restored, and \
@@ -62,13 +69,33 @@ ICON = Icon(
 )
 
 LISTS_TTL_MS = 5 * 60 * 1000
-"""How long a client may go on with the lists it has: they change only with another start of the
-server, with other settings or of another version."""
+"""How long a client may cache lists: they change only when the server is started again with other
+settings or in another version."""
 
 CACHE_HINTS: Mapping[CacheableMethod, CacheHint] = dict.fromkeys(
     ("server/discover", "tools/list", "prompts/list"), CacheHint(LISTS_TTL_MS, "public")
 )
-"""What is the same for every client, whoever it is."""
+"""What is the same for every client."""
+
+
+class Server(MCPServer[Any]):
+    """An MCP server that reports a wrong request for a prompt as the client's error."""
+
+    async def get_prompt(
+        self,
+        name: str,
+        arguments: dict[str, Any] | None = None,
+        context: Context[Any, Any] | None = None,
+    ) -> GetPromptResult | InputRequiredResult:
+        """A prompt.
+
+        Raises:
+            MCPError: There is no such prompt, or arguments are missing.
+        """
+        try:
+            return await super().get_prompt(name, arguments, context)
+        except ValueError as error:
+            raise MCPError(INVALID_PARAMS, str(error)) from error
 
 
 def create_server(
@@ -79,12 +106,12 @@ def create_server(
     token_verifier: TokenVerifier | None = None,
     tasks: Sequence[Tasks] = (),
 ) -> MCPServer[Any]:
-    """The MCP server of an application, with all its tools, not yet serving.
+    """Make the MCP server of an application, with all its tools, not yet serving.
 
     Args:
         app: What the tools act on. Whoever serves opens it.
-        lifespan: What the SDK enters around every stdio or SSE connection, or around all the
-            connections over Streamable HTTP.
+        lifespan: Entered by the SDK around every stdio or SSE connection, or around all connections
+            over Streamable HTTP; yields `app`.
         auth: For HTTP with a token, together with `token_verifier`.
         token_verifier: Checks bearer tokens.
         tasks: Further sources of tasks, besides runs.
@@ -92,12 +119,14 @@ def create_server(
     Raises:
         SettingsError: The settings leave no tool to offer.
     """
-    settings, vms, cancellations = app.settings, VmTools(app), Cancellations()
-    runs = DetachedRuns(app, cancellations)
-    tools = _tools(settings, RlmTools(app, runs), vms)
+
+    @asynccontextmanager
+    async def opened_elsewhere(_: object) -> AsyncGenerator[Application]:
+        yield app
+
+    tools = _tools(app.settings)
     names = {tool.name for tool in tools}
     server = Server(
-        app,
         "vers-rlm",
         title="Vers RLM",
         description="A whole machine to think with, and Recursive Language Models that use it",
@@ -106,23 +135,22 @@ def create_server(
         tools=list[Tool](tools),
         auth=auth,
         token_verifier=token_verifier,
-        lifespan=lifespan,
+        lifespan=lifespan or opened_elsewhere,
         cache_hints=CACHE_HINTS,
         icons=[ICON],
-        extensions=[TaskExtension([runs, *tasks])],
+        extensions=[TaskExtension([RunTasks(app), *tasks])],
     )
-    server.middleware.append(cancellations)
-    server.middleware.append(CallLimit(settings.max_calls))
+    server.middleware.append(app.cancellations)
+    server.middleware.append(CallLimit(app.settings.max_calls))
     for prompt in prompts(names):
         server.add_prompt(prompt)
-    Resources(app, runs).mount(server, names)
-    server.completion()(Completions({"vmId": vms.ids, "runId": runs.ids}))
+    add_resources(server, names)
+    server.completion()(Completions({"vmId": app.machine_ids, "runId": app.run_ids}))
     return server
 
 
-def _tools(settings: Settings, rlm: RlmTools, vms: VmTools) -> list[StrictTool]:
-    sets = {"rlm": rlm.tools(), "vm": vms.tools()}
-    chosen = [tool for name in sets if name in settings.toolsets for tool in sets[name]]
+def _tools(settings: Settings) -> list[StrictTool]:
+    chosen = [tool for name in TOOLS if name in settings.toolsets for tool in TOOLS[name]]
     if settings.read_only:
         chosen = [tool for tool in chosen if tool.annotations and tool.annotations.read_only_hint]
     if not chosen:

@@ -1,33 +1,44 @@
-# ruff: noqa: N803, PLC0415 - a tool's parameters are named as the client sends them; the rooms below
-# are imported by the first call
-"""`vers_rlm`: a whole run as one tool call, and what can be done with one that is on record."""
+# ruff: noqa: D101, N803, PLC0415 - the fields of an answer are explained by its tool; a tool's
+# parameters are named as the client sends them; the rooms below are imported by the first call
+"""`vers_rlm`, a whole run as one tool call, and tools for runs under way or on record."""
 
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from math import inf
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
+import anyio
+from anyio import to_thread
 from mcp.server.elicitation import ElicitationResult
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.resolve import Resolve
 from pydantic import Field
 
-from .application import Application
+from vers_rlm_mcp.errors import UsageError
+
+from .application import application
 from .consent import Budget, Consent, ask, require
-from .detached import DetachedRuns
-from .machine_tools import READS, REPLACES, RUNS_CODE, VmConfig
-from .run_answers import RunAnswer, RunsAnswer, RunState
-from .toolset import Answer, StrictTool
+from .machine_tools import VmConfig
+from .progress import Progress
+from .run_answers import OUTPUT_CHARS, RunFields, RunState, count, describe_run
+from .schemas import IN_WORDS
+from .task_extension import TASK_SECONDS, takes_tasks
+from .texts import shorten
+from .toolset import READS, REPLACES, RUNS_CODE, Answer, Toolset, without_none
+from .waiting import patience
 
 if TYPE_CHECKING:
     from vers_rlm_mcp.models import Model
+    from vers_rlm_mcp.rlm import Event
+    from vers_rlm_mcp.runs import RunSummary
 
-Names = tuple[str | None, str | None]
-"""What the call and what the settings, or the record, call a model."""
+    from .live_runs import LiveRun
 
 ITERATIONS = 20
 SUB_CALLS = 30
-"""The engine's own defaults, which a test compares: importing them here would load the engine."""
+"""The engine's own defaults, with which a test compares them: importing them would load the
+engine."""
 
 MAX_NODES = 300
 """Machines and commits that a tree shows: some 10,000 tokens."""
@@ -35,221 +46,308 @@ MAX_NODES = 300
 PAGE = 20
 """Runs in one list."""
 
+SIGNATURE_CHARS = 120
+"""Characters of a run's signature in a list."""
 
-class TreeAnswer(Answer):
-    """Who came from whom."""
+POLL_SECONDS = 0.5
+"""Between two looks at a run of another process."""
 
+CANCEL_SECONDS = 25.0
+"""How long to wait for a cancelled run to end; its clean-up is bounded below that."""
+
+PASSING = frozenset({"sub_call_started", "sub_call_finished"})
+"""Kinds of events of which a run may have thousands; a client sees the latest."""
+
+TOOLS = Toolset()
+
+
+@TOOLS.tool("vers_rlm", "Recursive Language Model", RUNS_CODE)
+async def vers_rlm(
+    context: Context,
+    consent: Annotated[ElicitationResult[Consent], Resolve(ask)],
+    signature: Annotated[
+        str,
+        Field(description='Inputs -> outputs, typed: "log, task -> cause: str, lines: list[int]"'),
+    ],
+    inputs: Annotated[dict[str, Any] | None, Field(description="A value for each input")] = None,
+    instructions: str = "",
+    maxIterations: Annotated[
+        int, Field(ge=1, le=200, description="Default 20, max 200"), IN_WORDS
+    ] = ITERATIONS,
+    maxLLMCalls: Annotated[
+        int,
+        Field(ge=0, le=10_000, description="Sub-model calls. Default 30, max 10000"),
+        IN_WORDS,
+    ] = SUB_CALLS,
+    vmId: Annotated[str | None, Field(description="Work in this VM. Default: a new one")] = None,
+    vmConfig: VmConfig | None = None,
+    keepVM: Annotated[bool, Field(description="Keep the VM after the run. Default false")] = False,
+    files: Annotated[
+        list[str] | dict[str, str] | None,
+        Field(description="Host files: paths, or {name: path}; a name may be a str input's"),
+    ] = None,
+    verify: Annotated[
+        str | None,
+        Field(description="Shell command that must accept the outputs (JSON on stdin; exit 0)"),
+    ] = None,
+    maxDepth: Annotated[
+        int,
+        Field(ge=0, le=3, description="Levels of branches and recursion. Default 1, max 3"),
+        IN_WORDS,
+    ] = 1,
+    model: Annotated[str | None, Field(description="provider:model")] = None,
+    subModel: str | None = None,
+    budget: Budget | None = None,
+) -> Answer[RunFields]:
+    """Solve a task too big for one context: a sub-agent works on it in a Linux VM.
+
+    A model writes Python into a REPL in the VM, runs commands, reads files of any size, asks
+    sub-models about pieces, snapshots and branches the VM, and returns typed outputs. Use it
+    for big files, codebases and logs, experiments, or anything needing many steps. Takes
+    minutes.
+    """
+    from vers_rlm_mcp.runs import Journal, RunRequest, check_request, opened_files, run
+
+    from .sampling import choose_models
+
+    app = application(context)
+    settings, fleet = app.settings, await app.fleet()
+    limit = budget or Budget()
+    require(consent)
+    app.live_runs.admit(fleet.principal)
+    async with AsyncExitStack() as resources:
+        request = RunRequest(
+            signature=signature,
+            inputs=inputs or {},
+            instructions=instructions,
+            max_iterations=maxIterations,
+            max_llm_calls=maxLLMCalls,
+            machine_id=vmId,
+            spec=vmConfig.spec() if vmConfig else None,
+            keep_machine=keepVM,
+            verify=verify,
+            max_depth=maxDepth,
+            files=resources.enter_context(opened_files(files or (), settings.allow_dir)),
+            max_seconds=limit.seconds,
+            max_tokens=limit.tokens,
+            max_usd=limit.usd,
+        )
+        check_request(request)
+        models = choose_models(
+            context, (model, settings.model), (subModel, settings.sub_model), resources
+        )
+        journal = resources.enter_context(Journal((await app.records()).new()))
+        perform = partial(run, request, fleet=fleet, settings=settings, journal=journal, **models)
+        live = app.live_runs.start(journal.run_id, fleet.principal, perform, resources)
+    return await _outcome(context, live, models)
+
+
+class RunsFields(TypedDict):
+    runs: list[dict[str, Any]]
+    next_offset: int | None
+
+
+@TOOLS.tool("rlmResult", "Result of a run", READS)
+async def get_result(
+    context: Context,
+    runId: str,
+    waitSeconds: Annotated[
+        float | None, Field(ge=0, description="Default: what the client allows")
+    ] = None,
+    cursor: Annotated[
+        int | None, Field(ge=0, description="Show the steps after this. Default: the last")
+    ] = None,
+) -> Answer[RunState]:
+    """Wait for a vers_rlm run that still goes on, or get the result of any earlier one."""
+    from vers_rlm_mcp.runs import is_open
+
+    app = application(context)
+    directory, live = await app.find_run(runId)
+    most = patience(context, app.settings.wait_seconds)
+    seconds = most if waitSeconds is None else min(waitSeconds, most)
+    if live:
+        await _wait(context, live, seconds)
+    else:
+        async with Progress(context.report_progress, "The run"):
+            with anyio.move_on_after(seconds):
+                while is_open(directory):  # noqa: ASYNC110 - it is another process's
+                    await anyio.sleep(POLL_SECONDS)
+    return await describe_run(app, runId, cursor)
+
+
+@TOOLS.tool("rlmRuns", "List runs", READS)
+async def list_runs(
+    context: Context, offset: Annotated[int, Field(ge=0)] = 0
+) -> Answer[RunsFields]:
+    """List vers_rlm runs and their states, newest first."""
+    from vers_rlm_mcp.runs import summary, way_on
+
+    app = application(context)
+    fleet, records = await app.fleet(), await app.records()
+    directories = await to_thread.run_sync(records.all)
+    end = offset + PAGE
+    page = [await to_thread.run_sync(summary, path) for path in directories[::-1][offset:end]]
+    runs = [(run, way_on(fleet, run)) for run in page]
+    next_offset = end if len(directories) > end else None
+    lines = [_line(run, next_step) for run, next_step in runs]
+    if next_offset is not None:
+        lines.append(f"[there are more; go on with offset {next_offset}]")
+    fields: RunsFields = {
+        "runs": [_listed(run, next_step) for run, next_step in runs],
+        "next_offset": next_offset,
+    }
+    return Answer(fields, "\n".join(lines) or "No runs.")
+
+
+def _listed(run: "RunSummary", next_step: str) -> dict[str, Any]:
+    return without_none(
+        {
+            "run_id": run.id,
+            "status": run.state,
+            "signature": shorten(run.signature, SIGNATURE_CHARS),
+            "started_at": run.started_at,
+            "steps": run.steps,
+            "reason": shorten(run.reason, OUTPUT_CHARS),
+            "next": next_step,
+            "tokens": run.tokens,
+            "usd": run.usd,
+        }
+    )
+
+
+def _line(run: "RunSummary", next_step: str) -> str:
+    signature, reason = shorten(run.signature, SIGNATURE_CHARS), shorten(run.reason, OUTPUT_CHARS)
+    parts = (run.id, run.state, count(run.steps, "step"), signature, reason, next_step)
+    return " · ".join(part for part in parts if part)
+
+
+@TOOLS.tool("rlmCancel", "End a run", REPLACES)
+async def cancel_run(context: Context, runId: str) -> Answer[RunState]:
+    """End a vers_rlm run; its record stays."""
+    from vers_rlm_mcp.runs import is_open
+
+    app = application(context)
+    directory, live = await app.find_run(runId)
+    if live:
+        live.cancel()
+        await live.wait(CANCEL_SECONDS)
+    elif is_open(directory):
+        raise UsageError(f"{runId} is under way in another process: end it there.")
+    return await describe_run(app, runId)
+
+
+@TOOLS.tool("rlmResume", "Go on with a run", RUNS_CODE)
+async def resume_run(
+    context: Context,
+    consent: Annotated[ElicitationResult[Consent], Resolve(ask)],
+    runId: str,
+    step: Annotated[
+        int | None, Field(ge=0, description="Its end. Default: the last checkpoint")
+    ] = None,
+    model: Annotated[str | None, Field(description="Default: the run's own")] = None,
+    budget: Budget | None = None,
+) -> Answer[RunState]:
+    """Go on with a vers_rlm run from a checkpoint, on a new VM restored from it.
+
+    For one that was cut off, ran dry or failed, or to try again from an earlier step. No reply
+    is paid for twice.
+    """
+    from vers_rlm_mcp.runs import Changes, recall, resume
+
+    from .sampling import choose_models
+
+    app = application(context)
+    settings, fleet = app.settings, await app.fleet()
+    past = recall((await app.records()).of(runId))
+    limit = budget or Budget()
+    require(consent)
+    app.live_runs.admit(fleet.principal)
+    changes = Changes(max_seconds=limit.seconds, max_tokens=limit.tokens, max_usd=limit.usd)
+    async with AsyncExitStack() as resources:
+        models = choose_models(context, (model, past.model), (model, past.sub_model), resources)
+        perform = partial(
+            resume, runId, step=step, changes=changes, fleet=fleet, settings=settings, **models
+        )
+        live = app.live_runs.start(runId, fleet.principal, perform, resources)
+    return await _outcome(context, live, models)
+
+
+class TreeFields(TypedDict):
     about: str
     nodes: list[dict[str, Any]]
     """Each with ``id``, ``kind``, ``parent``, ``origin``, ``step``, ``alive``, ``run``, and
     ``remarks``."""
     left_out: int
-    """Nodes beyond those."""
+    """How many further nodes there are."""
     tree: str
     """All of it, drawn."""
 
-    def text(self) -> str:
-        """What it is about, and the tree."""
-        return f"{self.about}\n{self.tree}"
+
+@TOOLS.tool("vmTree", "Who came from whom", READS)
+async def show_tree(
+    context: Context,
+    runId: Annotated[str | None, Field(description="Default: all VMs there are")] = None,
+) -> Answer[TreeFields]:
+    """Show which VM or commit came from which, at which step, what it cost, who won."""
+    from vers_rlm_mcp.runs import drawn, fleet_lineage, run_lineage
+
+    app = application(context)
+    if runId is None:
+        about, nodes = "All VMs and commits", await fleet_lineage(await app.fleet())
+    else:
+        about, nodes = run_lineage((await app.records()).of(runId))
+    tree = "\n".join(drawn(nodes, limit=MAX_NODES)) or "(none)"
+    fields: TreeFields = {
+        "about": about,
+        "nodes": [asdict(node) for node in nodes[:MAX_NODES]],
+        "left_out": max(0, len(nodes) - MAX_NODES),
+        "tree": tree,
+    }
+    return Answer(fields, f"{about}\n{tree}")
 
 
-class RlmTools:
-    """The tools that run a Recursive Language Model."""
+async def _outcome(
+    context: Context, live: "LiveRun", models: "dict[str, Model]"
+) -> Answer[RunFields]:
+    """Wait for a run that has just started, as long as its client does.
 
-    def __init__(self, app: Application, runs: DetachedRuns) -> None:
-        self._app = app
-        self._runs = runs
+    Cancelling the call cancels the run, unless the client has merely timed out. A run whose model
+    is the client's own needs the call, which then waits to its end.
 
-    def tools(self) -> list[StrictTool]:
-        """All of them."""
-        table = [
-            (self.vers_rlm, "vers_rlm", "Recursive Language Model", RUNS_CODE),
-            (self.rlm_result, "rlmResult", "Result of a run", READS),
-            (self.rlm_runs, "rlmRuns", "List runs", READS),
-            (self.rlm_cancel, "rlmCancel", "End a run", REPLACES),
-            (self.rlm_resume, "rlmResume", "Go on with a run", RUNS_CODE),
-            (self.vm_tree, "vmTree", "Who came from whom", READS),
-        ]
-        return [StrictTool.of(*row) for row in table]
+    Raises:
+        VersRlmError: What ended the run, within the wait.
+    """
+    from .sampling import SamplingModel
 
-    async def vers_rlm(
-        self,
-        context: Context,
-        consent: Annotated[ElicitationResult[Consent], Resolve(ask)],
-        signature: Annotated[
-            str,
-            Field(
-                description='Inputs -> outputs, typed: "log, task -> cause: str, lines: list[int]"'
-            ),
-        ],
-        inputs: Annotated[
-            dict[str, Any] | None, Field(description="A value for each input")
-        ] = None,
-        instructions: str = "",
-        maxIterations: Annotated[
-            int, Field(ge=1, le=200, description="Default 20, max 200")
-        ] = ITERATIONS,
-        maxLLMCalls: Annotated[
-            int, Field(ge=0, le=10_000, description="Sub-model calls. Default 30, max 10000")
-        ] = SUB_CALLS,
-        vmId: Annotated[
-            str | None, Field(description="Work in this VM. Default: a new one")
-        ] = None,
-        vmConfig: VmConfig | None = None,
-        keepVM: Annotated[
-            bool, Field(description="Keep the VM after the run. Default false")
-        ] = False,
-        files: Annotated[
-            list[str] | dict[str, str] | None,
-            Field(description="Host files: paths, or {name: path}; a name may be a str input's"),
-        ] = None,
-        verify: Annotated[
-            str | None,
-            Field(description="Shell command that must accept the outputs (JSON on stdin; exit 0)"),
-        ] = None,
-        maxDepth: Annotated[
-            int, Field(ge=0, le=3, description="Levels of branches and recursion. Default 1, max 3")
-        ] = 1,
-        model: Annotated[str | None, Field(description="provider:model")] = None,
-        subModel: str | None = None,
-        budget: Budget | None = None,
-    ) -> RunAnswer:
-        """Solve a task too big for one context: a sub-agent works on it in a Linux VM.
-
-        A model writes Python into a REPL in the VM, runs commands, reads files of any size, asks
-        sub-models about pieces, snapshots and branches the VM, and returns typed outputs. Use it
-        for big files, codebases and logs, experiments, or anything needing many steps. Takes
-        minutes.
-        """
-        from vers_rlm_mcp.runs import Journal, RunRequest, check_request, opened_files, run
-
-        from .sampling import SamplingModel
-
-        settings, fleet = self._app.settings, await self._app.fleet()
-        limit = budget or Budget()
-        require(consent)
-        self._app.live.admit(fleet.principal)
-        async with AsyncExitStack() as stack:
-            request = RunRequest(
-                signature=signature,
-                inputs=inputs or {},
-                instructions=instructions,
-                max_iterations=maxIterations,
-                max_llm_calls=maxLLMCalls,
-                machine_id=vmId,
-                spec=vmConfig.spec() if vmConfig else None,
-                keep_machine=keepVM,
-                verify=verify,
-                max_depth=maxDepth,
-                files=stack.enter_context(opened_files(files or (), settings.allow_dir)),
-                max_seconds=limit.seconds,
-                max_tokens=limit.tokens,
-                max_usd=limit.usd,
-            )
-            check_request(request)
-            models = _models(
-                stack, context, (model, settings.model), (subModel, settings.sub_model)
-            )
-            journal = stack.enter_context(Journal((await self._runs.records()).new()))
-            return await self._runs.begin(
-                context,
-                journal.run_id,
-                partial(run, request, fleet=fleet, settings=settings, journal=journal, **models),
-                stack.pop_all(),
-                attached=any(isinstance(each, SamplingModel) for each in models.values()),
-            )
-
-    async def rlm_resume(
-        self,
-        context: Context,
-        consent: Annotated[ElicitationResult[Consent], Resolve(ask)],
-        runId: str,
-        step: Annotated[
-            int | None, Field(ge=0, description="Its end. Default: the last checkpoint")
-        ] = None,
-        model: Annotated[str | None, Field(description="Default: the run's own")] = None,
-        budget: Budget | None = None,
-    ) -> RunState:
-        """Go on with a vers_rlm run from a checkpoint, on a new VM restored from it.
-
-        For one that was cut off, ran dry or failed, or to try again from an earlier step. No reply
-        is paid for twice.
-        """
-        from vers_rlm_mcp.runs import Changes, recall, resume
-
-        from .sampling import SamplingModel
-
-        settings, fleet = self._app.settings, await self._app.fleet()
-        past = recall((await self._runs.records()).of(runId))
-        limit = budget or Budget()
-        require(consent)
-        self._app.live.admit(fleet.principal)
-        changes = Changes(max_seconds=limit.seconds, max_tokens=limit.tokens, max_usd=limit.usd)
-        async with AsyncExitStack() as stack:
-            models = _models(stack, context, (model, past.model), (model, past.sub_model))
-            return await self._runs.begin(
-                context,
-                runId,
-                partial(
-                    resume,
-                    runId,
-                    step=step,
-                    changes=changes,
-                    fleet=fleet,
-                    settings=settings,
-                    **models,
-                ),
-                stack.pop_all(),
-                attached=any(isinstance(each, SamplingModel) for each in models.values()),
-            )
-
-    async def rlm_result(
-        self,
-        context: Context,
-        runId: str,
-        waitSeconds: Annotated[
-            float | None, Field(ge=0, description="Default: what the client allows")
-        ] = None,
-        cursor: Annotated[
-            int | None, Field(ge=0, description="Show the steps after this. Default: the last")
-        ] = None,
-    ) -> RunState:
-        """Wait for a vers_rlm run that still goes on, or get the result of any earlier one."""
-        return await self._runs.follow(context, runId, waitSeconds, cursor)
-
-    async def rlm_cancel(self, runId: str) -> RunState:
-        """End a vers_rlm run; its record stays."""
-        return await self._runs.end(runId)
-
-    async def rlm_runs(self, offset: Annotated[int, Field(ge=0)] = 0) -> RunsAnswer:
-        """List vers_rlm runs and their states, newest first."""
-        return await self._runs.listed(slice(offset, offset + PAGE))
-
-    async def vm_tree(
-        self,
-        runId: Annotated[str | None, Field(description="Default: all VMs there are")] = None,
-    ) -> TreeAnswer:
-        """Show which VM or commit came from which, at which step, what it cost, who won."""
-        from vers_rlm_mcp.runs import drawn, fleet_lineage, run_lineage
-
-        if runId is None:
-            about, nodes = "All VMs and commits", await fleet_lineage(await self._app.fleet())
-        else:
-            about, nodes = run_lineage((await self._runs.records()).of(runId))
-        return TreeAnswer(
-            about=about,
-            nodes=[asdict(node) for node in nodes[:MAX_NODES]],
-            left_out=max(0, len(nodes) - MAX_NODES),
-            tree="\n".join(drawn(nodes, limit=MAX_NODES)) or "(none)",
-        )
+    app = application(context)
+    attached = any(isinstance(model, SamplingModel) for model in models.values())
+    if attached:
+        seconds = inf
+    elif takes_tasks(context):
+        seconds = TASK_SECONDS
+    else:
+        seconds = patience(context, app.settings.wait_seconds)
+    try:
+        await _wait(context, live, seconds)
+    except anyio.get_cancelled_exc_class():
+        if attached or not await app.cancellations.is_timeout(context):
+            live.cancel()
+        raise
+    if live.error:
+        raise live.error
+    return await describe_run(app, live.run_id)
 
 
-def _models(stack: AsyncExitStack, context: Context, root: Names, sub: Names) -> "dict[str, Model]":
-    """The model of a run and that of its sub-calls, closed with the stack."""
-    from .sampling import choose_model
+async def _wait(context: Context, live: "LiveRun", seconds: float) -> None:
+    """Wait for a run, and pass the narration of its events to the client."""
+    from vers_rlm_mcp.rlm import InChild, narrate
 
-    model = choose_model(*root, context)
-    stack.push_async_callback(model.aclose)
-    sub_model = choose_model(sub[0], sub[1] or model.name, context)
-    stack.push_async_callback(sub_model.aclose)
-    return {"model": model, "sub_model": sub_model}
+    def tell(event: "Event") -> None:
+        if message := narrate(event):
+            inner = event.event if isinstance(event, InChild) else event
+            progress.say(message, passing=inner.kind() in PASSING)
+
+    async with Progress(context.report_progress, "The run") as progress:
+        progress.say(f"Run {live.run_id} is under way")
+        with live.subscribe(tell):
+            await live.wait(seconds)

@@ -1,7 +1,7 @@
-"""The MCP client's own model, asked through sampling; and which model a run is given.
+"""The MCP client's own model, asked through sampling, and the choice of a run's models.
 
-Sampling exists where the client offers it and the connection lets a server ask: in the protocol up
-to 2025-11-25, over stdio or an HTTP session.
+Sampling needs a client that offers it and a connection on which a server can ask: up to protocol
+revision 2025-11-25, over stdio or an HTTP session.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from vers_rlm_mcp.values import Completion, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AsyncExitStack
 
     from mcp.server.mcpserver import Context
     from mcp.server.session import ServerSession
@@ -32,19 +33,37 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.values import Message, StopReason
 
 MAX_TOKENS = 8192
-"""Tokens of a reply when the caller does not say: sampling demands a number."""
+"""Tokens of a reply unless the caller sets a limit: sampling requires one."""
 
 REFUSED = -1
 """The error code with which a client reports that its user declined a sampling request."""
 
 
+Names = tuple[str | None, str | None]
+"""A model's name in the call, and in the settings or the record."""
+
+
+def choose_models(
+    context: Context[Any, Any], root: Names, sub: Names, resources: AsyncExitStack
+) -> dict[str, Model]:
+    """A run's model and that of its sub-calls, which are closed with the resources.
+
+    Raises the same as `choose_model`.
+    """
+    model = choose_model(*root, context)
+    resources.push_async_callback(model.aclose)
+    sub_model = choose_model(sub[0], sub[1] or model.name, context)
+    resources.push_async_callback(sub_model.aclose)
+    return {"model": model, "sub_model": sub_model}
+
+
 def choose_model(asked: str | None, default: str | None, context: Context[Any, Any]) -> Model:
-    """The model for a run: the one asked for, the default, one with a key, or the client's own.
+    """The model named in the call, the default, one with a key, or the client's own.
 
     Args:
         asked: The tool's argument. It cannot name a script, which is a file of the host.
         default: The setting.
-        context: Of the call, for its client.
+        context: The call, for its client.
 
     Raises:
         UsageError: The argument names a script.
@@ -73,13 +92,13 @@ def choose_model(asked: str | None, default: str | None, context: Context[Any, A
 
 
 class SamplingModel(Model):
-    """Asks the client for its model's replies. The client does not tell what they cost."""
+    """The client's model. What its replies cost is unknown."""
 
     name = SAMPLING
 
     def __init__(self, context: Context[Any, Any]) -> None:
         self._session = context.session
-        # Ties a request to the call it serves, on whose stream a client over HTTP expects it.
+        # A client over HTTP expects the request on the stream of the call that it serves.
         self._metadata = ServerMessageMetadata(related_request_id=context.request_id)
 
     async def complete(
@@ -103,7 +122,7 @@ class SamplingModel(Model):
         return _completion(result)
 
     async def aclose(self) -> None:
-        """The connection is the client's; there is nothing to close."""
+        """Do nothing: the connection is the client's."""
 
 
 def _offers_sampling(session: ServerSession) -> bool:

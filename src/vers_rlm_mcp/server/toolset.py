@@ -1,44 +1,87 @@
-"""What every tool here is: strict about arguments, plain in errors, its answer readable twice.
+"""Tools: declared by a decorator on their handlers, strict about arguments, plain in errors.
 
-The SDK's own `Tool` lets an invented argument pass in silence, tells the model nothing about an
-exception, and answers with the JSON of the result as text. `StrictTool` changes these three, by
-overriding the two methods through which a tool is made and run.
+The SDK's own `Tool` ignores unknown arguments, hides every exception from the model, and answers
+with the JSON of the result as text. `StrictTool` changes these three.
 """
 
-import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from difflib import get_close_matches
-from typing import Any, Self, cast
+from __future__ import annotations
 
-from mcp.server.mcpserver import Context
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, get_args
+
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.mcpserver.tools import Tool
+from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
 from mcp_types import CallToolResult, ResourceLink, TextContent, ToolAnnotations
 from mcp_types.version import is_version_at_least
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from vers_rlm_mcp.errors import VersRlmError
+
+from .schemas import input_schema, output_schema
+
+if TYPE_CHECKING:
+    from mcp.server.mcpserver import Context
+    from pydantic_core import ErrorDetails
+
+READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+ADDS = ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=False)
+REPLACES = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=False)
+RUNS_CODE = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=True)
 
 MAX_FAULTS = 5
 """Wrong arguments that one error names: enough to fix a call, short enough to read."""
 
 LINKS_SINCE = "2025-06-18"
-"""The revision from which a result may link to resources."""
+"""The protocol revision from which a result may link to resources."""
 
-Json = dict[str, Any]
+FieldsT_co = TypeVar("FieldsT_co", bound=Mapping[str, object], covariant=True)
 
 
-class Answer(BaseModel):
-    """The result of a tool. Its fields and its text each carry all of it: clients show only one."""
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[FieldsT_co]):
+    """What a tool answers. Fields and text each carry all of it, since clients show only one."""
 
-    def text(self) -> str:
-        """The whole answer, as a model or a person reads it."""
-        raise NotImplementedError
+    fields: FieldsT_co
+    """A `TypedDict`, from which the output schema is made. What is None is not sent."""
+    text: str
+    links: Sequence[ResourceLink] = ()
 
-    def links(self) -> list[ResourceLink]:
-        """What more there is to read."""
-        return []
+    def as_result(self, *, links: bool = True, is_error: bool = False) -> CallToolResult:
+        """The result of a call, with links if the client understands them."""
+        return CallToolResult(
+            content=[TextContent(text=self.text), *(self.links if links else ())],
+            structured_content=without_none(self.fields),
+            is_error=is_error,
+        )
+
+
+HandlerT = TypeVar("HandlerT", bound=Callable[..., Awaitable[Answer[Any]]])
+
+
+class Toolset:
+    """Tools in the order in which clients list them."""
+
+    def __init__(self) -> None:
+        self.tools: list[StrictTool] = []
+
+    def tool(
+        self, name: str, title: str, annotations: ToolAnnotations
+    ) -> Callable[[HandlerT], HandlerT]:
+        """Declare the decorated handler as a tool.
+
+        Its parameters are the tool's arguments, its docstring is the description that models read,
+        and the fields of its `Answer` are the output schema.
+        """
+
+        def declare(handler: HandlerT) -> HandlerT:
+            self.tools.append(StrictTool.of(handler, name, title, annotations))
+            return handler
+
+        return declare
 
 
 class Options(BaseModel):
@@ -50,30 +93,38 @@ class Options(BaseModel):
     @classmethod
     def _refuse_unknown(cls, value: object) -> object:
         if isinstance(value, dict):
-            _refuse(cast("Json", value), cls.model_fields)
+            fault = _unknown_names(cast("dict[str, Any]", value), cls.model_fields)
+            if fault:
+                raise ValueError(fault)
         return cast("object", value)
 
 
 class StrictTool(Tool):
-    """A tool whose failures tell the model what to do next."""
+    """A tool whose errors tell the model what to do next."""
 
     @classmethod
     def of(
         cls,
-        function: Callable[..., Awaitable[Answer]],
+        handler: Callable[..., Awaitable[Answer[Any]]],
         name: str,
         title: str,
         annotations: ToolAnnotations,
     ) -> Self:
-        """Make a tool of a function; its docstring is the description that the model reads."""
-        description = " ".join(inspect.cleandoc(function.__doc__ or "").split())
+        """Make a tool of its handler; see `Toolset.tool`."""
+        description = " ".join(inspect.cleandoc(handler.__doc__ or "").split())
         tool = cls.from_function(
-            function, name=name, title=title, description=description, annotations=annotations
+            handler,
+            name=name,
+            title=title,
+            description=description,
+            annotations=annotations,
+            structured_output=False,  # the SDK does not know `Answer`
         )
         assert isinstance(tool, cls)
-        tool.parameters = _slim(tool.parameters)
-        if tool.fn_metadata.output_schema:
-            tool.fn_metadata.output_schema = _slim(tool.fn_metadata.output_schema, output=True)
+        tool.parameters = input_schema(tool.parameters)
+        (fields,) = get_args(inspect.signature(handler, eval_str=True).return_annotation)
+        metadata = FuncMetadata(arg_model=tool.fn_metadata.arg_model, output_model=fields)
+        tool.fn_metadata.output_schema = output_schema(metadata.output_schema or {})
         return tool
 
     async def run(
@@ -88,11 +139,11 @@ class StrictTool(Tool):
             ToolError: With a text to act on: wrong arguments, or any error of this project.
             UnexpectedToolError: For everything else; the SDK logs it with its traceback.
         """
+        fault = _unknown_names(arguments, self.parameters["properties"])
+        if fault:
+            raise ToolError(f"{self.name}: {fault}")
         try:
-            _refuse(arguments, self.parameters["properties"])
             answer = await super().run(arguments, context)
-        except ValueError as error:
-            raise ToolError(f"{self.name}: {error}") from error
         except UnexpectedToolError as error:
             raise self._explained(error.__cause__) from error.__cause__
         except ToolError as error:
@@ -101,15 +152,15 @@ class StrictTool(Tool):
             raise
         if not (convert_result and isinstance(answer, Answer)):
             return answer
-        knows_links = is_version_at_least(context.protocol_version or "", LINKS_SINCE)
-        return as_result(answer, links=knows_links)
+        has_links = is_version_at_least(context.protocol_version or "", LINKS_SINCE)
+        return cast("Answer[Any]", answer).as_result(links=has_links)
 
     def _explained(self, cause: BaseException | None) -> ToolError:
         if isinstance(cause, VersRlmError):
             return ToolError(str(cause))
         return UnexpectedToolError(
-            f"{self.name} failed on a fault of this server ({type(cause).__name__}), which has "
-            "logged it and goes on. The call may have had an effect: look before you repeat it."
+            f"{self.name} failed on a fault of this server ({type(cause).__name__}), which was "
+            "logged. The call may have had an effect: look before you repeat it."
         )
 
     def _faults(self, error: ValidationError) -> str:
@@ -120,26 +171,23 @@ class StrictTool(Tool):
         return f"{self.name}: " + "; ".join(lines)
 
 
-def as_result(answer: Answer, *, links: bool = True, is_error: bool = False) -> CallToolResult:
-    """An answer as a call's result, with links where the client knows them."""
-    return CallToolResult(
-        content=[TextContent(text=answer.text()), *(answer.links() if links else ())],
-        structured_content=answer.model_dump(mode="json", exclude_none=True),
-        is_error=is_error,
-    )
+def without_none(fields: Mapping[str, object]) -> dict[str, Any]:
+    """The fields that have a value."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-def _refuse(arguments: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Raise `ValueError` naming the arguments that do not exist, those meant, and all there are."""
+def _unknown_names(arguments: Mapping[str, Any], known: Iterable[str]) -> str:
+    """Which arguments do not exist, which were probably meant, and all there are; "" if none."""
     by_folded = {_fold(name): name for name in known}
     parts: list[str] = []
     for name in arguments.keys() - by_folded.values():
         close = get_close_matches(_fold(name), by_folded, n=1)
         meant = f" (did you mean {by_folded[close[0]]!r}?)" if close else ""
         parts.append(f"there is no argument {name!r}{meant}")
-    if parts:
-        takes = ", ".join(by_folded.values()) or "no arguments"
-        raise ValueError(f"{'; '.join(sorted(parts))}. It takes: {takes}.")
+    if not parts:
+        return ""
+    takes = ", ".join(by_folded.values()) or "no arguments"
+    return f"{'; '.join(sorted(parts))}. It takes: {takes}."
 
 
 def _fold(name: str) -> str:
@@ -151,59 +199,3 @@ def _fault(fault: ErrorDetails) -> str:
     if fault["type"] == "missing":
         return f"{path!r} is missing"
     return f"{path!r}: {fault['msg'].removeprefix('Value error, ')}"
-
-
-def _slim(schema: Json, definitions: Json | None = None, *, output: bool = False) -> Json:
-    """A model's schema without what costs tokens, or clients, and tells a model nothing.
-
-    That is titles, the models' docstrings, null as a way to leave an argument out, defaults that
-    are empty, defaults and limits that are said in words, lower bounds and that no other arguments
-    are taken, which whoever tries is told, fields of an output that may be anything, which of them
-    are always there and what is inside them, which the output itself tells, and references, which
-    some clients do not follow: each is replaced by its target.
-    """
-    definitions = definitions or cast("Json", schema.get("$defs", {}))
-    if "$ref" in schema:
-        schema = definitions[schema["$ref"].removeprefix("#/$defs/")]
-    left_out = {"$defs", "title", "description", "minimum", "exclusiveMinimum"}
-    if output:
-        left_out.add("required")
-    slim = {key: schema[key] for key in schema if key not in left_out}
-    if slim.get("additionalProperties") is False:
-        del slim["additionalProperties"]
-    if "properties" in slim:
-        fields = {
-            name: _slim_field(field, definitions, output=output)
-            for name, field in slim["properties"].items()
-        }
-        slim["properties"] = {name: field for name, field in fields.items() if field}
-    if "items" in slim:
-        slim["items"] = _slim(slim["items"], definitions, output=output)
-    return slim
-
-
-def _slim_field(field: Json, definitions: Json, *, output: bool) -> Json:
-    options = cast("list[Json]", field.get("anyOf", []))
-    kept = [
-        _slim(option, definitions, output=output)
-        for option in options
-        if option != {"type": "null"}
-    ]
-    slim = _slim(field, definitions, output=output)
-    slim.pop("anyOf", None)
-    slim |= kept[0] if len(kept) == 1 else {"anyOf": kept} if kept else {}
-    if output:
-        return _closed(slim)
-    if "description" in field:
-        slim["description"] = field["description"]
-    said = field.get("description", "")
-    if not slim.get("default", True) or "Default" in said:
-        slim.pop("default", None)
-    if ", max " in said:
-        del slim["maximum"]
-    return slim
-
-
-def _closed(field: Json) -> Json:
-    """A field of an output without what is inside it."""
-    return {key: field[key] for key in ("type", "anyOf") if key in field}

@@ -1,4 +1,4 @@
-"""How long a call may wait for a run, and whether who cancelled it has only stopped waiting."""
+"""How long a call waits for a run, and whether cancelling the call cancels the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mcp.server.mcpserver import Context
 
 WAIT_SECONDS: Final = 50.0
-"""Several clients give up after a minute, whatever progress they are told."""
+"""Several clients give up after a minute, even if they receive progress."""
 
 PATIENT: Final = {
     "claude-code": 280.0,
@@ -20,13 +20,13 @@ PATIENT: Final = {
     "gemini-cli-mcp-client": 140.0,
     "opencode": 140.0,
 }
-"""Clients that were seen to wait for longer while they are told of progress, by their names."""
+"""Clients, by name, that were seen to wait longer while they receive progress."""
 
 TIMED_OUT: Final = "timed out"
-"""What the SDKs' clients say when they cancel a call since it took too long."""
+"""The reason for which the SDKs' clients cancel a call that took too long."""
 
 REASON_SECONDS: Final = 0.25
-"""How long the reason of a cancellation is waited for, which comes after it, or not at all."""
+"""How long to wait for the reason of a cancellation, which comes after it, or not at all."""
 
 POLL_SECONDS: Final = 0.01
 MAX_REASONS: Final = 256
@@ -34,7 +34,7 @@ MAX_REASONS: Final = 256
 
 
 def patience(context: Context[Any, Any], setting: float | None) -> float:
-    """Seconds for which a call of this client should wait for a run at most."""
+    """The seconds for which a call of this client should wait for a run at most."""
     if setting is not None:
         return setting
     client = context.session.client_params
@@ -42,7 +42,7 @@ def patience(context: Context[Any, Any], setting: float | None) -> float:
 
 
 class Cancellations:
-    """Remembers why clients cancelled their calls; goes around every message."""
+    """Middleware that remembers why clients cancelled their calls."""
 
     def __init__(self) -> None:
         self._reasons: OrderedDict[tuple[str, str], str] = OrderedDict()
@@ -50,7 +50,7 @@ class Cancellations:
     async def __call__(
         self, ctx: ServerRequestContext[Any, Any], call_next: CallNext
     ) -> HandlerResult:
-        """Pass a message on, and note why it cancels a call, if that is what it does."""
+        """Pass a message on, and note the reason if it cancels a call."""
         if ctx.method == "notifications/cancelled" and ctx.params:
             key = _connection(ctx), str(ctx.params.get("requestId"))
             self._reasons[key] = str(ctx.params.get("reason"))
@@ -58,8 +58,8 @@ class Cancellations:
                 self._reasons.popitem(last=False)
         return await call_next(ctx)
 
-    async def gave_up(self, context: Context[Any, Any]) -> bool:
-        """Whether the client of a call that was just cancelled has only stopped waiting for it."""
+    async def is_timeout(self, context: Context[Any, Any]) -> bool:
+        """Whether the client cancelled a call only because it took too long."""
         key = _connection(context.request_context), context.request_id
         with anyio.CancelScope(shield=True), anyio.move_on_after(REASON_SECONDS):
             while key not in self._reasons:  # noqa: ASYNC110 - none may ever come
@@ -68,7 +68,7 @@ class Cancellations:
 
 
 def _connection(ctx: ServerRequestContext[Any, Any]) -> str:
-    """What tells the connection of a message from others: request ids are unique within one."""
+    """The connection of a message: request ids are unique within one."""
     request = ctx.request
     if request is None:
         return ""
