@@ -84,8 +84,8 @@ async def test_a_client_with_too_many_calls_at_work_is_told_to_wait_and_another_
         with anyio.fail_after(20):
             while (refusal := await ann.call_tool("vmList")).is_error is not True:
                 pass
-        assert "2 calls of yours are at work" in str(refusal.content)
-        assert "at work" in await error(ann, "exec", command="touch go", vmId=vm_id)
+        assert "2 calls of yours are under way" in str(refusal.content)
+        assert "under way" in await error(ann, "exec", command="touch go", vmId=vm_id)
         assert await vm_ids(bob) == []
         assert len((await ann.list_tools()).tools) > 10
         tasks.cancel_scope.cancel()

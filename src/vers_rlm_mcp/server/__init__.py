@@ -1,7 +1,7 @@
 """The MCP server: stdio, Streamable HTTP and SSE around one application.
 
-Only this room knows MCP. It promises that a call's failure tells the model what to do, that
-cancelling a call ends its work, and that no machine outlives the server unless it was to be kept.
+Only this room knows MCP. It promises that a failed call tells the model what to do, that cancelling
+a call ends its work, and that no machine outlives the server unless it was to be kept.
 
 The rooms below are imported inside functions, by the first call that needs them: loading them takes
 a tenth of a second, for which no client's handshake should wait.

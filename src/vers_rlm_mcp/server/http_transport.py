@@ -41,19 +41,19 @@ Transport = Literal["http", "sse"]
 PATHS: dict[Transport, str] = {"http": "/mcp", "sse": "/sse"}
 
 BACKLOG = 128
-"""Connections that may wait to be accepted: the kernel's usual limit."""
+"""Connections waiting to be accepted: the kernel's usual limit."""
 
 MAX_BODY_BYTES = 16 << 20
-"""Of a request: inputs and files in the text of a call. What is larger comes as a file."""
+"""Bytes of a request, which contains the inputs of a call. Larger inputs come as host files."""
 
 MAX_CONNECTIONS = 512
-"""At once; further ones are answered with 503. Each call and each open stream is one."""
+"""Connections open at once; further ones are answered 503. Each call and each stream is one."""
 
 MAX_SESSIONS = 1024
-"""Of clients with a handshake; one that is idle for half an hour ends."""
+"""Sessions open at once; one that is idle for half an hour ends."""
 
 CLEAN_UP_SECONDS = 20
-"""What cancelled requests may take to clean up, deleting machines included."""
+"""How long cancelled requests may take to clean up, deleting machines included."""
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
@@ -67,24 +67,24 @@ async def serve_http(
     make_server: Callable[..., MCPServer[Any]] = create_server,
     task_status: TaskStatus[str] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve clients over HTTP until a signal to stop comes.
+    """Serve clients over HTTP until a signal tells the process to stop.
 
     Args:
-        settings: Of the server; where they name tokens, every request must present one.
+        settings: The server's settings. If they name tokens, every request must present one.
         transport: Streamable HTTP, or HTTP with SSE.
-        host: The address to listen on. Other than loopback, it needs a token.
-        port: 0 takes a free one; the log says which.
+        host: The address to listen on. Any but loopback needs a token.
+        port: 0 takes a free one, which the log names.
         make_server: Makes the server of an application, as `create_server` does.
-        task_status: Told the address of the endpoint when it can be connected to.
+        task_status: Receives the address of the endpoint once it accepts connections.
 
     Raises:
-        SettingsError: The address is open to others without a token, or cannot be listened on.
+        SettingsError: The address is open to others without a token, or is not available.
     """
     principals = open_principals(settings)
     if not principals and not _is_loopback(host):
         raise SettingsError(
-            f"{host} can be reached from other computers, and whoever reaches this server can run "
-            "code: set a token (VERS_RLM_TOKEN or --token-file), or listen on 127.0.0.1."
+            f"{host} can be reached from other computers, and anyone who reaches this server can "
+            "run code: set a token (VERS_RLM_TOKEN or --token-file), or listen on 127.0.0.1."
         )
     with _listening(host, port) as listener:
         base = f"http://{_in_url(host)}:{listener.getsockname()[1]}"
@@ -102,7 +102,7 @@ async def serve_http(
         asgi = RateLimit(
             _asgi(server, transport, security),
             settings.max_requests,
-            principals.of if principals else _nobody,
+            principals.find if principals else _no_principal,
         )
         async with app:
             logger.info("Serving MCP at %s%s", base, PATHS[transport])
@@ -111,7 +111,7 @@ async def serve_http(
 
 
 class _Requests:
-    """An ASGI application whose requests can all be ended at once.
+    """ASGI middleware that can cancel all requests at once.
 
     Without it uvicorn waits for streams that stay open, and then does not wait for their clean-up.
     """
@@ -140,7 +140,7 @@ class _Requests:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to this process: uvicorn would raise them again before machines are gone."""
+    """Leaves signals to `call_on_signal`: uvicorn would raise them before machines are deleted."""
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -189,7 +189,7 @@ async def _serve(asgi: ASGIApp, listener: socket.socket) -> None:
 
 
 def _auth(base: str, transport: Transport) -> AuthSettings:
-    # The token is one that this server was given, so there is no issuer but itself.
+    # Tokens are given to this server in its settings, so it is their only issuer.
     return AuthSettings(
         issuer_url=AnyHttpUrl(base),
         resource_server_url=AnyHttpUrl(base + PATHS[transport]),
@@ -197,8 +197,8 @@ def _auth(base: str, transport: Transport) -> AuthSettings:
     )
 
 
-def _nobody(_: str) -> None:
-    """Whose a token is where none is known."""
+def _no_principal(_: str) -> None:
+    """The principal of a token if the server has none."""
 
 
 async def _healthz(_: Request) -> JSONResponse:
@@ -233,5 +233,5 @@ def _in_url(host: str) -> str:
 
 
 def _with_ports(names: Sequence[str]) -> list[str]:
-    """Each name with any port, and without one, as clients leave out the scheme's own."""
+    """Each name with any port, and without one, since clients omit the scheme's own."""
     return [value for name in names for value in (name, f"{name}:*")]

@@ -1,7 +1,7 @@
-"""Who calls: over HTTP each bearer token is a principal, with machines and runs of its own.
+"""Principals: over HTTP each bearer token is one, with machines and runs of its own.
 
-Without tokens there is one caller, who runs the server, and to whom all belongs. In the ledger a
-principal is a salted hash, from which its token cannot be found.
+Without tokens there is one caller, the user who runs the server, to whom everything belongs. The
+ledger names a principal by a salted hash, from which its token cannot be recovered.
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.settings import Settings
 
 TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
-"""What can be sent as a bearer token (RFC 6750, section 2.1), and is too long to be guessed."""
+"""A bearer token that can be sent (RFC 6750, section 2.1) and is too long to be guessed."""
 
 SALT_BYTES: Final = 16
 
 HASH: Final = {"n": 2**14, "r": 8, "p": 1, "dklen": 16}
-"""Of scrypt: some 50 ms for each guess, and once for each token when the server starts."""
+"""Parameters of scrypt: a guess takes some 50 ms, as does each token when the server starts."""
 
 
 class Principals(TokenVerifier):
-    """The principals of a server, by their tokens."""
+    """The principals of a server."""
 
     def __init__(self, tokens: Sequence[str], salt: bytes) -> None:
         self._tokens = {_principal(token, salt): token.encode() for token in tokens}
 
     async def verify_token(self, token: str) -> AccessToken | None:
-        """Whose token this is, as its `client_id`; None if nobody's."""
-        principal = self.of(token)
+        """The access token whose `client_id` is the principal; None if the token is unknown."""
+        principal = self.find(token)
         return AccessToken(token=token, client_id=principal, scopes=[]) if principal else None
 
-    def of(self, token: str) -> str | None:
-        """Whose token this is. Takes as long for any that is nobody's."""
+    def find(self, token: str) -> str | None:
+        """The principal of a token, if any. Its time does not tell how much of a token is right."""
         given = token.encode()
-        found = [
+        matching = [
             principal
             for principal, known in self._tokens.items()
             if hmac.compare_digest(given, known)
         ]
-        return found[0] if found else None
+        return matching[0] if matching else None
 
 
 def caller() -> str | None:
-    """The principal of the call under way; None where clients present no tokens."""
+    """The principal of the current call; None if clients present no tokens."""
     token = get_access_token()
     return token.client_id if token else None
 
 
 def open_principals(settings: Settings) -> Principals | None:
-    """The principals that the settings name; None if clients need no token.
+    """The principals in the settings; None if clients need no token.
 
     Raises:
-        SettingsError: A token could be guessed or not be sent, or a file cannot be used.
+        SettingsError: A token could be guessed or cannot be sent, or a file cannot be used.
     """
     tokens = list(dict.fromkeys([*settings.token, *_tokens_in(settings.token_file)]))
     if not all(TOKEN.fullmatch(token) for token in tokens):
@@ -95,7 +95,7 @@ def _principal(token: str, salt: bytes) -> str:
 
 
 def _salt(state_dir: Path) -> bytes:
-    """The salt of a state directory, which is made by the first server that needs it."""
+    """The salt of a state directory, made by the first server that needs it."""
     path = state_dir / "salt"
     try:
         state_dir.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Progress notifications: every step, a heartbeat when nothing happens, and never a flood."""
+"""Progress notifications: every step, a heartbeat while nothing happens, and never a flood."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ logger = logging.getLogger(__name__)
 Report = Callable[[float, float | None, str | None], Awaitable[None]]
 
 HEARTBEAT_SECONDS = 8.0
-"""Silence after which a call says that it lives: clients give up on a call silent for longer."""
+"""Silence after which a call reports that it is still running: clients give up on silent calls."""
 
 INTERVAL_SECONDS = 0.1
-"""Time between two notifications about what only passes: ten a second are as many as one reads."""
+"""Time between two passing messages: nobody reads more than ten a second."""
 
 QUEUE_LENGTH = 256
-"""Messages kept for a client that is slow to take them; then the oldest go."""
+"""Messages kept for a client that is slow to read them; beyond that, the oldest are dropped."""
 
 FLUSH_SECONDS = 1.0
-"""What a call's end waits for a client to take the messages that are left."""
+"""How long the end of a call waits for the client to read the last messages."""
 
 
 class Progress:
-    """Tells the client how a call is going, without the call ever waiting for the client.
+    """Reports the progress of a call, which never waits for the client.
 
     Inside the ``async with``, `say` queues a message; a task sends it. The progress value is the
-    seconds since the call began, so that it always rises, and the total is not known.
+    number of seconds since the call began, so that it always rises; the total is unknown.
 
     Args:
-        report: Sends one notification; it may block, and its errors end only the notifications.
-        what: What is under way, for the heartbeat.
+        report: Sends one notification. It may block, and its errors do not reach the call.
+        what: What is running, for the heartbeat.
     """
 
     def __init__(self, report: Report, what: str) -> None:
@@ -52,7 +52,7 @@ class Progress:
         self._sent = 0.0
 
     def say(self, message: str, *, passing: bool = False) -> None:
-        """Queue a message. One that is `passing` gives way to the next, and is sent at leisure."""
+        """Queue a message. A `passing` one is replaced by the next if it has not been sent yet."""
         if self._queue and self._queue[-1][1]:
             self._queue.pop()
         self._queue.append((message, passing))
@@ -75,7 +75,7 @@ class Progress:
             self._tasks.cancel_scope.deadline = anyio.current_time() + FLUSH_SECONDS
         else:
             self._tasks.cancel_scope.cancel()
-        # The group never sees the call's exception: it would wrap it.
+        # The group must not see the call's exception: it would wrap it.
         await self._tasks.__aexit__(None, None, None)
 
     async def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""What one client may ask for at once, so that there is something left for the others."""
+"""Limits on what one client may ask for, so that there is something left for the others."""
 
 from __future__ import annotations
 
@@ -20,47 +20,48 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 BURST_SECONDS: Final = 4.0
-"""How long a client may have been silent for and catch up on: clients connect with a burst."""
+"""Unused seconds of its rate that a client may save up: clients connect with a burst."""
 
 MAX_CLIENTS: Final = 4096
-"""Clients remembered; one that is forgotten begins anew."""
+"""Clients remembered; one that was forgotten starts with a full allowance."""
 
 
 class CallLimit:
-    """Refuses a tool call while as many of the same principal are at work; goes around each call.
+    """Middleware that refuses a tool call while its principal has too many under way.
 
     Args:
-        limit: Calls at once.
+        limit: How many calls a principal may have under way.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._at_work: Counter[str | None] = Counter()
+        self._under_way: Counter[str | None] = Counter()
 
     async def __call__(
         self, ctx: ServerRequestContext[Any, Any], call_next: CallNext
     ) -> HandlerResult:
-        """Pass a request on, unless it is one call too many."""
+        """Pass a request on unless it is one call too many."""
         if ctx.method != "tools/call":
             return await call_next(ctx)
         principal = caller()
-        if self._at_work[principal] >= self._limit:
-            text = f"{self._limit} calls of yours are at work; wait until one of them has ended."
+        if self._under_way[principal] >= self._limit:
+            text = f"{self._limit} calls of yours are under way; wait until one of them has ended."
             return CallToolResult(content=[TextContent(text=text)], is_error=True)
-        self._at_work[principal] += 1
+        self._under_way[principal] += 1
         try:
             return await call_next(ctx)
         finally:
-            self._at_work[principal] -= 1
+            self._under_way[principal] -= 1
 
 
 class RateLimit:
-    """An ASGI application that answers 429 to a client whose requests come too fast.
+    """ASGI middleware that answers 429 to a client whose requests come too fast.
 
     Args:
-        asgi: Gets the requests that pass.
+        asgi: Receives the requests that pass.
         per_second: Requests per second, in the long run.
-        principal: Whose a bearer token is. Requests without a good one count for their address.
+        principal: Finds the principal of a bearer token. Requests without a valid one count for
+            their address.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class RateLimit:
         self._allowances: OrderedDict[str, _Allowance] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it with 429."""
+        """Pass a request on, or answer 429."""
         if scope["type"] != "http" or self._allows(self._client(scope)):
             await self._asgi(scope, receive, send)
             return
@@ -104,7 +105,8 @@ class RateLimit:
 
 @dataclass(slots=True)
 class _Allowance:
-    """Requests that a client may make at once, as of a moment of the monotonic clock."""
+    """How many requests a client may make at once."""
 
     left: float
     since: float
+    """When `left` was true, by the monotonic clock."""

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP as a call, instead of the end of the process."""
+"""SIGTERM, SIGINT and SIGHUP as a function call, instead of the end of the process."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 async def call_on_signal(stop: Callable[[], object]) -> None:
-    """Call `stop` whenever the process is told to end; runs until it is cancelled.
+    """Call `stop` on every signal to end; runs until it is cancelled.
 
-    It stays in place while clean-up runs, so that a second signal does not cut that off: clean-up
-    is bounded by itself.
+    It also runs during clean-up, which is bounded, so that a second signal does not interrupt it.
     """
     endings = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup

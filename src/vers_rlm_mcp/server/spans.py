@@ -1,6 +1,6 @@
-"""OpenTelemetry spans of a run, made from its events: run, steps, calls of models, machines.
+"""OpenTelemetry spans of a run, made from its events: run, steps, model calls, machines.
 
-They hold names, ids and numbers, never what a model or a user wrote.
+They contain names, ids and numbers, never what a model or a user wrote.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.values import Usage
 
 SECOND: Final = 1_000_000_000
-"""In nanoseconds, in which spans tell time."""
+"""In nanoseconds, the unit of spans."""
 
 Attributes = dict[str, str | int | float | bool]
 
 
 class RunSpans:
-    """The spans of one run, below the span of the call that asked for it.
+    """The spans of one run, below the span of the call that started it.
 
-    Called with each event, it begins and ends spans; at the end of the ``with`` all have ended.
+    It is called with each event, and starts and ends spans. At the end of the ``with`` all have
+    ended.
 
     Args:
-        tracer: Makes the spans; by default that of the provider that is set.
+        tracer: Makes the spans; by default the current provider's.
     """
 
     def __init__(self, tracer: Tracer | None = None) -> None:
@@ -46,7 +47,7 @@ class RunSpans:
             conversation.end()
 
     def __call__(self, event: rlm.Event) -> None:
-        """Take in what happened."""
+        """Start and end spans for an event."""
         self._take(event, "")
 
     def _take(self, event: rlm.Event, path: str) -> None:
@@ -75,12 +76,12 @@ class RunSpans:
 
 
 class _Conversation:
-    """The spans of one conversation that have not ended.
+    """The open spans of one conversation.
 
     Args:
         tracer: Makes the spans.
-        span: Of the conversation itself.
-        models: The names of the root model and of the sub-model, once they are known.
+        span: The span of the conversation itself.
+        models: The names of the root model and the sub-model, once they are known.
     """
 
     def __init__(self, tracer: Tracer, span: Span, models: tuple[str, str] = ("", "")) -> None:
@@ -91,11 +92,11 @@ class _Conversation:
         self._open: dict[str, Span] = {}
 
     def context(self) -> Context:
-        """In which spans are children of the step under way, or else of the conversation."""
+        """The context for children of the current step, or else of the conversation."""
         return trace.set_span_in_context(self._step or self.span)
 
     def take(self, event: rlm.Event) -> None:
-        """Take in what happened in this conversation itself."""
+        """Start and end spans for an event of this conversation itself."""
         match event:
             case rlm.ModelAsked():
                 self._chat(event.step, "model", self.models[0])
@@ -115,7 +116,7 @@ class _Conversation:
                 self._take_machine(event)
 
     def result(self, status: str, steps: int, usage: Usage) -> None:
-        """Note how the conversation ended."""
+        """Record how the conversation ended."""
         self.span.set_attributes({"rlm.status": status, "rlm.steps": steps, **_tokens(usage)})
 
     def end(self) -> None:
@@ -146,7 +147,7 @@ class _Conversation:
         attributes: Attributes,
         kind: SpanKind = SpanKind.INTERNAL,
     ) -> None:
-        """Begin a span of a step, which itself begins with its first."""
+        """Start a span in a step, whose own span starts with its first."""
         if self._step is None:
             about = {"rlm.step": step}
             self._step = self._tracer.start_span("rlm.step", self.context(), attributes=about)
@@ -162,7 +163,7 @@ class _Conversation:
             span.end()
 
     def _past(self, name: str, seconds: float, attributes: Attributes) -> None:
-        """A span of what is over now, and took so long."""
+        """Add a span that ends now and took this long."""
         now = time.time_ns()
         start = now - int(seconds * SECOND)
         span = self._tracer.start_span(

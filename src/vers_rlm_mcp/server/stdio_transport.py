@@ -1,9 +1,9 @@
 """MCP on standard input and output, for one client.
 
-The end of the input, SIGTERM, SIGINT and SIGHUP all lead the same way out: the SDK sees the input
-end, cancels the calls that run, the machines go, and the process ends. For that the SDK reads a
-pipe that this module feeds and can close: the SDK itself reads in a thread, which nothing
-interrupts.
+The end of the input, SIGTERM, SIGINT and SIGHUP end the server in the same way: the SDK sees the
+input end and cancels the calls under way, machines are deleted, and the process ends. For that the
+SDK reads from a pipe which this module feeds and can close: it reads in a thread, which nothing can
+interrupt.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ CHUNK = 65_536
 """Bytes moved at a time: what a pipe holds on Linux."""
 
 EXIT_SECONDS = 20.0
-"""After the input's end, the time after which the process ends come what may: clean-up is bounded
-below it, so this is for a client that lives but no longer reads, on which the SDK would wait."""
+"""How long after the end of the input the process exits in any case. Clean-up is bounded below
+that: this is for a client that is alive but no longer reads, for which the SDK would wait."""
 
 
 async def serve_stdio(settings: Settings) -> None:
-    """Serve the client at the other end of standard input and output until it leaves.
+    """Serve the client on standard input and output until it disconnects.
 
-    Returns when the input has ended, or a signal to stop has come, and everything is cleaned up.
-    Standard output carries the protocol alone; what this process itself prints goes to stderr.
+    Returns after clean-up, once the input has ended or a signal told the process to stop. Standard
+    output carries only the protocol; whatever else this process prints goes to standard error.
     """
     end_of_input = anyio.CancelScope()
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncGenerator[Application]:
-        # The SDK leaves this before it waits for the last writes, so that machines go even if the
-        # client reads no more.
+        # The SDK exits this before it waits for the last writes, so that machines are deleted even
+        # if the client no longer reads.
         try:
             async with app:
                 yield app
@@ -63,11 +63,11 @@ async def serve_stdio(settings: Settings) -> None:
             await server.run_stdio_async()
             tasks.cancel_scope.cancel()
     except* BrokenPipeError:
-        logger.info("The client left without closing its end first")
+        logger.info("The client disconnected without closing its end first")
 
 
 def _divert_input() -> tuple[int, int]:
-    """Put a pipe in the place of standard input; return the original and the pipe's other end."""
+    """Replace standard input by a pipe; return the original and the pipe's write end."""
     source = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)
     reader, sink = os.pipe()
     os.dup2(reader, 0, inheritable=False)
@@ -77,7 +77,7 @@ def _divert_input() -> tuple[int, int]:
 
 
 async def _feed(source: int, sink: int, end_of_input: anyio.CancelScope) -> None:
-    """Pass the input on until it ends or is ended, then see to it that the process ends."""
+    """Pass the input on until it ends or is cancelled, then ensure that the process exits."""
     try:
         with end_of_input:
             while data := await _read(source):
@@ -87,7 +87,7 @@ async def _feed(source: int, sink: int, end_of_input: anyio.CancelScope) -> None
     finally:
         os.close(sink)
     await anyio.sleep(EXIT_SECONDS)
-    logger.error("The client does not read; ending anyway")
+    logger.error("The client does not read; exiting anyway")
     os._exit(1)
 
 

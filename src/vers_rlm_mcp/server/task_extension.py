@@ -1,9 +1,8 @@
 """The extension `io.modelcontextprotocol/tasks`: a call that takes long is answered with a task.
 
-The client then asks for the task's state (`tasks/get`) until that has the call's result. Whether a
-call becomes a task is the server's choice, for clients that declare the extension; tools say so by
-an answer that is still `running`. What tasks there are is told by a `Tasks`, not kept here, so that
-they live as long as what they stand for.
+The client then polls the task (`tasks/get`) until it contains the call's result. A call becomes a
+task if its client declares the extension and its tool answers that it is still `running`. Tasks are
+not kept here but found by a `Tasks`, so that they live as long as what they stand for.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ if TYPE_CHECKING:
 EXTENSION: Final = "io.modelcontextprotocol/tasks"
 
 NAME_HEADER: Final = "mcp-name"
-"""Repeats over HTTP what a request is about, for whoever routes it."""
+"""The HTTP header that repeats a request's task, for proxies that route by it."""
 
 POLL_INTERVAL_MS: Final = 2000
-"""How often a client may well ask: a step of a run takes longer."""
+"""How often a client should poll: a step of a run takes longer."""
 
 TASK_SECONDS: Final = 1.0
-"""What ends sooner is answered as it is."""
+"""A call that ends sooner does not become a task."""
 
 MISSING: Final = MissingRequiredClientCapabilityErrorData(
     required_capabilities=ClientCapabilities(extensions={EXTENSION: {}})
@@ -54,7 +53,7 @@ MISSING: Final = MissingRequiredClientCapabilityErrorData(
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """How far a task is."""
+    """The state of a task."""
 
     id: str
     status: Literal["working", "input_required", "completed", "failed", "cancelled"]
@@ -63,14 +62,14 @@ class Task:
     """Seconds since the epoch."""
     updated_at: float
     result: CallToolResult | None = None
-    """Of one that is completed, be it with an error that the tool reports."""
+    """Set if completed, even with an error that the tool reports."""
     error: ErrorData | None = None
-    """Of one that failed: it has no result and will have none."""
+    """Set if failed: there is no result and will be none."""
     input_requests: Mapping[str, Any] | None = None
-    """What the client is to answer, by names that `Tasks.update` takes."""
+    """Requests for the client to answer, by the names that `Tasks.update` takes."""
 
     def fields(self) -> dict[str, Any]:
-        """As it goes over the wire, without what came of it."""
+        """The task on the wire, without its result."""
         return {
             "taskId": self.id,
             "status": self.status,
@@ -82,7 +81,7 @@ class Task:
         }
 
     def details(self) -> dict[str, Any]:
-        """The same, with what came of it."""
+        """The task on the wire, with its result."""
         fields = self.fields() | {"resultType": "complete"}
         for name, part in (("result", self.result), ("error", self.error)):
             if part:
@@ -93,7 +92,7 @@ class Task:
 
 
 class Tasks(ABC):
-    """Where tasks are found. A task is seen by whom it belongs to only."""
+    """A source of tasks. A task is visible to its owner only."""
 
     task_tools: ClassVar[Container[str]]
     """The tools whose calls may become tasks."""
@@ -104,31 +103,31 @@ class Tasks(ABC):
 
     @abstractmethod
     async def cancel(self, task_id: str) -> None:
-        """End a task; one that has ended stays as it is. Raises `UnknownHandle`."""
+        """Cancel a task; one that has ended stays as it is. Raises `UnknownHandle`."""
 
     async def update(self, task_id: str, responses: Mapping[str, Any]) -> None:
-        """Take answers of the client; those to other questions are ignored. Raises the same."""
+        """Take the client's answers, ignoring those to unknown requests. Raises `UnknownHandle`."""
         del responses
         await self.task(task_id)
 
 
 class TaskParams(RequestParams):
-    """Which task."""
+    """The parameters of a request about a task."""
 
     task_id: str
 
 
 class UpdateParams(TaskParams):
-    """Which task, and the answers."""
+    """The parameters of `tasks/update`."""
 
     input_responses: dict[str, Any]
 
 
 class TaskExtension(Extension):
-    """Serves the extension's methods over what sources know of tasks; the first that knows has it.
+    """Serves the extension's methods.
 
     Args:
-        sources: Where tasks are found.
+        sources: Where tasks are found, in this order.
     """
 
     identifier: str = EXTENSION
@@ -137,7 +136,7 @@ class TaskExtension(Extension):
         self._sources = sources
 
     def methods(self) -> Sequence[MethodBinding]:
-        """Those of the extension."""
+        """The extension's request handlers."""
         handlers = (
             ("tasks/get", TaskParams, self._get),
             ("tasks/update", UpdateParams, self._update),
@@ -152,7 +151,7 @@ class TaskExtension(Extension):
         ctx: ServerRequestContext[Any, Any],
         call_next: CallNext,
     ) -> HandlerResult:
-        """Answer with a task where the call's answer says that it still goes on."""
+        """Answer with a task if the call's answer says that it is still running."""
         result = await call_next(ctx)
         if not (takes_tasks(ctx) and isinstance(result, CallToolResult)):
             return result

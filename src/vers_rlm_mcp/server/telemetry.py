@@ -1,8 +1,8 @@
 # ruff: noqa: PLC0415 - an extra, which may not be installed, and is loaded where it is wanted
-"""Sends OpenTelemetry spans to a collector, where OpenTelemetry's own variables ask for it.
+"""Exports OpenTelemetry spans to a collector if OpenTelemetry's own variables ask for it.
 
-The MCP SDK makes a span for each request it serves, and `spans` those of a run; without this they
-go nowhere, and cost next to nothing.
+The MCP SDK makes a span for each request that it serves, and `spans` those of a run. Without an
+exporter they are dropped, and cost next to nothing.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 FLUSH_SECONDS: Final = 3.0
-"""What sending the last spans may hold up the end of the server, if nobody takes them."""
+"""How long sending the last spans may delay the end of the server."""
 
 ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 @contextmanager
 def exporting() -> Generator[None]:
-    """Send spans to where OpenTelemetry's own variables say, if they say so.
+    """Export spans to the collector that OpenTelemetry's own variables name, if any.
 
     Raises:
-        SettingsError: They do, and what sends them is not installed.
+        SettingsError: They name one, and the exporter is not installed.
     """
     if not any(os.environ.get(name) for name in ENDPOINTS):
         yield
