@@ -1,4 +1,4 @@
-"""How much code a step runs through: `python -m benchmarks.trace`.
+"""How much code a step runs through: `python -m benchmarks.trace [--list]`.
 
 A task of one step, which asks the sub-model once and calls FINAL, is run twice; the functions of
 the package that the second run enters on the host are counted, by room and by file. What runs in
@@ -19,6 +19,7 @@ import anyio
 
 import vers_rlm_mcp
 from vers_rlm_mcp import RLM
+from vers_rlm_mcp.testing import FakeBackend
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -81,14 +82,14 @@ async def main() -> None:
         script = Path(directory) / "script.txt"
         script.write_text(SCRIPT)
         state = Path(directory) / "state"
-        async with RLM(f"scripted:{script}", backend="bubblewrap", state_dir=state) as rlm:
-            trace = await second_of(partial(rlm, SIGNATURE, task="x"))
-        print(trace.described("Python API, bubblewrap"))
-        if "--list" in sys.argv:
-            print(
-                *(f"  {file}:{line} {name}" for file, name, line in sorted(trace.functions)),
-                sep="\n",
-            )
+        fake = FakeBackend(Path(directory) / "machines")
+        for what, backend in {"fake machine": fake, "bubblewrap": "bubblewrap"}.items():
+            async with RLM(f"scripted:{script}", backend=backend, state_dir=state) as rlm:
+                trace = await second_of(partial(rlm, SIGNATURE, task="x"))
+            print(trace.described(what))
+            if "--list" in sys.argv:
+                for file, name, line in sorted(trace.functions):
+                    print(f"  {file}:{line} {name}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from vers_rlm_mcp import rlm, runs
 from vers_rlm_mcp.errors import InputError, SettingsError
 from vers_rlm_mcp.events import Event
-from vers_rlm_mcp.machines import WORKSPACE, MachineSpec, open_fleet
+from vers_rlm_mcp.machines import WORKSPACE, Backend, MachineSpec, open_fleet
 from vers_rlm_mcp.models import Model, open_model
 from vers_rlm_mcp.settings import Settings
 
@@ -49,6 +49,10 @@ class _Session:
     """An open fleet and its settings, between ``__aenter__`` and ``__aexit__``."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
+        backend = settings.get("backend")
+        self._backend = backend if isinstance(backend, Backend) else None
+        if self._backend:
+            settings = {name: value for name, value in settings.items() if name != "backend"}
         try:
             self._settings = Settings(**settings)
         except ValidationError as error:
@@ -65,7 +69,9 @@ class _Session:
         return self._settings
 
     async def __aenter__(self) -> Self:
-        self._fleet = await self._resources.enter_async_context(open_fleet(self._settings))
+        self._fleet = await self._resources.enter_async_context(
+            open_fleet(self._settings, self._backend)
+        )
         await self._fleet.sweep()
         return self
 
@@ -102,7 +108,8 @@ class RLM(_Session):
             whose key is set.
         sub_model: The model that ``llmQuery`` asks; by default `model`.
         settings: Any setting of the README's table by its flag's name, as in ``max_usd=2.0`` or
-            ``backend="bubblewrap"``.
+            ``backend="bubblewrap"``. `backend` may also be a `Backend` of your own, which is
+            closed at the end.
 
     Raises:
         SettingsError: A setting is unknown or has a wrong value.
@@ -337,7 +344,8 @@ class Machines(_Session):
 
     Args:
         settings: Any setting of the README's table by its flag's name, as in
-            ``backend="bubblewrap"`` or ``max_machines=4``.
+            ``max_machines=4``. `backend` may also be a `Backend` of your own, which is closed at
+            the end.
     """
 
     def __init__(self, **settings: Any) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from vers_rlm_mcp import Machines
 from vers_rlm_mcp.errors import InputError, MachineGone, UnknownHandle
+from vers_rlm_mcp.testing import FakeBackend
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,3 +77,12 @@ async def test_a_file_too_large_to_read_at_once_is_read_in_pieces(tmp_path: Path
         with pytest.raises(InputError, match="larger than 64 MiB; read it in pieces"):
             await vm.read("big")
         assert len(await vm.read("big", offset=60 << 20, length=10 << 20)) == 5 << 20
+
+
+async def test_machines_may_come_from_a_backend_of_ones_own(tmp_path: Path) -> None:
+    backend = FakeBackend(tmp_path / "machines")
+    async with Machines(backend=backend, state_dir=tmp_path / "state") as machines:
+        vm = await machines.create()
+        assert (await vm.exec("echo here")).stdout == "here\n"
+        assert [each.backend for each in await machines.list()] == [backend.name]
+    assert await FakeBackend(tmp_path / "machines").list() == []

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp.settings import Settings
 
-    from .base import BackendFactory
+    from .base import Backend, BackendFactory
 
 logger = logging.getLogger(__name__)
 
@@ -66,20 +66,27 @@ def choose_backend(settings: Settings) -> Choice:
 
 
 @asynccontextmanager
-async def open_fleet(settings: Settings) -> AsyncGenerator[Fleet]:
+async def open_fleet(settings: Settings, backend: Backend | None = None) -> AsyncGenerator[Fleet]:
     """The machines of one server. At the end those that are not kept are deleted.
+
+    Args:
+        settings: Of the server.
+        backend: Where machines come from, in place of the one that the settings choose.
 
     Raises:
         BackendUnavailable: No machine can be made here; the message says what to do.
     """
-    choice = await to_thread.run_sync(choose_backend, settings)
+    reason = "it was given"
+    if backend is None:
+        choice = await to_thread.run_sync(choose_backend, settings)
+        backend, reason = choice.factory.open(settings), choice.reason
     _make_state_dir(settings)
-    async with choice.factory.open(settings) as backend:
+    async with backend:
         can = backend.capabilities
         logger.info(
             "Machines come from %s, since %s (isolation: %s, fidelity: %s).",
-            choice.name,
-            choice.reason,
+            backend.name,
+            reason,
             can.isolation,
             can.fidelity,
         )
