@@ -12,6 +12,9 @@ import pytest
 from clients import COMMAND, call, connected, environment_in, error, script, vm_ids
 from mcp import Client, MCPError, StdioServerParameters
 
+from vers_rlm_mcp.server import Application, create_server
+from vers_rlm_mcp.settings import Settings
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -79,6 +82,20 @@ async def test_a_run_that_takes_longer_than_its_call_may_is_asked_for_again(serv
         assert await vm_ids(client) == []
     async with Client(server) as client:  # another server
         assert await call(client, "rlmResult", runId=answer["run_id"]) == result
+
+
+async def test_the_result_of_a_run_of_this_process_needs_no_record(tmp_path: Path):
+    settings = Settings.model_validate(
+        {"state_dir": tmp_path / "state", "model": script(tmp_path / "replies", "FINAL(42)")}
+    )
+    async with (
+        Application(settings, one_client=True) as app,
+        Client(create_server(app)) as client,
+    ):
+        answer = await call(client, "vers_rlm", **RUN)
+        (events,) = (tmp_path / "state").rglob("events.jsonl")
+        events.write_text("")
+        assert await call(client, "rlmResult", runId=answer["run_id"]) == answer
 
 
 async def test_a_client_that_waits_no_longer_lets_its_run_go_on(serving: Any):

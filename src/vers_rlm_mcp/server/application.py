@@ -2,7 +2,7 @@
 """The machines and runs of one server, and how long they live.
 
 The SDK enters a server's lifespan once per connection over SSE, and once per server otherwise, but
-machines belong to the process. So whoever serves opens the application around all connections.
+machines belong to the process. The transport opens the application around all connections.
 """
 
 from __future__ import annotations

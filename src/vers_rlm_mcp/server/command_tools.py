@@ -20,15 +20,14 @@ from vers_rlm_mcp.errors import InputError
 from .application import application
 from .progress import Progress
 from .schemas import IN_WORDS
-from .texts import TEXT_LIMIT, shorten
-from .toolset import READS, REPLACES, RUNS_CODE, Answer, Toolset
+from .toolset import READS, REPLACES, RUNS_CODE, TEXT_LIMIT, Answer, Toolset, shorten
 
 if TYPE_CHECKING:
     from vers_rlm_mcp.machines import CommandResult
 
 OUTPUT_BYTES = 24_000
-"""Bytes of each output of a command in an answer: both are some 12,000 tokens, half of what clients
-show before they truncate."""
+"""Bytes of each output stream in an answer: both are some 12,000 tokens, half of what clients show
+before they truncate."""
 
 READ_BYTES = 32_768
 """Bytes of a file in an answer, unless asked for otherwise: some 8,000 tokens."""
@@ -86,8 +85,12 @@ async def run_command(
         "omitted_bytes": result.stdout.omitted + result.stderr.omitted,
         "seconds": round(result.seconds, 3),
     }
-    parts = [fields["stdout"].rstrip("\n"), fields["stderr"].rstrip("\n"), *_remarks(result)]
-    return Answer(fields, "\n".join(part for part in parts if part) or "(no output)")
+    return Answer(fields, _text([fields["stdout"], fields["stderr"], *_remarks(result)]))
+
+
+def _text(parts: list[str]) -> str:
+    """Outputs and remarks, each on lines of its own."""
+    return "\n".join(text for part in parts if (text := part.rstrip("\n"))) or "(no output)"
 
 
 def _remarks(result: "CommandResult") -> list[str]:
@@ -155,13 +158,13 @@ async def run_python(
         "notes": list(notes),
         "seconds": round(result.seconds, 3),
     }
-    parts = [fields["output"].rstrip("\n"), fields["error"] or ""]
+    parts = [fields["output"], fields["error"] or ""]
     if result.status not in ("ok", "error"):
         parts.append(f"[{result.status} after {result.seconds:.1f} s]")
     if final is not None:
         parts.append(f"FINAL: {final}")
     parts += [f"[{note}]" for note in notes]
-    return Answer(fields, "\n".join(part for part in parts if part) or "(no output)")
+    return Answer(fields, _text(parts))
 
 
 class FileFields(TypedDict):

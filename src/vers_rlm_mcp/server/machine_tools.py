@@ -13,8 +13,17 @@ from .application import NO_CURRENT, Application, application
 from .command_tools import VmId
 from .progress import Progress
 from .schemas import IN_WORDS
-from .texts import TEXT_LIMIT, shorten
-from .toolset import ADDS, READS, REPLACES, Answer, Options, Toolset, without_none
+from .toolset import (
+    ADDS,
+    READS,
+    REPLACES,
+    TEXT_LIMIT,
+    Answer,
+    Options,
+    Toolset,
+    shorten,
+    without_none,
+)
 
 if TYPE_CHECKING:
     from vers_rlm_mcp.machines import MachineInfo, MachineSpec

@@ -75,7 +75,7 @@ settings or in another version."""
 CACHE_HINTS: Mapping[CacheableMethod, CacheHint] = dict.fromkeys(
     ("server/discover", "tools/list", "prompts/list"), CacheHint(LISTS_TTL_MS, "public")
 )
-"""What is the same for every client."""
+"""Answers that are the same for every client."""
 
 
 class Server(MCPServer[Any]):
@@ -109,7 +109,7 @@ def create_server(
     """Make the MCP server of an application, with all its tools, not yet serving.
 
     Args:
-        app: What the tools act on. Whoever serves opens it.
+        app: What the tools act on. The transport opens it.
         lifespan: Entered by the SDK around every stdio or SSE connection, or around all connections
             over Streamable HTTP; yields `app`.
         auth: For HTTP with a token, together with `token_verifier`.

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from anyio import to_thread
 from mcp_types import ResourceLink
 
-from .texts import shorten
-from .toolset import Answer, without_none
+from .toolset import Answer, shorten, without_none
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

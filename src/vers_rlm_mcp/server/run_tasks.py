@@ -11,7 +11,7 @@ from mcp_types import INTERNAL_ERROR, ErrorData
 
 from .run_answers import describe_run
 from .task_extension import Task, Tasks
-from .texts import shorten
+from .toolset import shorten
 
 if TYPE_CHECKING:
     from .application import Application

@@ -24,8 +24,7 @@ from .progress import Progress
 from .run_answers import OUTPUT_CHARS, RunFields, RunState, count, describe_run
 from .schemas import IN_WORDS
 from .task_extension import TASK_SECONDS, takes_tasks
-from .texts import shorten
-from .toolset import READS, REPLACES, RUNS_CODE, Answer, Toolset, without_none
+from .toolset import READS, REPLACES, RUNS_CODE, Answer, Toolset, shorten, without_none
 from .waiting import patience
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The schemas of tools, without what costs tokens and tells a model nothing."""
+"""The schemas of tools, reduced to what a model needs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def input_schema(schema: Json, definitions: Json | None = None) -> Json:
     """The schema of a tool's arguments.
 
     It omits titles, the docstrings of models, null as a way to leave an argument out, empty
-    defaults, lower bounds, what is marked `IN_WORDS`, and that no other arguments are taken, which
-    an error tells. References, which some clients do not follow, are replaced by their targets.
+    defaults, lower bounds, what is marked `IN_WORDS`, and that there are no other arguments, which
+    an error says. References, which some clients do not follow, are replaced by their targets.
     """
     definitions = definitions or cast("Json", schema.get("$defs", {}))
     if "$ref" in schema:

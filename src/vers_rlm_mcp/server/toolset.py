@@ -35,6 +35,9 @@ RUNS_CODE = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_wo
 MAX_FAULTS = 5
 """Wrong arguments that one error names: enough to fix a call, short enough to read."""
 
+TEXT_LIMIT = 40_000
+"""Characters of a long text in an answer: some 10,000 tokens."""
+
 LINKS_SINCE = "2025-06-18"
 """The protocol revision from which a result may link to resources."""
 
@@ -174,6 +177,14 @@ class StrictTool(Tool):
 def without_none(fields: Mapping[str, object]) -> dict[str, Any]:
     """The fields that have a value."""
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most about `limit` characters of a text: its beginning and its end."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"
 
 
 def _unknown_names(arguments: Mapping[str, Any], known: Iterable[str]) -> str:
