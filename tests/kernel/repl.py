@@ -8,7 +8,7 @@ import anyio
 
 from vers_rlm_mcp.errors import UsageError
 from vers_rlm_mcp.kernel.attachment import start_program, upload
-from vers_rlm_mcp.runs.functions import repl_functions
+from vers_rlm_mcp.runs.declarations import repl_functions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

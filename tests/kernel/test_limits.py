@@ -9,7 +9,7 @@ import pytest
 from repl import FUNCTIONS, Host, Repl, ended, is_running, written
 
 from vers_rlm_mcp.errors import InputError
-from vers_rlm_mcp.kernel import Kernel, host, run
+from vers_rlm_mcp.kernel import Kernel, cell_run, host
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -74,7 +74,7 @@ async def test_a_call_that_is_interrupted_while_it_is_sent_does_no_harm(
         await anyio.sleep_forever()
 
     # The host takes one call, looks at a second, and then lets the pipe fill.
-    monkeypatch.setattr(run, "MAX_CALL_BYTES", 150_000)
+    monkeypatch.setattr(cell_run, "MAX_CALL_BYTES", 150_000)
     await repl.output("x = 1")
     result = await repl.kernel.run(
         "import threading, time\n"

@@ -17,7 +17,7 @@ from vers_rlm_mcp.rlm import (
     task_prompt,
 )
 from vers_rlm_mcp.rlm.prompt import extraction_prompt
-from vers_rlm_mcp.runs.functions import repl_functions
+from vers_rlm_mcp.runs.declarations import repl_functions
 
 register_format_alias(".md", ".txt")
 

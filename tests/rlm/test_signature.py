@@ -11,7 +11,7 @@ from inline_snapshot import snapshot
 
 from vers_rlm_mcp.errors import InputError, SignatureError
 from vers_rlm_mcp.rlm import Signature
-from vers_rlm_mcp.runs.functions import reserved_names
+from vers_rlm_mcp.runs.declarations import reserved_names
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -12,9 +12,9 @@ from lab import Speaker, Turns, cell
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import ModelFailed, UsageError, VersRlmError
 from vers_rlm_mcp.kernel import Carried, HostCall
-from vers_rlm_mcp.runs import calls as calls_module
-from vers_rlm_mcp.runs.calls import CellCalls
+from vers_rlm_mcp.runs import repl_handlers
 from vers_rlm_mcp.runs.conversation import Conversation
+from vers_rlm_mcp.runs.repl_handlers import CellCalls
 from vers_rlm_mcp.runs.tree import CONCURRENT_SUB_CALLS, Tree
 from vers_rlm_mcp.values import Completion, Message, Usage
 
@@ -210,13 +210,13 @@ async def test_forged_news_of_variables_is_only_told(lab: Lab, calls: CellCalls)
 
 async def test_a_prompt_beyond_any_model_is_refused_before_it_is_paid_for(calls: CellCalls):
     with pytest.raises(UsageError, match="at most"):
-        await calls(HostCall("llmQuery", {"prompt": "x" * (calls_module.SUB_CALL_MAX_CHARS + 1)}))
+        await calls(HostCall("llmQuery", {"prompt": "x" * (repl_handlers.SUB_CALL_MAX_CHARS + 1)}))
 
 
 async def test_a_file_too_large_to_bring_over_is_refused(lab: Lab, calls: CellCalls):
     content = base64.b64encode(b"x" * 1000).decode()
     await calls(HostCall("writeFile", {"path": "/workspace/big", "base64": content}))
-    size = calls_module.FILE_BYTES + 1
+    size = repl_handlers.FILE_BYTES + 1
     await calls(HostCall("exec", {"command": f"truncate -s {size} big"}))
     with pytest.raises(UsageError, match="too large"):
         await calls(HostCall("readFile", {"path": "/workspace/big"}))

@@ -20,8 +20,8 @@ from vers_rlm_mcp.errors import (
 from vers_rlm_mcp.values import CellResult
 
 from .attachment import Attachment, Lost, Mode, start_program, upload
-from .messages import Refused, parse_answer, parse_carried, parse_ready, parse_variables
-from .run import CellRun, Output
+from .cell_run import CellRun, Output
+from .guest_frames import Refused, parse_answer, parse_carried, parse_ready, parse_variables
 from .wire import MAX_PAYLOAD, PROTOCOL, dump
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.values import CellStatus, ReplFunction
 
     from .base import Carried, Handler, Json, Variable
-    from .messages import Done
+    from .guest_frames import Done
 
 OUTPUT_LIMIT = 1024 * 1024
 """Bytes of a cell's output that are kept: a hundred times what a model is shown."""

@@ -6,7 +6,6 @@ Knows models, kernels, machines and the engine; knows nothing of MCP or of termi
 from __future__ import annotations
 
 from .again import Changes, Replay, replay, resume
-from .calls import run_cell
 from .differences import compare
 from .driver import check_request, run
 from .files import opened_files
@@ -15,6 +14,7 @@ from .lineage import Node, drawn, fleet_lineage, run_lineage
 from .notes import lost_variables, not_carried
 from .past import recall
 from .record import Journal, Records, is_open
+from .repl_handlers import run_cell
 from .request import RunRequest, RunResult
 from .workbench import Branches, Snapshot, Workbench
 

@@ -14,7 +14,7 @@ from vers_rlm_mcp.errors import MergeConflict, UsageError, VersRlmError
 from vers_rlm_mcp.kernel import Carried
 from vers_rlm_mcp.machines.differences import bring_back, digest
 
-from .functions import repl_functions, reserved_names
+from .declarations import repl_functions, reserved_names
 from .inputs import bring_in, check_inputs
 from .notes import not_carried
 

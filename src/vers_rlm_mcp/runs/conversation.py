@@ -22,8 +22,8 @@ from vers_rlm_mcp.errors import (
 from vers_rlm_mcp.machines import run_command
 from vers_rlm_mcp.values import CellResult, Completion, Usage
 
-from .calls import CellCalls
 from .notes import lost_variables
+from .repl_handlers import CellCalls
 from .tree import Answer
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from vers_rlm_mcp.errors import KernelError, MachineError, UnknownHandle, UsageE
 
 from .checkpoints import Checkpoints, restore
 from .conversation import Conversation
-from .functions import repl_functions, reserved_names
+from .declarations import repl_functions, reserved_names
 from .history import prune_checkpoints, prune_to_size
 from .inputs import bring_in, check_inputs, recordable
 from .notes import not_carried

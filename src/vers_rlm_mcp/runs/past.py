@@ -10,7 +10,7 @@ from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import UsageError
 from vers_rlm_mcp.values import CellResult, Completion, Final, Usage
 
-from .functions import repl_functions
+from .declarations import repl_functions
 from .record import read_events
 
 if TYPE_CHECKING:

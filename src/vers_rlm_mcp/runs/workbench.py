@@ -29,7 +29,7 @@ from vers_rlm_mcp.machines import (
     run_command,
 )
 
-from .functions import repl_functions
+from .declarations import repl_functions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence

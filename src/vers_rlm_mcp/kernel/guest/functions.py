@@ -8,15 +8,15 @@ import os
 import stat
 
 from ..wire import MAX_PAYLOAD, FrameError, dump
+from .json_values import to_json
 from .results import CommandOutput, Record, awaitable
-from .values import to_json
 from .workplace import here
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-    from .calls import Calls
+    from .host_calls import Calls
     from .workplace import Workplace
 
 ALIASES = {

@@ -17,10 +17,10 @@ from math import inf
 from queue import Empty, SimpleQueue
 
 from ..wire import PROTOCOL, FrameError, dump, load
-from .calls import Calls
 from .capture import Capture
 from .functions import Finished, Functions, bind
-from .link import Attachment, Detached, Link
+from .host_calls import Calls
+from .host_link import Attachment, Detached, Link
 from .memory import MemoryBound
 from .variables import Variables
 from .workplace import Workplace

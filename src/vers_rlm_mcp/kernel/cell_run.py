@@ -11,7 +11,7 @@ import anyio
 from vers_rlm_mcp.errors import VersRlmError, WireError
 
 from .attachment import Lost
-from .messages import integer, parse_call, parse_done
+from .guest_frames import integer, parse_call, parse_done
 from .wire import MAX_CALLS, FrameError, dump
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .attachment import Attachment
     from .base import Handler, HostCall, Json
-    from .messages import Done
+    from .guest_frames import Done
     from .wire import Frame
 
 MAX_CALL_BYTES = 64 * 1024 * 1024

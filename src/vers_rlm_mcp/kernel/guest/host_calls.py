@@ -6,7 +6,7 @@ import itertools
 import threading
 
 from ..wire import MAX_CALL_VALUES, MAX_CALLS, FrameError, dump, load
-from .link import Attachment, Detached
+from .host_link import Attachment, Detached
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from vers_rlm_mcp.machines import WORKSPACE
 from vers_rlm_mcp.values import CellResult
 
 from .children import Children, Keep
+from .declarations import CARRIED, DECLARED, checked, repl_function
 from .differences import compare
-from .functions import CARRIED, DECLARED, checked, repl_function
 from .notes import lost_variables, not_carried
 
 if TYPE_CHECKING:
