@@ -24,7 +24,7 @@ POLL_SECONDS = 0.02
 
 
 def environment_in(home: Path) -> dict[str, str]:
-    """Of a server: a state directory of its own, and nobody's keys."""
+    """The environment of a server, with a state directory of its own and no keys."""
     return {
         "PATH": os.environ["PATH"],
         "HOME": str(home),

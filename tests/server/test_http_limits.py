@@ -60,7 +60,7 @@ async def test_requests_that_come_too_fast_are_put_off_and_hinder_nobody_else(
 
 
 async def status(http: httpx2.AsyncClient, server: HttpServer, token: str) -> int:
-    """Of a request that costs nothing: 406 when it comes through, since it accepts nothing."""
+    """The status of a request that costs nothing: 406 if let through, since it accepts nothing."""
     headers = {"Authorization": f"Bearer {token}", "Accept": "text/plain"}
     reply = await http.get(server.url, headers=headers)
     assert reply.status_code != 429 or reply.headers["Retry-After"] == "1"

@@ -36,7 +36,7 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Cli
 
 @pytest.fixture(scope="module")
 async def uri(client: Client) -> str:
-    """Of a run with long texts, as its result links to it."""
+    """The URI of a run with long texts, to which its result links."""
     result = await client.call_tool("vers_rlm", {"signature": "-> a: str, b: list[int]"})
     links = [content for content in result.content if isinstance(content, ResourceLink)]
     return links[0].uri

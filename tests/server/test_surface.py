@@ -20,7 +20,7 @@ from vers_rlm_mcp.server.run_tools import ITERATIONS, SUB_CALLS
 from vers_rlm_mcp.settings import Settings
 
 LIST_CHARS = 12_000
-"""Of JSON: less than 3,000 tokens of the tokenizers o200k_base and cl100k_base, as counted."""
+"""Characters of JSON: less than 3,000 tokens of o200k_base and cl100k_base, as counted."""
 
 NAME_CHARS = 60
 """What Cursor allows for server and tool name together."""

@@ -1,4 +1,4 @@
-"""Runs that go on when their call has been answered, given up or cancelled."""
+"""Runs that continue after their call was answered, timed out or was cancelled."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ until = time.time() + 60
 while not os.path.exists("/workspace/go") and time.time() < until:
     time.sleep(0.05)
 """
-"""Waits in the machine until a file is there, which `let_go` writes."""
+"""Waits in the machine for a file that `release` writes."""
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def serving(tmp_path: Path) -> Callable[..., StdioServerParameters]:
     return parameters
 
 
-async def let_go(client: Client) -> None:
-    """Let runs that wait at the barrier go on."""
+async def release(client: Client) -> None:
+    """Release runs that wait at the barrier."""
     done = False
     with anyio.fail_after(30):
         while not done:  # a machine in the making takes no files yet
@@ -75,7 +75,7 @@ async def test_a_run_that_takes_longer_than_its_call_may_is_asked_for_again(serv
         assert answer["status"] == "running"
         assert f"runId {answer['run_id']}" in answer["next"]
         assert "outputs" not in answer
-        await let_go(client)
+        await release(client)
         result = await ended(client, answer["run_id"])
         assert (result["status"], result["outputs"]) == ("finished", {"answer": 42})
         assert await call(client, "rlmResult", runId=answer["run_id"]) == result
@@ -105,7 +105,7 @@ async def test_a_client_that_waits_no_longer_lets_its_run_go_on(serving: Any):
             await client.call_tool("vers_rlm", RUN, read_timeout_seconds=1)
         (run,) = (await call(client, "rlmRuns"))["runs"]
         assert run["status"] == "running"
-        await let_go(client)
+        await release(client)
         assert (await ended(client, run["run_id"]))["outputs"] == {"answer": 42}
 
 
@@ -177,7 +177,7 @@ async def test_what_a_dead_server_was_at_can_be_gone_on_with(
             while await vm_ids(client):  # the dead server's, which is not to be let go
                 pass
         assert (await call(client, "rlmResume", runId=run_id))["status"] == "running"
-        await let_go(client)
+        await release(client)
         assert (await ended(client, run_id))["outputs"] == {"answer": 42}
 
 
@@ -220,7 +220,7 @@ async def test_a_client_that_knows_tasks_gets_one_which_outlives_the_server(
             while "Step 1/20" not in task["statusMessage"]:
                 task = await tasks.request("tasks/get", taskId=task["taskId"])
         async with connected(server.url) as client:
-            await let_go(client)
+            await release(client)
         with anyio.fail_after(20):
             while task["status"] == "working":
                 task = await tasks.request("tasks/get", taskId=task["taskId"])
