@@ -120,7 +120,7 @@ async def test_a_cell_that_cannot_be_interrupted_is_killed_and_what_is_lost_is_n
     assert result.output == "trying\n"
     assert result.lost == ("a", "b")
     assert result.error
-    assert "started anew" in result.error
+    assert "it did not stop, so the kernel was restarted" in result.error
     assert "NameError" in await repl.error("a")
 
 

@@ -24,47 +24,47 @@ if TYPE_CHECKING:
 Mode = Literal["attach", "restart", "kill"]
 
 DIRECTORIES = ("/run/vers-rlm", "/tmp/.vers-rlm")  # noqa: S108 - a path in the machine
-"""Where the kernel's program and its socket lie: the first of these that can be written."""
+"""Where the kernel's program and socket are kept: the first of these that can be written."""
 
 VARIABLES = "/workspace/.vers-rlm/variables"
-"""Where variables are saved: in a directory that every backend's copies carry."""
+"""Where variables are saved: in a directory that copies carry on every backend."""
 
 READ_SIZE = 256 * 1024
 MAX_COMPLAINT = 4096
-"""Bytes of the program's standard error that go into an error's text."""
+"""Bytes of the program's standard error that are quoted in an error."""
 
 COMPLAINT_SECONDS = 1.0
-"""What a process that has ended had to say is there already."""
+"""For reading what a process wrote before it ended, which is there already."""
 
 TURNS = 3
-"""Of the event loop, after which a stream has told its end if that has come: most let others have
-their turn first. A look that has no time at all would be cancelled then."""
+"""Turns of the event loop within which a stream reports its end if that has come. Most streams
+yield to other tasks first, so that a look without any turn would always be cancelled."""
 
 NAME_BYTES = 4
-"""Random bytes of a name: several hosts may be sending the program at once."""
+"""Random bytes in the name of an upload: several hosts may be sending the program at once."""
 
 LOOK_SECONDS = 10.0
 """A shell that looks for three files takes milliseconds."""
 
 SOCKET = "kernel.sock"
-"""Of the kernel, in one of the directories; see `guest.attach`."""
+"""The kernel's socket, in one of the directories; see `guest.attach`."""
 
 _ANY_EXISTS = 'for path; do if [ -e "$path" ]; then exit 0; fi; done; exit 1'
 _SIGNAL_EXIT = 128
 _UNKNOWN_END = 120
-_LET_GO = 121
+_RELEASED = 121
 """Exit statuses of the program; see `guest.attach`."""
 
 _UNKNOWN = "nothing is known of how it ended"
 
 
 class Lost(Exception):
-    """The attachment ended from the other side; the text says how, as far as it is known."""
+    """The attachment was ended by the other side; the text says how, as far as that is known."""
 
     def __init__(self, how: str, *, taken_over: bool = False) -> None:
         super().__init__(how)
         self.taken_over = taken_over
-        """Whether the kernel lives on, for another host."""
+        """Whether the kernel still runs, for another host."""
 
 
 class Attachment:
@@ -75,24 +75,24 @@ class Attachment:
         self._decoder = Decoder(FROM_GUEST)
         self._frames: Iterator[Frame] = iter(())
         self._sending = anyio.Lock()
-        self.broken = False
-        """Whether a frame was sent in part, so that no other can follow it."""
+        self.is_broken = False
+        """Whether a frame was sent in part, so that no other can follow it, or the end was seen."""
 
     async def send(self, kind: str, payload: bytes = b"", **fields: Any) -> None:
-        """Send a frame. Raises `Lost`, or `FrameError` when it is over the limits."""
+        """Send a frame. Raises `Lost`, or `FrameError` if it exceeds the limits."""
         data = encode(kind, fields, payload)
         async with self._sending:
-            if self.broken:
-                raise Lost("the connection broke in the midst of a frame")
-            self.broken = True
+            if self.is_broken:
+                raise Lost("the connection broke in the middle of a frame")
+            self.is_broken = True
             try:
                 await self._process.stdin.send(data)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 raise await self._end() from None
-            self.broken = False
+            self.is_broken = False
 
     async def receive(self) -> Frame:
-        """The next frame. Raises `Lost`, or `WireError` for what is not the protocol."""
+        """The next frame. Raises `Lost`, or `WireError` for bytes that break the protocol."""
         while True:
             await checkpoint()  # A flood of small frames must not keep others from the loop.
             try:
@@ -104,24 +104,24 @@ class Attachment:
                 raise await self._end()
 
     async def is_lost(self) -> bool:
-        """Whether the attachment is known to have ended. To be asked while nothing is in flight."""
+        """Whether the attachment is known to have ended. Call it only with nothing in flight."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._look)
             for _ in range(TURNS):
                 await checkpoint()
             tasks.cancel_scope.cancel()
-        return self.broken
+        return self.is_broken
 
     async def aclose(self) -> None:
-        """Let go of the kernel; it goes on."""
-        self.broken = True
+        """Release the kernel, which keeps running."""
+        self.is_broken = True
         await self._process.aclose()
 
     async def _look(self) -> None:
-        self.broken = not await self._read() or self.broken
+        self.is_broken = not await self._read() or self.is_broken
 
     async def _read(self) -> bool:
-        """Take in what has come. False at the end of the stream."""
+        """Read what has arrived. False at the end of the stream."""
         try:
             data = await self._process.stdout.receive(READ_SIZE)
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
@@ -135,9 +135,9 @@ class Attachment:
                 code = (await self._process.wait()).code
             except MachineGone:
                 raise
-            except MachineError as error:  # the way to the machine broke; the kernel may live on
+            except MachineError as error:  # the way to the machine broke; the kernel may still run
                 return Lost(str(error))
-            if code == _LET_GO:
+            if code == _RELEASED:
                 return Lost("another host has taken it over", taken_over=True)
             complaint = await self._complaint()
             return Lost(f"its program failed: {complaint}" if complaint else _describe_exit(code))
@@ -173,44 +173,43 @@ _LIKELY_CAUSES = MappingProxyType(
 
 
 async def upload(machine: Machine) -> str:
-    """Put the kernel's program into the machine, beside one that may be read; return its path."""
+    """Put the kernel's program into the machine and return its path.
+
+    Its name is a new one, because a kernel may be reading the program that an earlier host sent.
+    """
     name, data = guest_archive()
     name = f"{name}.{secrets.token_hex(NAME_BYTES)}"
-    for directory in DIRECTORIES[:-1]:
-        try:
-            await machine.write(f"{directory}/{name}", data)
-        except PathRefused:
-            continue
-        return f"{directory}/{name}"
-    await machine.write(f"{DIRECTORIES[-1]}/{name}", data)
-    return f"{DIRECTORIES[-1]}/{name}"
+    preferred, fallback = (f"{directory}/{name}" for directory in DIRECTORIES)
+    try:
+        await machine.write(preferred, data)
+    except PathRefused:
+        await machine.write(fallback, data)
+        return fallback
+    return preferred
 
 
 async def has_kernel(machine: Machine) -> bool:
     """Whether a machine has a kernel, or saved variables for its first one."""
-    places = [f"{directory}/{SOCKET}" for directory in DIRECTORIES]
-    argv = ["sh", "-c", _ANY_EXISTS, "sh", VARIABLES, *places]
-    process = await machine.spawn(argv, cwd="/")
-    try:
+    sockets = [f"{directory}/{SOCKET}" for directory in DIRECTORIES]
+    argv = ["sh", "-c", _ANY_EXISTS, "sh", VARIABLES, *sockets]
+    async with await machine.spawn(argv, cwd="/") as process:
         with anyio.move_on_after(LOOK_SECONDS):
-            return (await process.wait()).code == 0
-        return False
-    finally:
-        await process.aclose()
+            return (await process.wait()).ok
+    return False
 
 
 async def start_program(machine: Machine, sent: str, mode: Mode) -> Process:
-    """Start the program that attaches to a kernel, having started it if need be.
+    """Start the program that attaches to the kernel, and starts the kernel if there is none.
 
-    `sent` is where `upload` has put it, and where it is no more once it was started.
+    `sent` is the path that `upload` returned. The program moves itself from there.
     """
     directory = posixpath.dirname(sent)
     archive = f"{directory}/{guest_archive()[0]}"
-    # Without `site`, which the kernel makes up for when it is not waited for.
+    # Without `site`, which the kernel imports later, when no one waits for it.
     argv = ["python3", "-S", "-c", ENTRY, sent, archive, directory, VARIABLES, mode]
     try:
         return await machine.spawn(argv)
     except PathRefused as error:
         raise KernelError(
-            f"No kernel can be started in this machine, since python3 cannot be run there: {error}"
+            f"No kernel can be started in this machine: python3 cannot be run there: {error}"
         ) from error

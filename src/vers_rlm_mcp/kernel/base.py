@@ -1,4 +1,4 @@
-"""What a kernel is asked, and what it answers."""
+"""Values that pass between a kernel and its user."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """Which variables went along with a copy of a machine's disk."""
+    """Which variables a copy of a machine's disk carries."""
 
     kept: tuple[str, ...]
     lost: Mapping[str, str]
-    """The reason, by the name of each variable that could not be saved or read back."""
+    """Why each other variable could not be saved or read back, by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostCall:
-    """A call from a cell to a function of the host. Nothing in it has been vouched for."""
+    """A call from a cell to a function of the host. Only its form has been checked."""
 
     name: str
     arguments: dict[str, Json]
     carried: Carried | None = None
-    """Before a copy of the kernel's own machine: what the cell saved of its variables."""
+    """What the cell saved of its variables, if it is about to copy the kernel's own machine."""
 
 
 Handler: TypeAlias = Callable[[HostCall], Awaitable[Json]]
-"""Answers a call. A `VersRlmError` is raised in the cell, with its text; anything else ends the
-run of the cell with that error. Calls are handled concurrently, and cancelled with their cell."""
+"""Answers a call. A `VersRlmError` is raised in the cell with its text; any other error ends the
+cell and is raised by `Kernel.run`. Calls are handled concurrently and cancelled with their cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Variable:
     name: str
     type: str
     length: int | None
-    """What `len` says, where it says anything."""
+    """Its `len`, if it has one."""
     preview: str
     digest: str | None = None
-    """The same for equal values; None for what is large, or not plain data."""
+    """Equal for equal values; None if the value is large or not plain data."""

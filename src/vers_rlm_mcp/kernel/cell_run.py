@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 MAX_CALL_BYTES = 64 * 1024 * 1024
 """Bytes of calls that are being handled; beyond, the guest is not read until some are done."""
 
-
 REPEAT_SECONDS = 0.3
 """Until a cell is interrupted again: code may swallow one interrupt by mistake."""
 
@@ -57,12 +56,12 @@ class Output:
             raise WireError("The kernel left output out twice, where once was agreed on.")
         if skipped:
             self._has_gap = True
-            rest = self._decoder.decode(b"", final=True)
-            self._append(f"{rest}\n… {skipped} bytes left out …\n")
+            self.end()
+            self._append(f"\n… {skipped} bytes left out …\n")
         self._append(self._decoder.decode(data))
 
     def end(self) -> None:
-        """No more comes: an incomplete character at the end is shown as such."""
+        """Replace an incomplete character, since nothing follows to complete it."""
         self._append(self._decoder.decode(b"", final=True))
 
     def _append(self, text: str) -> None:
@@ -73,83 +72,91 @@ class Output:
 
 
 class CellRun:
-    """A cell in flight."""
+    """A cell in flight.
 
-    def __init__(self, attachment: Attachment, request: int, output: Output) -> None:
+    Args:
+        attachment: The way to the kernel.
+        request: The number of this run, which the kernel repeats in its frames.
+        output: Receives what the cell writes.
+        handler: Answers the cell's calls.
+    """
+
+    def __init__(
+        self, attachment: Attachment, request: int, output: Output, handler: Handler
+    ) -> None:
         self.output = output
         self._attachment = attachment
         self._request = request
+        self._handler = handler
+        self._handlers: TaskGroup | None = None
+        """Where calls are handled; None while they are refused."""
         self._calls: dict[int, int] = {}
+        """The size of each call that is being handled, by its number."""
         self._settled = anyio.Event()
         self._failure: Exception | None = None
-        self._sent = False
+        self._is_sent = False
 
     @property
-    def begun(self) -> bool:
+    def may_have_begun(self) -> bool:
         """Whether the kernel may have begun to run the cell."""
-        return self._sent or self._attachment.broken
+        return self._is_sent or self._attachment.is_broken
 
-    async def perform(self, code: bytes, cell: int, handler: Handler) -> Done:
+    async def perform(self, code: bytes, cell: int) -> Done:
         """Run `code`, answering its calls, until it is over. Raises `Lost` and `WireError`."""
         done = None
-        async with anyio.create_task_group() as handlers:
+        async with anyio.create_task_group() as self._handlers:
             try:
                 await self._attachment.send("run", code, id=self._request, cell=cell)
-                self._sent = True
-                done = await self._until_done(handlers, handler)
+                self._is_sent = True
+                done = await self._until_done()
             except Exception as error:  # noqa: BLE001 - raised below, free of an exception group
                 self._failure = self._failure or error
-            handlers.cancel_scope.cancel()
+            self._handlers.cancel_scope.cancel()
         if self._failure:
             raise self._failure
         assert done
         return done
 
     async def interrupt(self) -> Done:
-        """Interrupt the cell, again if need be, and wait until it is over; refuse its calls."""
+        """Interrupt the cell, repeatedly if need be, until it is over. Its calls are refused."""
+        self._handlers = None
         while True:
             await self._attachment.send("interrupt", id=self._request)
             with anyio.move_on_after(REPEAT_SECONDS):
-                return await self._until_done(None, None)
+                return await self._until_done()
 
-    async def _until_done(self, handlers: TaskGroup | None, handler: Handler | None) -> Done:
+    async def _until_done(self) -> Done:
         while True:
             frame = await self._attachment.receive()
+            if frame.kind == "call":
+                await self._accept(frame)
+                continue
+            if integer(frame, "id") != self._request:
+                raise WireError(f"The kernel sent {frame.kind!r} for a request not in flight.")
             if frame.kind == "output":
-                self._check_request(frame)
                 self.output.add(frame.payload, integer(frame, "skipped"))
-            elif frame.kind == "call":
-                await self._accept(frame, handlers, handler)
             elif frame.kind == "done":
-                self._check_request(frame)
                 self.output.end()
                 return parse_done(frame)
             else:
                 raise WireError(f"The kernel sent {frame.kind!r} while a cell ran.")
 
-    def _check_request(self, frame: Frame) -> None:
-        if integer(frame, "id") != self._request:
-            raise WireError(f"The kernel sent {frame.kind!r} for a request that is not in flight.")
-
-    async def _accept(
-        self, frame: Frame, handlers: TaskGroup | None, handler: Handler | None
-    ) -> None:
+    async def _accept(self, frame: Frame) -> None:
+        """Have a call handled, once there is room for it."""
         number = integer(frame, "id")
         if number in self._calls or len(self._calls) >= MAX_CALLS:
             raise WireError("The kernel sent more calls at once than agreed on, or one twice.")
-        if handlers is None or handler is None:
+        if self._handlers is None:
             await self._reply(number, "the cell was interrupted", ok=False)
             return
         while self._calls and sum(self._calls.values()) + len(frame.payload) > MAX_CALL_BYTES:
             await self._settled.wait()
         self._calls[number] = len(frame.payload)
-        handlers.start_soon(self._handle, number, parse_call(frame), handler, handlers)
+        self._handlers.start_soon(self._handle, number, parse_call(frame), self._handlers)
 
-    async def _handle(
-        self, number: int, call: HostCall, handler: Handler, handlers: TaskGroup
-    ) -> None:
+    async def _handle(self, number: int, call: HostCall, handlers: TaskGroup) -> None:
         try:
-            value, ok = await handler(call), True
+            value, ok = await self._handler(call), True
         except VersRlmError as error:
             value, ok = str(error), False
         except Exception as error:  # noqa: BLE001 - raised by `perform`, free of a group
@@ -160,7 +167,7 @@ class CellRun:
             del self._calls[number]
             self._settled.set()
             self._settled = anyio.Event()
-        with suppress(Lost):  # who receives the frames sees it too
+        with suppress(Lost):  # the task that receives frames notices it, too
             await self._reply(number, value, ok=ok)
 
     async def _reply(self, number: int, value: Json, *, ok: bool) -> None:

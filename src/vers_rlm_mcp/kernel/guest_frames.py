@@ -1,15 +1,15 @@
-"""What the guest says, checked: every value gets its type here, or the guest breaks the protocol.
+"""Frames from the guest, checked: every value gets its type here, or the guest broke the protocol.
 
-All functions raise `WireError` for what a kernel of ours would not send.
+All functions raise `WireError` for anything that our own kernel would not send.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, TypeGuard, cast, get_args
 
 from vers_rlm_mcp.errors import KernelError, WireError
-from vers_rlm_mcp.values import Final
+from vers_rlm_mcp.values import CellStatus, Final
 
 from .base import Carried, HostCall, Json, Variable
 from .wire import MAX_CALL_VALUES, MAX_VALUES, PROTOCOL, Frame, FrameError, load
@@ -22,13 +22,13 @@ MAX_COUNT = 2**62
 """No count of bytes or values is larger, and every integer below fits any store."""
 
 _CARRY_PATHS = frozenset({"exec", "readFile", "writeFile"})
-"""Calls whose text may hold bytes that are not UTF-8, as surrogates: names of files."""
+"""Calls whose text may hold bytes that are not UTF-8, as surrogates, because it names files."""
 
 Ending = Literal["ok", "error", "final", "interrupted"]
 
 
 class Refused(KernelError):
-    """The kernel could not do what it was asked for; the text says why."""
+    """The kernel could not do what it was asked to do; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +42,18 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end of a cell."""
+    """How a cell ended; see `CellResult`."""
 
-    status: Ending
-    error: str | None
-    final: Final | None
-    names: tuple[str, ...]
+    status: CellStatus
+    _: KW_ONLY
+    error: str | None = None
+    final: Final | None = None
+    names: tuple[str, ...] = ()
+    """The variables that there are now."""
 
 
 def parse_ready(frame: Frame) -> Ready:
-    """The facts of a `ready` frame."""
+    """The answer to ``hello``."""
     if frame.kind != "ready" or integer(frame, "protocol") != PROTOCOL:
         raise WireError(
             f"The kernel in this machine does not speak protocol {PROTOCOL}: another version of "
@@ -62,9 +64,9 @@ def parse_ready(frame: Frame) -> Ready:
 
 
 def parse_done(frame: Frame) -> Done:
-    """The end of a cell from its `done` frame."""
+    """The end of a cell, from its `done` frame."""
     if not _flag(frame, "ok"):
-        return Done("error", error_text(frame), None, ())
+        return Done("error", error=_error_text(frame))
     value = _object(_load(frame))
     status = value.get("status")
     if status not in get_args(Ending):
@@ -73,15 +75,16 @@ def parse_done(frame: Frame) -> Done:
     if (status == "final") != (final is not None):
         raise _violation("a final status without a value, or the reverse")
     error = None if value.get("error") is None else _text(value["error"], MAX_TEXT)
-    return Done(cast("Ending", status), error, final, _names(value.get("names")))
+    names = _names(value.get("names"))
+    return Done(cast("Ending", status), error=error, final=final, names=names)
 
 
 def parse_answer(frame: Frame, request: int) -> Json:
-    """The value of any other request's `done` frame. Raises `Refused`."""
+    """The value of another request's `done` frame. Raises `Refused` if it reports a failure."""
     if frame.kind != "done" or integer(frame, "id") != request:
         raise _violation(f"a frame of kind {frame.kind!r} where an answer was due")
     if not _flag(frame, "ok"):
-        raise Refused(error_text(frame))
+        raise Refused(_error_text(frame))
     return _load(frame)
 
 
@@ -98,7 +101,7 @@ def parse_call(frame: Frame) -> HostCall:
 
 
 def parse_carried(value: Json) -> Carried:
-    """What became of the variables when they were saved or restored."""
+    """Which variables were saved or restored."""
     fields = _object(value)
     lost = _object(fields.get("lost"))
     reasons = {_text(name, MAX_NAME): _text(reason, MAX_TEXT) for name, reason in lost.items()}
@@ -118,15 +121,14 @@ def integer(frame: Frame, name: str) -> int:
     return value
 
 
-def error_text(frame: Frame) -> str:
-    """The payload of a frame that reports a failure."""
+def _error_text(frame: Frame) -> str:
     return frame.payload[:MAX_TEXT].decode(errors="replace")
 
 
 def _variable(item: dict[str, Json]) -> Variable:
     length = item.get("length")
     if length is not None and not _is_count(length):
-        raise _violation("a length that is none")
+        raise _violation("a length that is not one")
     digest = item.get("digest")
     return Variable(
         _text(item.get("name"), MAX_NAME),

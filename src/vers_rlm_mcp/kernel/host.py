@@ -21,17 +21,23 @@ from vers_rlm_mcp.values import CellResult
 
 from .attachment import Attachment, Lost, Mode, start_program, upload
 from .cell_run import CellRun, Output
-from .guest_frames import Refused, parse_answer, parse_carried, parse_ready, parse_variables
+from .guest_frames import (
+    Done,
+    Refused,
+    parse_answer,
+    parse_carried,
+    parse_ready,
+    parse_variables,
+)
 from .wire import MAX_PAYLOAD, PROTOCOL, dump
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
     from vers_rlm_mcp.machines import Machine
-    from vers_rlm_mcp.values import CellStatus, ReplFunction
+    from vers_rlm_mcp.values import ReplFunction
 
     from .base import Carried, Handler, Json, Variable
-    from .guest_frames import Done
 
 OUTPUT_LIMIT = 1024 * 1024
 """Bytes of a cell's output that are kept: a hundred times what a model is shown."""
@@ -40,8 +46,8 @@ ATTACH_SECONDS = 10.0
 """A kernel starts in a twentieth of a second; this is for a machine under heavy load."""
 
 ADMIT_SECONDS = 3.0
-"""How long a kernel that is there may take to admit a host, which interrupts what runs in it. It
-counts from when the machine is reached: a kernel must not be ended for a slow network."""
+"""How long a running kernel may take to admit a host, which interrupts what runs in it. It counts
+from when the machine is reached: a kernel must not be killed because the network is slow."""
 
 REACH_SECONDS = 90.0
 """For all of that and reaching the machine again, which a remote backend tries for a minute."""
@@ -56,7 +62,7 @@ KILL_SECONDS = 0.4
 """For killing the kernel then, so that cancelling takes a second in all."""
 
 DETACH_SECONDS = 1.0
-"""Ends the program that stands for us, which does nothing but wait."""
+"""For closing the program that stands for this host in the machine, which only waits."""
 
 LOAD_SECONDS = 300.0
 """Reading a JSON file of a gigabyte takes about a minute."""
@@ -73,38 +79,47 @@ Answer = TypeVar("Answer")
 class Kernel:
     """A Python process in a machine that runs cells and keeps their variables.
 
-    It goes on when this object is closed, and when the connection is lost; a connection that is
-    lost is made anew. After a `WireError` this object is of no use any more. Use `connect`.
+    The process outlives this object and its connection; a lost connection is restored at the next
+    call. After a `WireError` this object is closed. Use `connect` to make one.
     """
 
     def __init__(
         self,
         machine: Machine,
-        home_id: str,
+        program: str,
         *,
+        home_id: str,
         functions: Sequence[ReplFunction],
-        output_limit: int,
         save_on_copy: bool,
+        output_limit: int,
         memory: int | None,
     ) -> None:
         self.carried: Carried | None = None
         """What `restore_variables` brought back, and what not."""
         self.closed = False
-        """Whether this object is of no use any more."""
+        """Whether this object can no longer be used."""
         self._machine = machine
-        self._home_id = self._current_id = home_id
-        self._functions = dump([asdict(function) for function in functions])
+        self._program = program
+        self._current_id = home_id
         self._output_limit = output_limit
-        self._save_on_copy = save_on_copy
-        self._memory = memory
-        self._program = ""
+        self._hello: dict[str, Any] = {
+            "protocol": PROTOCOL,
+            "home": home_id,
+            "limit": output_limit,
+            "saving": save_on_copy,
+            "memory": memory,
+            "payload": dump([asdict(function) for function in functions]),
+        }
         self._attachment: Attachment | None = None
         self._identity = ""
+        """Of the kernel's process: another one has none of the variables."""
+        self._names: tuple[str, ...] = ()
+        """The variables that were there after the last cell."""
+        self._lost: tuple[str, ...] = ()
+        """Those that went with a former process, until a cell's result tells of them."""
         self._cells = 0
         self._requests = 0
-        self._names: tuple[str, ...] = ()
-        self._lost: tuple[str, ...] = ()
-        self._busy = False
+        self._is_busy = False
         self._clock = anyio.CancelScope()
         """Bounds the cell under way."""
         self._untimed = 0
@@ -126,28 +141,30 @@ class Kernel:
         """Attach to the kernel of a machine, or start it. Another host's attachment ends.
 
         Args:
-            machine: Where it lives, or shall live.
+            machine: The machine that it lives in.
             home_id: The machine's id: while it is the current one, commands and files are local.
             functions: What cells can call, beside FINAL. The handler of `run` answers the calls.
             restore_variables: Read what `save_variables` left in this machine's files; for the
                 first kernel of a copy whose memory was not copied.
-            save_on_copy: Whether a cell that calls vmSnapshot or vmBranch saves the variables
-                first; not needed where copies carry memory.
+            save_on_copy: Whether a cell that copies its machine saves the variables first; not
+                needed where copies carry memory.
             output_limit: Bytes of each cell's output that are kept.
-            memory: Bytes of memory that the machine has. Where they are known, a cell that wants
-                more gets a MemoryError; else the kernel is killed and its variables are lost.
+            memory: Bytes of memory that the machine has. If known, a cell that wants more gets a
+                MemoryError; else the kernel is killed and its variables are lost.
 
-        Raises `KernelError` when no kernel can be started, and what the machine raises.
+        Raises:
+            KernelError: No kernel can be started.
+            MachineError: The machine cannot be used.
         """
         kernel = cls(
             machine,
-            home_id,
+            await upload(machine),
+            home_id=home_id,
             functions=functions,
-            output_limit=output_limit,
             save_on_copy=save_on_copy,
+            output_limit=output_limit,
             memory=memory,
         )
-        kernel._program = await upload(machine)
         try:
             await kernel._attach()
             if restore_variables:
@@ -165,7 +182,7 @@ class Kernel:
         handler: Handler,
         on_output: Callable[[str], None] | None = None,
     ) -> CellResult:
-        """Run one cell and return what became of it, which includes every error of the cell.
+        """Run one cell. Errors of the cell are part of the result.
 
         When its time is up, or the call is cancelled, the cell is interrupted; if that does not
         end it, the kernel is killed and its variables are lost. A cell whose connection was lost
@@ -177,8 +194,11 @@ class Kernel:
             handler: Answers the cell's calls to functions of the host.
             on_output: Called with each piece of output as it comes.
 
-        Raises `KernelBusy` while another cell runs, `WireError` when the guest breaks the
-        protocol, and what the machine raises when the kernel cannot be reached any more.
+        Raises:
+            InputError: The code is too long.
+            KernelBusy: Another cell runs.
+            WireError: The guest broke the protocol.
+            MachineError: The kernel can no longer be reached.
         """
         source = code.encode(errors="replace")
         if len(source) > MAX_PAYLOAD:
@@ -187,20 +207,21 @@ class Kernel:
             )
         with self._exclusive():
             started = anyio.current_time()
-            attachment = await self._attached()
             output = Output(self._output_limit, on_output)
-            run = CellRun(attachment, self._next_request(), output)
+            attachment = await self._attached()
+            self._requests += 1
             self._cells += 1
-            status, done, error = await self._perform(run, source, timeout, handler)
-            if done:
-                self._names = done.names or self._names
+            run = CellRun(attachment, self._requests, output, handler)
+            done = await self._perform(run, source, timeout)
+            self._names = done.names or self._names
+            lost, self._lost = self._lost, ()
             return CellResult(
-                status,
+                done.status,
                 output.text,
-                error=error,
-                final=done.final if done and status == "final" else None,
+                error=done.error,
+                final=done.final,
                 seconds=anyio.current_time() - started,
-                lost=self._take_lost(),
+                lost=lost,
             )
 
     @contextmanager
@@ -232,35 +253,32 @@ class Kernel:
     async def save_variables(self, most: int | None = None) -> Carried:
         """Write the variables into a file of the machine, for a copy that takes only the disk.
 
-        With `most`, so many bytes of them at most.
+        `most` limits them to so many bytes.
         """
         return await self._request("save", SAVE_SECONDS, parse_carried, most=most)
 
     async def variables(self) -> Sequence[Variable]:
-        """Every variable, in the order they were made."""
+        """Every variable, the oldest first."""
         return await self._request("variables", LIST_SECONDS, parse_variables)
 
     async def set_current(self, machine_id: str) -> None:
-        """Say where commands and files act from now on. May be called while a cell runs."""
+        """Set where commands and files act from now on. May be called while a cell runs."""
         self._current_id = machine_id
-        if self._attachment and not self._attachment.broken:
+        if self._attachment and not self._attachment.is_broken:
             with suppress(Lost):  # the next attachment says it
                 await self._attachment.send("current", machine=machine_id)
 
     async def aclose(self) -> None:
-        """Let go of the kernel, which goes on."""
+        """Release the kernel, which keeps running."""
         self.closed = True
         await self._detach()
 
     # One cell.
 
-    async def _perform(
-        self, run: CellRun, source: bytes, timeout: float, handler: Handler
-    ) -> tuple[CellStatus, Done | None, str | None]:
+    async def _perform(self, run: CellRun, source: bytes, timeout: float) -> Done:
         try:
             with anyio.move_on_after(timeout) as self._clock:
-                done = await run.perform(source, self._cells, handler)
-                return done.status, done, done.error
+                return await run.perform(source, self._cells)
             return await self._time_out(run, timeout)
         except Lost as lost:
             return await self._recover(lost)
@@ -272,38 +290,39 @@ class Kernel:
                 await self._abandon(run)
             raise
 
-    async def _time_out(
-        self, run: CellRun, timeout: float
-    ) -> tuple[CellStatus, Done | None, str | None]:
+    async def _time_out(self, run: CellRun, timeout: float) -> Done:
         text = f"The cell ran into its time limit of {timeout:g} s and was interrupted"
         before = self._identity
         try:
             with anyio.move_on_after(INTERRUPT_SECONDS):
                 done = await run.interrupt()
                 if done.status == "final":
-                    return "final", done, None
-                return "timeout", done, f"{text}.\n{done.error or ''}".rstrip()
+                    return done
+                text = f"{text}.\n{done.error or ''}".rstrip()
+                return Done("timeout", error=text, names=done.names)
             await self._attach("restart")
         except Lost:
             await self._attach()
         if self._identity == before:
-            return "timeout", None, f"{text}."
-        return "timeout", None, f"{text}; it did not stop, so the kernel was started anew."
+            return Done("timeout", error=f"{text}.")
+        return Done("timeout", error=f"{text}; it did not stop, so the kernel was restarted.")
 
-    async def _recover(self, lost: Lost) -> tuple[CellStatus, None, str]:
+    async def _recover(self, lost: Lost) -> Done:
         if lost.taken_over:
             await self._detach()
-            return "interrupted", None, "Another host took the kernel over and ended this cell."
+            text = "Another host took the kernel over and ended this cell."
+            return Done("interrupted", error=text)
         before = self._identity
         await self._attach()
         if self._identity == before:
-            text = "The connection was lost and made anew; this cell was interrupted meanwhile. "
-            return "interrupted", None, text + "The variables are still there."
-        return "died", None, f"The kernel died while this cell ran: {lost}. A new one was started."
+            text = "The connection was lost and restored, which interrupted this cell. "
+            return Done("interrupted", error=f"{text}The variables are still there.")
+        text = f"The kernel died while this cell ran: {lost}. A new one was started."
+        return Done("died", error=text)
 
     async def _abandon(self, run: CellRun) -> None:
-        """Stop a cell that nobody waits for any more; kill the kernel if it does not stop."""
-        if not run.begun:
+        """Stop a cell whose caller is gone; kill the kernel if the cell does not stop."""
+        if not run.may_have_begun:
             return
         with anyio.move_on_after(CANCEL_SECONDS), suppress(VersRlmError):
             try:
@@ -312,22 +331,22 @@ class Kernel:
                 await self._attach()  # which interrupts it, too
             return
         with suppress(VersRlmError):  # what ended the cell matters more
-            await self._kill(KILL_SECONDS)
+            await self._kill()
 
     # Other requests.
 
     async def _request(
         self, kind: str, seconds: float, parse: Callable[[Json], Answer], **fields: Any
     ) -> Answer:
-        """Ask for anything but a cell. Raises `Refused` when the kernel could not do it."""
+        """Ask for anything but a cell. Raises `Refused` if the kernel could not do it."""
         with self._exclusive():
             attachment = await self._attached()
-            request = self._next_request()
+            self._requests += 1
             try:
                 with anyio.fail_after(seconds):
-                    await attachment.send(kind, id=request, **fields)
+                    await attachment.send(kind, id=self._requests, **fields)
                     frame = await attachment.receive()
-                return parse(parse_answer(frame, request))
+                return parse(parse_answer(frame, self._requests))
             except Refused:
                 raise
             except WireError:
@@ -336,10 +355,20 @@ class Kernel:
             except BaseException as error:
                 await self._detach()  # the next host to attach interrupts what may still run
                 if isinstance(error, Lost):
-                    raise KernelGone(f"The kernel was lost meanwhile: {error}.") from None
+                    raise KernelGone(f"The kernel was lost during the request: {error}.") from None
                 if isinstance(error, TimeoutError):
                     raise KernelError(f"The kernel took longer than {seconds:g} s.") from None
                 raise
+
+    @contextmanager
+    def _exclusive(self) -> Generator[None]:
+        if self._is_busy:
+            raise KernelBusy("A cell is running in this kernel; wait until it is over.")
+        self._is_busy = True
+        try:
+            yield
+        finally:
+            self._is_busy = False
 
     # The attachment.
 
@@ -352,7 +381,7 @@ class Kernel:
         return self._attachment
 
     async def _attach(self, mode: Mode = "attach") -> None:
-        """Attach anew; a kernel that does not admit us is started anew."""
+        """Attach again. A kernel that does not admit this host is restarted."""
         await self._detach()
         try:
             with anyio.fail_after(REACH_SECONDS):
@@ -377,20 +406,10 @@ class Kernel:
         attachment = Attachment(await start_program(self._machine, self._program, mode))
         try:
             with anyio.fail_after(seconds):
-                await attachment.send(
-                    "hello",
-                    protocol=PROTOCOL,
-                    home=self._home_id,
-                    current=self._current_id,
-                    limit=self._output_limit,
-                    saving=self._save_on_copy,
-                    memory=self._memory,
-                    payload=self._functions,
-                )
+                await attachment.send("hello", current=self._current_id, **self._hello)
                 ready = parse_ready(await attachment.receive())
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await _close(attachment)
+            await _close(attachment)
             raise
         if self._identity and self._identity != ready.kernel:
             self._lost += self._names
@@ -401,39 +420,15 @@ class Kernel:
     async def _detach(self) -> None:
         attachment, self._attachment = self._attachment, None
         if attachment:
-            with anyio.CancelScope(shield=True):
-                await _close(attachment)
+            await _close(attachment)
 
-    async def _kill(self, seconds: float) -> None:
+    async def _kill(self) -> None:
         await self._detach()
-        with anyio.move_on_after(seconds):
-            process = await start_program(self._machine, self._program, "kill")
-            try:
+        with anyio.move_on_after(KILL_SECONDS):
+            async with await start_program(self._machine, self._program, "kill") as process:
                 await process.wait()
-            finally:
-                await process.aclose()
-
-    # Small change.
-
-    @contextmanager
-    def _exclusive(self) -> Generator[None]:
-        if self._busy:
-            raise KernelBusy("A cell is running in this kernel; wait until it is over.")
-        self._busy = True
-        try:
-            yield
-        finally:
-            self._busy = False
-
-    def _next_request(self) -> int:
-        self._requests += 1
-        return self._requests
-
-    def _take_lost(self) -> tuple[str, ...]:
-        lost, self._lost = self._lost, ()
-        return lost
 
 
 async def _close(attachment: Attachment) -> None:
-    with anyio.move_on_after(DETACH_SECONDS):
+    with anyio.move_on_after(DETACH_SECONDS, shield=True):
         await attachment.aclose()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vers_rlm_mcp.kernel import Carried, CellResult
+    from vers_rlm_mcp.kernel import Carried
+    from vers_rlm_mcp.values import CellResult
 
 MAX_LISTED = 50
 """Variables named in one sentence: thousands would bury what else there is to say."""
