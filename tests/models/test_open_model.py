@@ -118,7 +118,7 @@ def test_the_sdk_is_imported_off_the_event_loop(provider: str):
 import sys, threading, anyio
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from servers import AnthropicServer, OpenAIServer
-from vers_rlm_mcp.messages import Message
+from vers_rlm_mcp.values import Message
 from vers_rlm_mcp.models import open_model
 
 class Watch:
