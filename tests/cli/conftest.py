@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import user_data
 from vers_rlm_mcp.store import Ledger
 
 COMMAND = str(Path(sys.executable).with_name("vers-rlm-mcp"))
@@ -28,6 +29,7 @@ class Cli:
         return {
             "PATH": os.environ["PATH"],
             "HOME": str(self.home),
+            "XDG_DATA_HOME": str(user_data.DIRECTORY),
             "VERS_RLM_STATE_DIR": str(self.state),
         }
 

@@ -17,6 +17,8 @@ from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp_types import CallToolResult, TextContent
 
+import user_data
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
@@ -144,6 +146,7 @@ async def user(home: Path, **variables: str) -> AsyncGenerator[User]:
     env = {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
+        "XDG_DATA_HOME": str(user_data.DIRECTORY),
         "VERS_RLM_STATE_DIR": str(home / "state"),
         "VERS_RLM_ALLOW_DIR": str(home / "allowed"),
         "VERS_RLM_MODEL": f"scripted:{home / 'script'}",

@@ -11,6 +11,7 @@ import pytest
 from repl import FUNCTIONS, Host, Repl, end_kernel
 
 import older_pythons  # noqa: F401  # pyright: ignore[reportUnusedImport]
+import user_data  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from assumptions import MACHINES, MARKER, hold_assumptions
 from microvm.machines import open_microsandbox
 from vers_emulator import VersEmulator, config_of

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import user_data  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from doors import Doors
 from freezer import CLOUD, FACTS, unpack
 from plays import Stage
 
+import user_data  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from models.servers import OpenAIServer
 from vers_emulator import Options, VersEmulator
 from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend

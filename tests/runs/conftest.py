@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from lab import Lab
 
+import user_data  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from assumptions import MACHINES, MARKER, hold_assumptions
 from vers_emulator import Options, VersEmulator
 from vers_rlm_mcp.machines import Fleet, open_fleet

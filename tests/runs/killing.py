@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from three_plans import CELL_SECONDS
 
+import user_data
 from models.servers import OpenAIServer, Reply
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.values import Message
@@ -98,6 +99,7 @@ class Killed:
         return {
             "PATH": os.environ["PATH"],
             "HOME": str(self.home),
+            "XDG_DATA_HOME": str(user_data.DIRECTORY),
             "VERS_RLM_STATE_DIR": str(self.home / "state"),
             **self.settings,
             "VERS_RLM_MODEL": MODEL,

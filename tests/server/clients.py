@@ -15,6 +15,8 @@ from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, TextContent
 
+import user_data
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
@@ -28,6 +30,7 @@ def environment_in(home: Path) -> dict[str, str]:
     return {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
+        "XDG_DATA_HOME": str(user_data.DIRECTORY),
         "VERS_RLM_STATE_DIR": str(home / "state"),
     }
 

@@ -265,6 +265,10 @@ class Backend(ABC):
     async def delete_commit(self, commit_id: str) -> None:
         """Delete a commit. Machines made from it live on. An unknown id is no error."""
 
+    async def sweep(self) -> Sequence[str]:
+        """Remove what was made for machines to start from and is not needed; return its names."""
+        return ()
+
     async def aclose(self) -> None:  # noqa: B027 - it may hold nothing
         """Close the connections that this object opened."""
 

@@ -254,14 +254,14 @@ class Fleet:
         Kept machines stay. An error on one machine is logged and does not stop the others.
 
         Returns:
-            The ids of the machines and commits that were deleted.
+            What was deleted: the ids of machines and commits, and what no machine starts from.
         """
         live = self.ledger.live(self.backend.name)
         self._overdue.intersection_update(record.number for record in live)
         removal = await self._remove([record for record in live if self._is_left_over(record)])
         for warning in removal.warnings:
             logger.warning("%s", warning)
-        return [*removal.deleted, *await self._sweep_commits()]
+        return [*removal.deleted, *await self._sweep_commits(), *await self._sweep_backend()]
 
     async def aclose(self) -> None:
         """Delete the machines that this server made and that are not kept."""
@@ -380,6 +380,13 @@ class Fleet:
             if time.time() - late.asked_at > SETTLE_SECONDS:
                 self.ledger.close_intent(late)
         return deleted
+
+    async def _sweep_backend(self) -> Sequence[str]:
+        try:
+            return await self.backend.sweep()
+        except MachineError as error:
+            logger.warning("%s", error)
+            return ()
 
     async def _remove(self, records: Sequence[MachineRecord]) -> Removal:
         """Delete the machines of these records, several at a time, even when cancelled."""

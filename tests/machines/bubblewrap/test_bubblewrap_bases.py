@@ -13,6 +13,7 @@ import pytest
 
 from vers_rlm_mcp.errors import SettingsError
 from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend, BubblewrapConfig, images
+from vers_rlm_mcp.machines.bubblewrap.cache import Cache
 
 if TYPE_CHECKING:
     from conftest import Shell
@@ -101,7 +102,7 @@ async def test_a_machine_starts_from_an_archive(tmp_path: Path, busybox: bytes, 
 async def test_a_machine_starts_from_a_directory(tmp_path: Path, busybox: bytes, sh: Shell) -> None:
     root = tmp_path / "root"
     archive = image(tmp_path / "i.tar", busybox)
-    images.unpack(archive, tmp_path, None).root.rename(root)
+    images.unpack(archive, Cache(tmp_path), None).root.rename(root)
     (root / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\n")
     async with BubblewrapBackend(tmp_path / "s", BubblewrapConfig(base=root)) as backend:
         machine = await backend.create()
@@ -133,15 +134,15 @@ def test_an_archive_cannot_reach_out_of_its_directory(tmp_path: Path, layer: byt
     (bases / "precious").write_text("kept")
     (tmp_path / "outside").mkdir()
     with pytest.raises(SettingsError, match="cannot be used as a base"):
-        images.unpack(image(tmp_path / "i.tar", layer), bases, None)
+        images.unpack(image(tmp_path / "i.tar", layer), Cache(bases), None)
     assert (bases / "precious").read_text() == "kept"
-    assert [path.name for path in bases.iterdir()] == ["precious"]
+    assert {path.name for path in bases.iterdir()} == {"lock", "precious"}
     assert not Path("/tmp/vers-outside").exists()
 
 
 def test_names_may_begin_at_the_root_and_name_it(tmp_path: Path) -> None:
     layer = tar(entry("./", tarfile.DIRTYPE), file("./a", b"1"), file("/b", b"2"), file("//c", b""))
-    root = images.unpack(image(tmp_path / "i.tar", layer), tmp_path, None).root
+    root = images.unpack(image(tmp_path / "i.tar", layer), Cache(tmp_path), None).root
     assert {path.name: path.read_text() for path in root.iterdir()} == {"a": "1", "b": "2", "c": ""}
 
 
@@ -151,7 +152,7 @@ def test_devices_are_left_out_and_modes_kept(tmp_path: Path) -> None:
         entry("tmp", tarfile.DIRTYPE, mode=0o1777),
         file("su", b"", 0o4755),
     )
-    root = images.unpack(image(tmp_path / "i.tar", layer), tmp_path, None).root
+    root = images.unpack(image(tmp_path / "i.tar", layer), Cache(tmp_path), None).root
     assert sorted(path.name for path in root.iterdir()) == ["su", "tmp"]
     assert (root / "tmp").stat().st_mode & 0o7777 == 0o1777
     assert (root / "su").stat().st_mode & 0o7777 == 0o4755
@@ -162,4 +163,4 @@ def test_devices_are_left_out_and_modes_kept(tmp_path: Path) -> None:
 def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "i.tar").write_bytes(content)
     with pytest.raises(SettingsError, match="docker save"):
-        images.unpack(tmp_path / "i.tar", tmp_path, None)
+        images.unpack(tmp_path / "i.tar", Cache(tmp_path), None)

@@ -24,6 +24,7 @@ from ..base import Backend, Capabilities, Commit, MachineInfo, MachineSpec
 from ..handles import unknown_handle
 from . import identity
 from .bases import HOST_BASE, Base, open_base
+from .cache import Cache
 from .config import BubblewrapConfig
 from .limits import Limits, controllers, mechanisms, noted, process_limits, sweep
 from .machine import BubblewrapMachine
@@ -74,6 +75,7 @@ class BubblewrapBackend(Backend):
         self._controllers = controllers()
         self._mapped = identity.may_map_ids()
         self._store = Store(state_dir / BACKEND, identity.FIRST_ID if self._mapped else None)
+        self._cache = Cache.of_user(fallback=state_dir / BACKEND / "cache")
         self._running: dict[str, RunningMachine] = {}
         self._changing: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         """Held while a machine is started or deleted, by its id."""
@@ -149,12 +151,18 @@ class BubblewrapBackend(Backend):
             self._store.drop_garbage()
         await self._empty_trash()
 
+    async def sweep(self) -> Sequence[str]:
+        return await to_thread.run_sync(self._sweep)
+
     async def aclose(self) -> None:
         """End what runs. Machines and commits stay, and can be attached to again."""
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as tasks:
                 for running in list(self._running.values()):
                     tasks.start_soon(self._forget, running)
+            self._bases.clear()
+            self._program = None
+            self._cache.close()
 
     # For machines
 
@@ -298,7 +306,7 @@ class BubblewrapBackend(Backend):
         async with self._preparing:
             try:
                 if self._program is None:
-                    self._program = await to_thread.run_sync(compiled_guest, self._store)
+                    self._program = await to_thread.run_sync(compiled_guest, self._cache)
                     await to_thread.run_sync(sweep, self._controllers)
                 if name not in self._bases:
                     self._bases[name] = await to_thread.run_sync(self._open_base, name)
@@ -309,7 +317,7 @@ class BubblewrapBackend(Backend):
         return self._bases[name], self._program
 
     def _open_base(self, name: str) -> Base:
-        return open_base(self._store, name, self.config.network, mapped=self._mapped)
+        return open_base(self._cache, name, self.config.network, mapped=self._mapped)
 
     def _plan(self, record: MachineRecord, root: Rootfs, program: Path, lock: int) -> Plan:
         spec = record.spec
@@ -346,6 +354,16 @@ class BubblewrapBackend(Backend):
         )
 
     # Helpers
+
+    def _sweep(self) -> Sequence[str]:
+        try:
+            removed = self._cache.sweep()
+            if self._store.drop_old_bases():
+                self._store.empty_trash()
+                removed.append("bases in the state directory")
+        except OSError as error:
+            raise MachineError(f"What machines started from cannot be removed: {error}.") from error
+        return removed
 
     def _capabilities(self) -> Capabilities:
         notes = [

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from . import images, network
+from . import images
 from .identity import FIRST_ID
 from .rootfs import PYTHON, Rootfs, directory_rootfs, host_rootfs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from .cache import Cache
     from .config import Network
-    from .store import Store
 
 HOST_BASE: Final = "host"
 """The name of the host's own system; any other is the path of a directory or archive."""
@@ -31,17 +31,16 @@ class Base:
     """What its programs find in their environment."""
 
 
-def open_base(store: Store, name: str, wanted: Network, *, mapped: bool) -> Base:
+def open_base(cache: Cache, name: str, wanted: Network, *, mapped: bool) -> Base:
     """Prepare a base; quick when that was done before. Raises OSError or SettingsError."""
-    resolver = _resolver(wanted)
     if name == HOST_BASE:
-        return Base(host_rootfs(store, mapped=mapped, resolver=resolver))
+        return Base(host_rootfs(cache, wanted, mapped=mapped))
     place = Path(name)
     if place.is_dir():
-        root = directory_rootfs(store, place, mapped=mapped, resolver=resolver)
+        root = directory_rootfs(cache, place, wanted, mapped=mapped)
         return Base(root, _environment(root, {}))
-    image = images.unpack(place, store.bases, FIRST_ID if mapped else None)
-    root = directory_rootfs(store, image.root, mapped=mapped, resolver=resolver, shifted=True)
+    image = images.unpack(place, cache, FIRST_ID if mapped else None)
+    root = directory_rootfs(cache, image.root, wanted, mapped=mapped, shifted=True)
     return Base(root, _environment(root, image.environment))
 
 
@@ -49,11 +48,3 @@ def _environment(root: Rootfs, given: Mapping[str, str]) -> Mapping[str, str]:
     path = given.get("PATH", USUAL_PATH)
     shown = [f"{target}/bin" for target in root.binds.values() if target == PYTHON]
     return {**given, "PATH": ":".join([path, *shown])}
-
-
-def _resolver(wanted: Network) -> str:
-    if wanted == "on":
-        return f"nameserver {network.NAMESERVER}\n"
-    if wanted == "host":
-        return Path("/etc/resolv.conf").read_text()
-    return ""

@@ -7,7 +7,6 @@ written outside the root directory, whatever the archive says; device nodes are 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,11 +16,11 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from vers_rlm_mcp.errors import SettingsError
 
-from .store import new_id, remove_tree
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from .cache import Cache
 
 WHITEOUT: Final = ".wh."
 OPAQUE: Final = ".wh..wh..opq"
@@ -38,12 +37,12 @@ class Image:
     environment: Mapping[str, str]
 
 
-def unpack(archive: Path, bases: Path, first_id: int | None) -> Image:
-    """Unpack an archive below `bases`, once.
+def unpack(archive: Path, cache: Cache, first_id: int | None) -> Image:
+    """Unpack an archive once.
 
     Args:
         archive: The file.
-        bases: Where unpacked images are kept, each under a digest of its archive.
+        cache: Keeps what was unpacked.
         first_id: What to add to the owners' ids; None to make everything our own.
 
     Raises:
@@ -53,16 +52,14 @@ def unpack(archive: Path, bases: Path, first_id: int | None) -> Image:
         with tarfile.open(archive) as tar:
             manifest = _document(tar, "manifest.json")[0]
             config = _document(tar, manifest["Config"])
-            place = bases / f"image-{_digest(archive, manifest, first_id)}"
-            if not place.is_dir():
-                making = place.with_name(f".{place.name}.{new_id()}")
-                try:
-                    making.mkdir()
-                    for name in manifest["Layers"]:
-                        _apply(_member(tar, name), making, first_id)
-                    making.rename(place)
-                finally:
-                    remove_tree(making)
+
+            def make(root: Path) -> None:
+                for name in manifest["Layers"]:
+                    _apply(_member(tar, name), root, first_id)
+
+            info = archive.stat()
+            content = (json.dumps(manifest), info.st_size, info.st_mtime_ns)
+            place = cache.provide("image", (str(archive), first_id), content, make)
     except (tarfile.TarError, OSError, KeyError, IndexError, TypeError, ValueError) as error:
         raise SettingsError(
             f"{archive} cannot be used as a base: {error}. It must be a root directory, or an "
@@ -70,12 +67,6 @@ def unpack(archive: Path, bases: Path, first_id: int | None) -> Image:
         ) from error
     variables: list[str] = config.get("config", {}).get("Env") or []
     return Image(place, dict(item.split("=", 1) for item in variables if "=" in item))
-
-
-def _digest(archive: Path, manifest: Any, first_id: int | None) -> str:
-    info = archive.stat()
-    about = f"{json.dumps(manifest)} {info.st_size} {info.st_mtime_ns} {first_id}"
-    return hashlib.sha256(about.encode()).hexdigest()[:16]
 
 
 def _document(tar: tarfile.TarFile, name: str) -> Any:

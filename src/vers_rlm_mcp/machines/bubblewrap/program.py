@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 import subprocess
 import sys
-from functools import cache
+from functools import cache as cached
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from . import guest
 
 if TYPE_CHECKING:
-    from .store import Store
+    from .cache import Cache
 
 COMPILE_SECONDS: Final = 60.0
 """How long starting Python and compiling a few modules may take on a loaded host."""
 
 
-@cache
+@cached
 def interpreter() -> Path:
     """The host's Python that runs PID 1: the system's, as every user can reach that, else ours."""
     for path in (Path("/usr/bin/python3"), Path("/usr/local/bin/python3")):
@@ -29,35 +28,24 @@ def interpreter() -> Path:
     return Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
 
 
-def compiled_guest(store: Store) -> Path:
+def compiled_guest(cache: Cache) -> Path:
     """A directory with the guest modules, compiled once. Raises OSError or SubprocessError.
 
     To compile them at each boot would take longer than all the rest of it.
     """
     sources = sorted(Path(guest.__file__).parent.glob("*.py"))
-    place = store.bases / f"guest-{_digest(sources)}"
-    if not place.is_dir():
-        making = place.with_name(f".{place.name}.{os.getpid()}")
-        making.mkdir(exist_ok=True)
-        for source in sources:
-            shutil.copyfile(source, making / source.name)
-        _python("-m", "compileall", "-q", "-b", str(making))
-        for source in sources:
-            (making / source.name).unlink()
-        try:
-            making.rename(place)
-        except OSError:  # Another server was faster.
-            shutil.rmtree(making, ignore_errors=True)
-    return place
-
-
-def _digest(sources: list[Path]) -> str:
-    """Tells apart our versions and the interpreter's."""
     info = interpreter().stat()
-    digest = hashlib.sha256(f"{interpreter()} {info.st_size} {info.st_mtime_ns}".encode())
+    content = [source.read_bytes() for source in sources]
+    about = (str(interpreter()), info.st_size, info.st_mtime_ns, content)
+    return cache.provide("guest", None, about, partial(_compile, sources))
+
+
+def _compile(sources: list[Path], directory: Path) -> None:
     for source in sources:
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
+        shutil.copyfile(source, directory / source.name)
+    _python("-m", "compileall", "-q", "-b", str(directory))
+    for source in sources:
+        (directory / source.name).unlink()
 
 
 def _is_recent(path: Path) -> bool:

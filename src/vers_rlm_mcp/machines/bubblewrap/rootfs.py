@@ -7,7 +7,6 @@ starts empty.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
@@ -15,12 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from . import network
 from .identity import FIRST_ID, Attachment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from .store import Store
+    from .cache import Cache
+    from .config import Network
 
 HOST_TOP: Final = ("bin", "lib", "lib32", "lib64", "libx32", "sbin", "usr")
 """The host's directories that are shown; on most systems all but /usr are links into it."""
@@ -159,17 +160,17 @@ class Rootfs:
     """Whether the machine's root user owns the system directories."""
 
 
-def host_rootfs(store: Store, *, mapped: bool, resolver: str) -> Rootfs:
+def host_rootfs(cache: Cache, wanted: Network, *, mapped: bool) -> Rootfs:
     """The host's own system, shown selectively. Raises OSError.
 
     Args:
-        store: Where what has to be made is kept.
+        cache: Keeps what has to be made.
+        wanted: The network that machines have.
         mapped: Whether machines have a range of ids of their own.
-        resolver: What /etc/resolv.conf holds.
     """
     tops = [path for name in HOST_TOP if (path := Path("/", name)).exists()]
     shown = [path.name for path in tops if not path.is_symlink()]
-    system = _system_directory(store, mapped=mapped, resolver=resolver, with_etc=True)
+    system = _system_directory(cache, wanted, mapped=mapped, with_etc=True)
     attachments = [Attachment(Path("/", name), f"base/{name}", mapped=mapped) for name in shown]
     return Rootfs(
         attachments=(*attachments, Attachment(system, "base/system")),
@@ -183,7 +184,7 @@ def host_rootfs(store: Store, *, mapped: bool, resolver: str) -> Rootfs:
 
 
 def directory_rootfs(
-    store: Store, root: Path, *, mapped: bool, resolver: str, shifted: bool = False
+    cache: Cache, root: Path, wanted: Network, *, mapped: bool, shifted: bool = False
 ) -> Rootfs:
     """A root directory of the user's choice, as it is. Raises OSError.
 
@@ -191,7 +192,7 @@ def directory_rootfs(
     shown where the directory has none.
     """
     entries = [path for path in root.iterdir() if path.name not in KERNEL_DIRECTORIES]
-    system = _system_directory(store, mapped=mapped, resolver=resolver, with_etc=False)
+    system = _system_directory(cache, wanted, mapped=mapped, with_etc=False)
     taken = {path.name for path in entries}
     made = [path for path in system.iterdir() if path.name not in taken]
     python = _python_for(root)
@@ -224,24 +225,28 @@ def _links(entries: Iterable[Path]) -> dict[str, str]:
     return {f"/{path.name}": str(path.readlink()) for path in entries if path.is_symlink()}
 
 
-def _system_directory(store: Store, *, mapped: bool, resolver: str, with_etc: bool) -> Path:
+def _system_directory(cache: Cache, wanted: Network, *, mapped: bool, with_etc: bool) -> Path:
     """The directories that are not shown as they are: made once, and again when /etc changes."""
-    content = sorted(_fingerprint()) if with_etc else []
-    digest = hashlib.sha256(repr((VERSION, resolver, with_etc, content)).encode()).hexdigest()[:16]
-    place = store.bases / f"system-{'mapped' if mapped else 'own'}-{digest}"
-    if not place.is_dir():
-        making = place.with_name(f".{place.name}.{os.getpid()}")
-        shutil.rmtree(making, ignore_errors=True)
-        _make_system_directory(making, resolver, with_etc=with_etc)
+    resolver = _resolver(wanted)
+    content = (VERSION, resolver, sorted(_fingerprint()) if with_etc else [])
+
+    def make(root: Path) -> None:
+        _make_system_directory(root, resolver, with_etc=with_etc)
         if mapped:
             if with_etc and PACKAGES.is_dir():
-                shutil.copytree(PACKAGES, making / "var/lib/dpkg", symlinks=True)
-            _shift_owners(making)
-        try:
-            making.rename(place)
-        except OSError:  # Another server was faster.
-            shutil.rmtree(making, ignore_errors=True)
-    return place
+                shutil.copytree(PACKAGES, root / "var/lib/dpkg", symlinks=True)
+            _shift_owners(root)
+
+    return cache.provide("system", (wanted, mapped, with_etc), content, make)
+
+
+def _resolver(wanted: Network) -> str:
+    """What /etc/resolv.conf holds."""
+    if wanted == "on":
+        return f"nameserver {network.NAMESERVER}\n"
+    if wanted == "host":
+        return Path("/etc/resolv.conf").read_text()
+    return ""
 
 
 def _fingerprint() -> Iterable[tuple[str, int, int]]:

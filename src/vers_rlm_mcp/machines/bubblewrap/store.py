@@ -3,7 +3,6 @@
     machines/ID/machine.json  before.json  lock  disk/{up/SLOT/{u,w},copy,merged}
     commits/ID.json
     layers/ID/SLOT/{u,w}
-    bases/…                   what machines start from, when it had to be made
     trash/…                   what is being removed
 
 A record names the layers that it needs; a layer that no record names is garbage. Records are
@@ -117,7 +116,7 @@ class Store:
         self.root = root
         self._owner = owner
         self.layers = root / "layers"
-        self.bases = root / "bases"
+        self._old_bases = root / "bases"
         self._machines = root / "machines"
         self._commits = root / "commits"
         self._trash = root / "trash"
@@ -126,14 +125,14 @@ class Store:
         """Make the directories."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.root.chmod(0o700)  # As it may have been there: set-user-ID programs lie below.
-        for directory in (self.layers, self.bases, self._machines, self._commits, self._trash):
+        for directory in (self.layers, self._machines, self._commits, self._trash):
             directory.mkdir(exist_ok=True)
         for name in LOCKS:  # Now, since things must be removed when the disk is full.
             (self.root / name).touch(mode=0o600)
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """Nobody else changes the store meanwhile. Held for a few file operations only."""
-        return _locked(self.root / LOCKS[0])
+        return locked(self.root / LOCKS[0])
 
     # Machines
 
@@ -304,9 +303,21 @@ class Store:
     def empty_trash(self) -> None:
         """Remove files for good. May take long, and waits for others who do."""
         # Two at once, of two servers even, would trip over each other.
-        with _locked(self.root / LOCKS[1]):
+        with locked(self.root / LOCKS[1]):
             for path in list(self._trash.iterdir()):
                 remove_tree(path)
+
+    def drop_old_bases(self) -> bool:
+        """Forget what earlier releases kept here for machines to start from, if it is there.
+
+        They did not say what they use: as long as another process has a file of the state
+        directory open, it may be such a server, and everything stays.
+        """
+        if not self._old_bases.is_dir() or _others_use(self.root.parent):
+            return False
+        with self.locked():
+            self._discard(self._old_bases)
+        return True
 
     def _discard(self, path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -314,10 +325,11 @@ class Store:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Generator[None]:
+def locked(path: Path, *, wait: bool = True) -> Generator[None]:
+    """Hold the lock of a file; BlockingIOError if another has it and we do not wait."""
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(descriptor)
@@ -343,6 +355,20 @@ def remove_tree(path: Path) -> None:
 
 def _processes() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+
+
+def _others_use(directory: Path) -> bool:
+    """Whether another process is seen to have something below a directory open."""
+    others = [pid for pid in _processes() if pid != os.getpid()]
+    return any(path.startswith(f"{directory.resolve()}/") for path in _open_files(others))
+
+
+def _open_files(pids: Iterable[int]) -> Generator[str]:
+    for pid in pids:
+        with contextlib.suppress(OSError):  # Another user's, or it has ended.
+            for entry in list(Path(f"/proc/{pid}/fd").iterdir()):
+                with contextlib.suppress(FileNotFoundError):
+                    yield str(entry.readlink())
 
 
 def _process_mark(pid: int) -> str:
