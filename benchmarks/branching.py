@@ -20,6 +20,7 @@ import anyio
 from vers_rlm_mcp import rlm, runs
 from vers_rlm_mcp.machines import open_fleet
 from vers_rlm_mcp.models import FREE, Model
+from vers_rlm_mcp.runs import events
 from vers_rlm_mcp.settings import Settings
 from vers_rlm_mcp.values import Completion, Usage
 
@@ -161,7 +162,7 @@ class _Round:
         before: list[float] = []
 
         def on_event(event: rlm.Event) -> None:
-            if isinstance(event, rlm.CellStarted) and event.step == 1:
+            if isinstance(event, events.CellStarted) and event.step == 1:
                 before.extend((time.monotonic(), disk_of(self.directory), held_by(self.process)))
 
         def all_asked() -> None:

@@ -17,6 +17,7 @@ import anyio
 from vers_rlm_mcp import rlm, runs
 from vers_rlm_mcp.machines import open_fleet, run_command
 from vers_rlm_mcp.models import open_model
+from vers_rlm_mcp.runs import events
 from vers_rlm_mcp.settings import Settings
 
 from .scenarios import PRINT_500, TURNS
@@ -73,7 +74,7 @@ async def _iterate(section: Section, fleet: Fleet, settings: Settings) -> None:
     asked: list[float] = []
 
     def on_event(event: rlm.Event) -> None:
-        if isinstance(event, rlm.ModelAsked):
+        if isinstance(event, events.ModelAsked):
             asked.append(time.perf_counter())
 
     script = settings.state_dir / "script.txt"

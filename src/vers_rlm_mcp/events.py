@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vers_rlm_mcp.rlm import (
+from vers_rlm_mcp.runs.events import (
     CellFinished,
     CellOutput,
     CellStarted,

@@ -22,6 +22,7 @@ from vers_rlm_mcp.events import Event
 from vers_rlm_mcp.machines import WORKSPACE, Backend, MachineSpec, open_fleet
 from vers_rlm_mcp.models import Model, open_model
 from vers_rlm_mcp.settings import Settings
+from vers_rlm_mcp.store import Journals
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -203,7 +204,7 @@ class RLM(_Session):
             UsageError: It cannot be resumed from there; the message says from where it can.
         """
         fleet = self._opened()
-        past = runs.recall(runs.Records.seen_by(fleet, self._settings).of(run_id))
+        past = runs.recall(Journals(self._settings.state_dir, fleet.principal).of(run_id))
         return await runs.resume(
             run_id,
             step=step,

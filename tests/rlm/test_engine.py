@@ -118,8 +118,27 @@ def test_a_run_asks_runs_and_ends_with_the_outputs_that_final_gave() -> None:
 def test_a_step_is_emitted_when_it_is_complete() -> None:
     played = play([model(), printed("1"), model(), final("x")])
     assert played.events == [
-        StepFinished(1, 20, "Look.", "print(1)", "1", None, 0.25, Usage(10, 5)),
-        StepFinished(2, 20, "Look.", "print(1)", "", None, 0.0, Usage(10, 5), done=True),
+        StepFinished(
+            step=1,
+            max_steps=20,
+            reasoning="Look.",
+            code="print(1)",
+            output="1",
+            error=None,
+            seconds=0.25,
+            usage=Usage(10, 5),
+        ),
+        StepFinished(
+            step=2,
+            max_steps=20,
+            reasoning="Look.",
+            code="print(1)",
+            output="",
+            error=None,
+            seconds=0.0,
+            usage=Usage(10, 5),
+            done=True,
+        ),
     ]
 
 

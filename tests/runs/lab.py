@@ -12,17 +12,18 @@ import anyio
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.models import FREE, Model, open_model
 from vers_rlm_mcp.runs import (
-    Records,
     Replay,
     RunRequest,
     RunResult,
     Workbench,
+    events,
     replay,
     resume,
     run,
     run_cell,
     summaries,
 )
+from vers_rlm_mcp.store import Journals
 from vers_rlm_mcp.values import Completion, Message, Usage
 
 if TYPE_CHECKING:
@@ -175,11 +176,13 @@ class Lab:
 
     def happened_anywhere(self, kind: type[E]) -> list[E]:
         """In the conversations of children, too."""
-        inner = [event.event if isinstance(event, rlm.InChild) else event for event in self.events]
+        inner = [
+            event.event if isinstance(event, events.InChild) else event for event in self.events
+        ]
         return [event for event in inner if isinstance(event, kind)]
 
     def journal_ids(self) -> list[str]:
-        return [each.id for each in summaries(Records(self.settings.state_dir))]
+        return [each.id for each in summaries(Journals(self.settings.state_dir))]
 
     def journal(self, result_or_id: RunResult | str) -> list[dict[str, Any]]:
         run_id = result_or_id if isinstance(result_or_id, str) else result_or_id.run_id

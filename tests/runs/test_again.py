@@ -8,13 +8,15 @@ import pytest
 from family import Family, branching
 from lab import Interrupted, Lab, Speaker, Turns, cell, stop_when
 
-from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import ModelFailed, UnknownHandle, UsageError
-from vers_rlm_mcp.runs import Changes, Records, drawn, run_lineage, summaries
+from vers_rlm_mcp.runs import Changes, drawn, events, run_lineage, summaries
+from vers_rlm_mcp.store import Journals
 from vers_rlm_mcp.values import Completion, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from vers_rlm_mcp import rlm
 
 EACH_STEP: dict[str, Any] = {"checkpoints": "step"}
 
@@ -35,7 +37,7 @@ async def broken_off(lab: Lab, model: Turns, at: Callable[[rlm.Event], None], **
     return lab.journal_ids()[-1]
 
 
-@pytest.mark.parametrize("kind", [rlm.ModelAsked, rlm.ModelReplied, rlm.CellFinished])
+@pytest.mark.parametrize("kind", [events.ModelAsked, events.ModelReplied, events.CellFinished])
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
 async def test_a_run_that_broke_off_goes_on_and_pays_for_nothing_twice(
     lab: Lab, kind: type[rlm.Event], step: int
@@ -67,7 +69,7 @@ async def test_steps_after_the_last_checkpoint_are_run_again_without_asking_agai
             model,
             sub_model=sub_model,
             settings=settings,
-            on_event=stop_when(rlm.ModelReplied, 3),
+            on_event=stop_when(events.ModelReplied, 3),
         )
     (run_id,) = real.journal_ids()
     result = await real.resume(run_id, model, sub_model=sub_model, settings=settings)
@@ -82,7 +84,7 @@ async def test_what_was_said_of_a_cell_is_not_said_again_of_a_later_one(lab: Lab
     )
     settings = {"checkpoints": "off"}
     with pytest.raises((Interrupted, BaseExceptionGroup)):
-        await lab.run("-> x", model, settings=settings, on_event=stop_when(rlm.ModelReplied, 2))
+        await lab.run("-> x", model, settings=settings, on_event=stop_when(events.ModelReplied, 2))
     (run_id,) = lab.journal_ids()
     assert (await lab.resume(run_id, model, settings=settings)).outputs == {"x": "done"}
     first, second = (message.content for message in model.asked[-1][3::2])
@@ -99,7 +101,7 @@ async def test_branches_that_a_crash_cut_off_are_made_again_and_only_the_rest_is
     seen: list[str] = []
 
     def look(event: rlm.Event) -> None:
-        if isinstance(event, rlm.InChild) and isinstance(event.event, rlm.ModelReplied):
+        if isinstance(event, events.InChild) and isinstance(event.event, events.ModelReplied):
             seen.append(event.child)
             if len(seen) == 3:
                 raise Interrupted
@@ -128,7 +130,7 @@ async def test_what_is_paid_is_counted_once_and_leaves_branches_the_share_that_t
     replied: list[rlm.Event] = []
 
     def look(event: rlm.Event) -> None:
-        if isinstance(event, rlm.InChild) and isinstance(event.event, rlm.ModelReplied):
+        if isinstance(event, events.InChild) and isinstance(event.event, events.ModelReplied):
             replied.append(event)
             if len(replied) in (3, 5):
                 raise Interrupted
@@ -154,7 +156,7 @@ async def test_a_run_that_has_ended_goes_on_only_from_a_step_that_is_named(lab: 
     again = await lab.resume(result.run_id, other, step=2, settings=EACH_STEP)
     assert again.outputs == {"n": 2, "lines": ["other"]}
     assert len(other.asked) == 1
-    assert summaries(Records(lab.settings.state_dir))[0].steps == 3
+    assert summaries(Journals(lab.settings.state_dir))[0].steps == 3
 
 
 async def test_what_cannot_be_gone_on_with_is_said(lab: Lab):
@@ -188,7 +190,7 @@ async def test_two_cannot_go_on_with_the_same_run(lab: Lab):
 
 async def test_a_journal_that_was_cut_in_mid_line_can_be_gone_on_with(lab: Lab):
     model = Turns(*COUNTING)
-    run_id = await broken_off(lab, model, stop_when(rlm.CellFinished, 3))
+    run_id = await broken_off(lab, model, stop_when(events.CellFinished, 3))
     journal = lab.settings.state_dir / "runs" / run_id / "events.jsonl"
     journal.write_bytes(journal.read_bytes()[:-30])
     assert (await lab.resume(run_id, model, settings=EACH_STEP)).outputs == COUNTED
@@ -196,7 +198,7 @@ async def test_a_journal_that_was_cut_in_mid_line_can_be_gone_on_with(lab: Lab):
 
 
 async def test_a_run_recorded_with_other_prompts_is_not_gone_on_with(lab: Lab):
-    run_id = await broken_off(lab, Turns(*COUNTING), stop_when(rlm.ModelReplied, 3))
+    run_id = await broken_off(lab, Turns(*COUNTING), stop_when(events.ModelReplied, 3))
     journal = lab.settings.state_dir / "runs" / run_id / "events.jsonl"
     journal.write_text(journal.read_text().replace('"max_iterations": 20', '"max_iterations": 21'))
     with pytest.raises(UsageError, match="recorded by another version"):
@@ -256,7 +258,7 @@ async def test_the_tree_of_a_run_tells_who_came_from_whom_and_who_won(lab: Lab):
         b=[cell("FINAL(2)")],
     )
     result = await lab.run("-> n: any", model, settings={"checkpoints": "off"})
-    about, nodes = run_lineage(Records(lab.settings.state_dir).of(result.run_id))
+    about, nodes = run_lineage(Journals(lab.settings.state_dir).of(result.run_id))
     assert about.startswith(f"{result.run_id}: -> n: any [finished after 4 steps, 66 tokens")
     lines = list(drawn(nodes))
     assert [line.count("│") + line.count("   ") for line in lines] == [0, 1, 1, 2, 3]

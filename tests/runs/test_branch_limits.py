@@ -10,9 +10,9 @@ import pytest
 from family import Family, branching
 from lab import Lab, Speaker, Turns, cell
 
-from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import InputError
 from vers_rlm_mcp.machines import Fleet
+from vers_rlm_mcp.runs import events
 from vers_rlm_mcp.values import Completion, Message, Usage
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ async def test_queries_that_only_query_end_at_the_deepest_level(lab: Lab):
     result = await lab.run("-> x", model, max_depth=2, max_iterations=2)
     assert result.status == "partial"
     assert "The query has no answer: All 1 steps are used." in output(lab)
-    started = [event.child for event in lab.happened_anywhere(rlm.ChildStarted)]
+    started = [event.child for event in lab.happened_anywhere(events.ChildStarted)]
     assert started == ["1", "1.1", "2", "2.1"]
     assert await lab.machines() == []
 
@@ -84,7 +84,7 @@ async def test_a_machine_that_is_gone_is_given_back_once(lab: Lab):
         last=[cell("FINAL('One.')")],
     )
     assert (await lab.run("-> n: int", model, max_depth=2)).outputs == {"n": 1}
-    assert len(lab.happened_anywhere(rlm.MachineDeleted)) == 2
+    assert len(lab.happened_anywhere(events.MachineDeleted)) == 2
 
 
 async def test_branches_that_branch_and_query_and_copy_are_held_by_the_machines_of_all(lab: Lab):
@@ -123,7 +123,7 @@ async def test_one_that_ignores_its_budget_of_tokens_ends_with_what_there_is(lab
 
 def output(lab: Lab) -> str:
     """All that cells have printed, in any conversation."""
-    return "".join(event.text for event in lab.happened_anywhere(rlm.CellOutput))
+    return "".join(event.text for event in lab.happened_anywhere(events.CellOutput))
 
 
 async def test_checks_of_branches_that_leave_no_room_for_copies_wait_for_each_other(lab: Lab):

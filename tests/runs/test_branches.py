@@ -8,7 +8,7 @@ import pytest
 from family import Family, branching
 from lab import Lab, Speaker, Turns, cell
 
-from vers_rlm_mcp import rlm
+from vers_rlm_mcp.runs import events
 from vers_rlm_mcp.values import Completion, Usage
 
 WRITE = "writeFile('own', {0!r})\n"
@@ -34,7 +34,7 @@ async def test_the_best_plan_wins_and_its_machine_is_the_current_one(real: Lab):
         "plans": ["like a.", "like b.", "like c."],
     }
     assert await real.machines() == []
-    assert [event.child for event in real.happened(rlm.ChildChosen)] == ["2"]
+    assert [event.child for event in real.happened(events.ChildChosen)] == ["2"]
 
 
 async def test_the_conversations_of_branches_begin_with_the_parents_word_for_word(real: Lab):
@@ -129,7 +129,7 @@ async def test_files_of_a_query_come_back_and_what_both_changed_is_an_error(real
     )
 
     async def meanwhile(_: object) -> Completion:
-        parent = await real.fleet.attach(real.happened(rlm.MachineMade)[0].machine_id)
+        parent = await real.fleet.attach(real.happened(events.MachineMade)[0].machine_id)
         await parent.write("/workspace/work/kept", b"meanwhile")
         await parent.aclose()
         return Completion("", Usage())
@@ -141,7 +141,7 @@ async def test_files_of_a_query_come_back_and_what_both_changed_is_an_error(real
     assert "/workspace/work/kept" in str(outputs["error"])
     assert "The query answered: {'n': 8}" in str(outputs["error"])
     assert outputs["kept"] == "meanwhile"
-    (merged,) = real.happened(rlm.FilesMerged)
+    (merged,) = real.happened(events.FilesMerged)
     assert sorted(merged.paths) == [f"/workspace/work/{name}" for name in ("gone", "kept", "new")]
 
 
@@ -228,7 +228,7 @@ async def test_an_answer_is_checked_where_it_can_do_no_harm(real: Lab):
     result = await real.run("-> n: int", model, verify=check, keep_machine=True)
     assert (result.outputs, result.verified) == ({"n": 2}, check)
     assert "[exit code: 1]" in model.told
-    assert [event.accepted for event in real.happened(rlm.Verified)] == [False, True]
+    assert [event.accepted for event in real.happened(events.Verified)] == [False, True]
     bench = real.bench()
     assert (
         await bench.read_file("/workspace/answer", machine_id=result.machine_id, length=9) == b"yes"

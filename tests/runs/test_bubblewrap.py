@@ -11,9 +11,10 @@ import anyio
 import pytest
 from lab import Lab, Turns, cell
 
-from vers_rlm_mcp import rlm, runs
+from vers_rlm_mcp import runs
 from vers_rlm_mcp.kernel import Kernel
 from vers_rlm_mcp.machines import open_fleet
+from vers_rlm_mcp.runs import events
 from vers_rlm_mcp.settings import Settings
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ before, restored = currentVmId(), vmRestore(commit)
 FINAL([readFile("/workspace/plan"), currentVmId() == restored, restored != before])
 """
     assert await outputs(real, code) == ["a", True, True]
-    (made,) = [e for e in real.happened(rlm.MachineMade) if e.origin == "restored"]
-    (commit,) = real.happened(rlm.CommitMade)
-    (switched,) = real.happened(rlm.MachineSwitched)
+    (made,) = [e for e in real.happened(events.MachineMade) if e.origin == "restored"]
+    (commit,) = real.happened(events.CommitMade)
+    (switched,) = real.happened(events.MachineSwitched)
     assert made.parent == commit.commit_id
     assert switched.current == made.machine_id
 

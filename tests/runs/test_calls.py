@@ -12,7 +12,7 @@ from lab import Speaker, Turns, cell
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import ModelFailed, UsageError, VersRlmError
 from vers_rlm_mcp.kernel import Carried, HostCall
-from vers_rlm_mcp.runs import repl_handlers
+from vers_rlm_mcp.runs import Budget, Limits, events, repl_handlers
 from vers_rlm_mcp.runs.conversation import Conversation
 from vers_rlm_mcp.runs.repl_handlers import CellCalls
 from vers_rlm_mcp.runs.tree import CONCURRENT_SUB_CALLS, Tree
@@ -79,7 +79,7 @@ async def test_a_batch_is_answered_in_order_and_one_failure_spares_the_others(la
 
     code = "FINAL(llmQueryBatched(['a', 'b', 'c']))"
     assert await outputs(lab, code, sub_model=Speaker(answer)) == ["A", "[Error: overloaded]", "C"]
-    failed = [event.error for event in lab.happened(rlm.SubCallFinished) if event.error]
+    failed = [event.error for event in lab.happened(events.SubCallFinished) if event.error]
     assert failed == ["overloaded"]
 
 
@@ -141,7 +141,7 @@ with ThreadPoolExecutor(8) as pool:
 @pytest.fixture
 def calls(lab: Lab) -> CellCalls:
     """The functions of a run, as a guest reaches them."""
-    budget = rlm.Budget(rlm.Limits(sub_calls=2, machines=3), now=0)
+    budget = Budget(Limits(sub_calls=2, machines=3), now=0)
     model = Speaker(echo)
     tree = Tree("run-0", model, model, lab.settings, lab.events.append, max_depth=1)
     task = rlm.Task(rlm.Signature.parse("-> x"))

@@ -8,8 +8,8 @@ import anyio
 import pytest
 from lab import Speaker, Turns, cancelled_within, cell
 
-from vers_rlm_mcp import rlm
 from vers_rlm_mcp.machines import Fleet, MachineSpec
+from vers_rlm_mcp.runs import events
 from vers_rlm_mcp.testing import FakeBackend, FakeMachine
 from vers_rlm_mcp.values import Completion, Message, Usage
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from lab import Lab
 
+    from vers_rlm_mcp import rlm
     from vers_rlm_mcp.models import Model
 
 SECONDS = 1.0
@@ -58,7 +59,7 @@ async def cancelled(lab: Lab, model: Model, at: anyio.Event, sub_model: Model | 
     """Cancel a run; see that it ends in time, is told as cancelled, and leaves nothing."""
 
     def watch(event: rlm.Event) -> None:
-        if isinstance(event, rlm.CellOutput):
+        if isinstance(event, events.CellOutput):
             at.set()
 
     await cancelled_within(
@@ -67,7 +68,7 @@ async def cancelled(lab: Lab, model: Model, at: anyio.Event, sub_model: Model | 
         at,
     )
     assert await lab.machines() == []
-    (finished,) = lab.happened(rlm.RunFinished)
+    (finished,) = lab.happened(events.RunFinished)
     assert (finished.status, finished.reason) == ("cancelled", "The run was cancelled.")
     assert lab.journal(finished.run_id)[-1]["status"] == "cancelled"
 

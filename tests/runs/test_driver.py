@@ -9,7 +9,6 @@ import anyio
 import pytest
 from lab import Speaker, Turns, cell
 
-from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import (
     InputError,
     KernelBusy,
@@ -19,6 +18,7 @@ from vers_rlm_mcp.errors import (
     SignatureError,
     UnknownHandle,
 )
+from vers_rlm_mcp.runs import events
 from vers_rlm_mcp.values import Completion, Message, Usage
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ async def test_a_model_that_cannot_be_used_is_an_error_at_the_first_step(lab: La
     with pytest.raises(ModelUnavailable, match="no such key"):
         await lab.run("-> x", Turns(ModelUnavailable("no such key")))
     assert await lab.machines() == []
-    (finished,) = lab.happened(rlm.RunFinished)
+    (finished,) = lab.happened(events.RunFinished)
     assert (finished.status, finished.reason) == ("failed", "no such key")
 
 

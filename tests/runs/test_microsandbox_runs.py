@@ -8,9 +8,9 @@ import pytest
 from family import Family, branching
 from lab import HITHER_AND_THITHER, Interrupted, Lab, Turns, cell, stop_when
 
-from vers_rlm_mcp import rlm
 from vers_rlm_mcp.machines import open_fleet
 from vers_rlm_mcp.machines.microsandbox import usable
+from vers_rlm_mcp.runs import events
 from vers_rlm_mcp.settings import Settings
 
 if TYPE_CHECKING:
@@ -100,10 +100,10 @@ async def test_branches_and_a_run_that_goes_on_have_the_programs_of_their_kernel
             "-> own, all: list[int]",
             model,
             settings=settings,
-            on_event=stop_when(rlm.CellFinished, 2),
+            on_event=stop_when(events.CellFinished, 2),
             seconds=5 * SECONDS,
         )
-    assert [event.child for event in lab.happened(rlm.ChildChosen)] == ["2"]
+    assert [event.child for event in lab.happened(events.ChildChosen)] == ["2"]
     asked = len(model.asked)
     (run_id,) = lab.journal_ids()
     result = await lab.resume(run_id, model, settings=settings, seconds=5 * SECONDS)

@@ -15,7 +15,8 @@ from gardens import MAX_DEPTH, SIGNATURE, Garden
 from lab import Lab, Speaker
 
 from vers_rlm_mcp import rlm
-from vers_rlm_mcp.runs import Records, RunResult, RunSummary, drawn, run_lineage, summaries
+from vers_rlm_mcp.runs import RunResult, RunSummary, drawn, events, run_lineage, summaries
+from vers_rlm_mcp.store import Journals
 from vers_rlm_mcp.values import Completion, Message, Usage
 
 if TYPE_CHECKING:
@@ -103,10 +104,10 @@ class Walk:
 
     def _watch(self, event: rlm.Event) -> None:
         self._events += 1
-        inner = event.event if isinstance(event, rlm.InChild) else event
-        if isinstance(inner, rlm.ChildStarted):
+        inner = event.event if isinstance(event, events.InChild) else event
+        if isinstance(inner, events.ChildStarted):
             self._names[inner.child] = inner.about.rpartition(" ")[2].rstrip(".")
-        elif isinstance(inner, rlm.ChildFinished):
+        elif isinstance(inner, events.ChildFinished):
             expected = self._garden.expected[self._names[inner.child]]
             assert inner.outputs == (expected or {}), inner
         if self._events % 10 == 0:
@@ -118,7 +119,7 @@ class Walk:
         """The journal can be read, and the tree of the run be drawn, at any time."""
         for about in self._summaries():
             assert self._lab.journal(about.id)
-            _, nodes = run_lineage(Records(self._lab.settings.state_dir).of(about.id))
+            _, nodes = run_lineage(Journals(self._lab.settings.state_dir).of(about.id))
             assert len(list(drawn(nodes))) == len(nodes)
 
     def _live(self) -> Sequence[MachineRecord]:
@@ -126,7 +127,7 @@ class Walk:
         return self._lab.fleet.ledger.live(self._lab.fleet.backend.name)
 
     def _summaries(self) -> Sequence[RunSummary]:
-        return summaries(Records(self._lab.settings.state_dir))
+        return summaries(Journals(self._lab.settings.state_dir))
 
     def _on_record(self) -> set[str]:
         events = [event for id_ in self._lab.journal_ids() for event in self._lab.journal(id_)]

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 import pytest
 from lab import Lab, Turns, cell
 
-from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import ModelError, UsageError
 from vers_rlm_mcp.models import open_model
+from vers_rlm_mcp.runs import events
 from vers_rlm_mcp.runs.conversation import OUTPUT_PIECES
-from vers_rlm_mcp.runs.record import INLINE_CHARS, Journal
+from vers_rlm_mcp.store.journals import INLINE_CHARS, Journal
 from vers_rlm_mcp.values import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from vers_rlm_mcp import rlm
 
 KEY = "sk-sentinel-0123456789abcdef"
 
@@ -89,7 +91,7 @@ def test_any_text_comes_back_as_it_was(tmp_path: Path):
 
 async def test_a_full_disk_ends_the_journal_and_not_the_run(lab: Lab):
     def fill_the_disk(event: rlm.Event) -> None:
-        if isinstance(event, rlm.MachineMade):
+        if isinstance(event, events.MachineMade):
             (values,) = (lab.settings.state_dir / "runs").glob("*/values")
             values.rmdir()
             values.symlink_to("/dev/full")
@@ -128,7 +130,7 @@ async def test_a_cell_that_writes_byte_by_byte_does_not_fill_the_journal(lab: La
         "import os, time\nfor _ in range(300):\n    os.write(1, b'x'); time.sleep(0.001)\nFINAL(1)"
     )
     await lab.run("-> x: int", Turns(cell(code)))
-    pieces = lab.happened(rlm.CellOutput)
+    pieces = lab.happened(events.CellOutput)
     assert "".join(piece.text for piece in pieces) == "x" * 300
     assert len(pieces) < 300 < OUTPUT_PIECES
 

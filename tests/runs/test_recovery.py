@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from lab import Lab, Speaker, Turns, cell
 
-from vers_rlm_mcp import rlm
 from vers_rlm_mcp.machines import MachineSpec
-from vers_rlm_mcp.runs import Records, prune
+from vers_rlm_mcp.runs import events, prune
+from vers_rlm_mcp.store import Journals
 from vers_rlm_mcp.values import Completion, Usage
 
 EACH_STEP: dict[str, Any] = {"checkpoints": "step"}
@@ -54,7 +54,7 @@ async def test_a_broken_machine_is_put_back_and_the_model_is_told(real: Lab, bre
     assert "put back to what it was at the end of step 1" in model.told
     assert "so far" in model.told
     assert "2 more times" in model.told
-    (recovered,) = real.happened(rlm.MachineRecovered)
+    (recovered,) = real.happened(events.MachineRecovered)
     assert (recovered.step, recovered.checkpoint) == (2, 1)
     assert recovered.lost_id != recovered.machine_id
     assert await real.machines() == []
@@ -91,7 +91,7 @@ async def test_a_machine_is_put_back_only_so_many_times(lab: Lab):
     model = Turns(*[cell(KILL)] * 3, cell("FINAL(1)"))
     result = await lab.run("-> n: int", model, settings={**EACH_STEP, "max_recoveries": 2})
     assert result.outputs == {"n": 1}, "the kernel is started anew, without its variables"
-    assert len(lab.happened(rlm.MachineRecovered)) == 2
+    assert len(lab.happened(events.MachineRecovered)) == 2
     assert "This was the last time" in model.asked[2][-1].content
 
 
@@ -107,7 +107,7 @@ async def test_a_machine_of_the_caller_is_never_replaced(lab: Lab):
     model = Turns(cell("mine = 1"), cell(KILL), cell("FINAL(currentVmId())"))
     result = await lab.run("-> x", model, machine_id=machine.id, settings=EACH_STEP)
     assert result.outputs == {"x": machine.id}
-    assert not lab.happened(rlm.MachineRecovered)
+    assert not lab.happened(events.MachineRecovered)
 
 
 async def test_the_checkpoints_of_old_runs_are_deleted(lab: Lab, monkeypatch: pytest.MonkeyPatch):
@@ -146,8 +146,8 @@ async def test_the_oldest_records_go_when_they_take_too_much(lab: Lab):
 @pytest.mark.parametrize(("keep", "left"), [(5, 3), (3, 3), (2, 2), (0, 0)])
 async def test_pruning_keeps_the_latest_runs_and_their_checkpoints(lab: Lab, keep: int, left: int):
     done = [await lab.run("-> x", Turns(cell("FINAL('1')")), settings=EACH_STEP) for _ in range(3)]
-    records = Records(lab.settings.state_dir)
-    pruned = await prune(lab.fleet, records, keep)
+    journals = Journals(lab.settings.state_dir)
+    pruned = await prune(lab.fleet, journals, keep)
     gone = [result.run_id for result in done[: len(done) - left]]
     assert list(pruned) == gone
     assert lab.journal_ids() == [result.run_id for result in done if result.run_id not in gone]

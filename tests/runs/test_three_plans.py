@@ -17,8 +17,7 @@ from three_plans import (
 )
 
 from assumptions import needs_root
-from vers_rlm_mcp import rlm
-from vers_rlm_mcp.runs import compare
+from vers_rlm_mcp.runs import compare, events
 
 if TYPE_CHECKING:
     from lab import Lab
@@ -54,7 +53,7 @@ async def test_branches_find_the_plan_that_works_and_the_machine_has_its_changes
         seconds=90,
     )
     assert dict(result.outputs) == OUTPUTS
-    (commit,) = real.happened(rlm.CommitMade)
+    (commit,) = real.happened(events.CommitMade)
     bench = real.bench()
     difference = await compare(bench, commit.commit_id, result.machine_id)
     # A copy of a machine of Vers has an identity of its own.

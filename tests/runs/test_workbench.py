@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import KernelBusy, MachineGone, UnknownHandle
-from vers_rlm_mcp.runs import Workbench, run_cell
+from vers_rlm_mcp.runs import Workbench, events, run_cell
 
 if TYPE_CHECKING:
     from lab import Lab
@@ -154,12 +153,12 @@ async def test_what_is_done_is_told(lab: Lab):
     await bench.switch(given.id)
     await bench.delete(branch.id)
     assert lab.events == [
-        rlm.MachineMade(first, "created"),
-        rlm.MachineMade(branch.id, "branched", first),
-        rlm.MachineSwitched(first, branch.id),
-        rlm.MachineMade(given.id, "attached"),
-        rlm.MachineSwitched(branch.id, given.id),
-        rlm.MachineDeleted(branch.id),
+        events.MachineMade(first, "created"),
+        events.MachineMade(branch.id, "branched", first),
+        events.MachineSwitched(first, branch.id),
+        events.MachineMade(given.id, "attached"),
+        events.MachineSwitched(branch.id, given.id),
+        events.MachineDeleted(branch.id),
     ]
 
 

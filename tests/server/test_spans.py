@@ -19,6 +19,7 @@ from opentelemetry.trace import StatusCode
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import SettingsError
+from vers_rlm_mcp.runs import events
 from vers_rlm_mcp.server import exporting
 from vers_rlm_mcp.server.spans import RunSpans
 from vers_rlm_mcp.values import Usage
@@ -29,9 +30,25 @@ if TYPE_CHECKING:
 
 USED = Usage(input_tokens=30, output_tokens=5)
 
-STARTED = rlm.RunStarted("run-1", "-> x", "vm-1", "a:root", "a:sub", 20)
+STARTED = events.RunStarted(
+    run_id="run-1",
+    signature="-> x",
+    machine_id="vm-1",
+    model="a:root",
+    sub_model="a:sub",
+    max_steps=20,
+)
 
-STEP = rlm.StepFinished(1, 20, "secret", "secret", "secret", None, 1.0, USED)
+STEP = rlm.StepFinished(
+    step=1,
+    max_steps=20,
+    reasoning="secret",
+    code="secret",
+    output="secret",
+    error=None,
+    seconds=1.0,
+    usage=USED,
+)
 
 
 @pytest.fixture
@@ -46,12 +63,20 @@ def provider(exporter: InMemorySpanExporter) -> TracerProvider:
     return provider
 
 
-def ended(status: str) -> rlm.RunFinished:
-    return rlm.RunFinished("run-1", status, {"x": "secret"}, "secret", 1, USED, 2.0)
+def ended(status: str) -> events.RunFinished:
+    return events.RunFinished(
+        run_id="run-1",
+        status=status,
+        outputs={"x": "secret"},
+        reason="secret",
+        steps=1,
+        usage=USED,
+        seconds=2.0,
+    )
 
 
-def child_event(event: rlm.Event) -> rlm.InChild:
-    return rlm.InChild("1", event)
+def child_event(event: rlm.Event) -> events.InChild:
+    return events.InChild("1", event)
 
 
 def paths(spans: tuple[ReadableSpan, ...]) -> set[str]:
@@ -75,21 +100,32 @@ def test_a_run_is_a_tree_of_steps_calls_of_models_and_machines(
 ):
     with RunSpans(provider.get_tracer("test")) as spans:
         for event in (
-            rlm.MachineMade("vm-1", "created"),
+            events.MachineMade("vm-1", "created"),
             STARTED,
-            rlm.ModelAsked(1, "step", 2),
-            rlm.ModelReplied(1, "step", "secret", USED, 0.5),
-            rlm.CellStarted(1, "secret"),
-            rlm.SubCallStarted(1, 1, "secret"),
-            rlm.SubCallFinished(1, 1, "secret", USED, 0.1),
-            rlm.MachineMade("vm-2", "branched", "vm-1"),
-            rlm.ChildStarted("1", "branch", "vm-2", "secret"),
-            child_event(rlm.ModelAsked(1, "step", 3)),
-            child_event(rlm.ModelReplied(1, "step", "secret", USED, 0.5)),
+            events.ModelAsked(1, "step", 2),
+            events.ModelReplied(step=1, purpose="step", text="secret", usage=USED, seconds=0.5),
+            events.CellStarted(1, "secret"),
+            events.SubCallStarted(1, 1, "secret"),
+            events.SubCallFinished(step=1, number=1, text="secret", usage=USED, seconds=0.1),
+            events.MachineMade("vm-2", "branched", "vm-1"),
+            events.ChildStarted(child="1", origin="branch", machine_id="vm-2", about="secret"),
+            child_event(events.ModelAsked(1, "step", 3)),
+            child_event(
+                events.ModelReplied(step=1, purpose="step", text="secret", usage=USED, seconds=0.5)
+            ),
             child_event(STEP),
-            rlm.ChildFinished("1", "finished", {}, "secret", None, 1, USED, 1.0),
-            rlm.MachineDeleted("vm-2"),
-            rlm.Verified(1, "secret", True, "secret", 0.25),
+            events.ChildFinished(
+                child="1",
+                status="finished",
+                outputs={},
+                reason="secret",
+                score=None,
+                steps=1,
+                usage=USED,
+                seconds=1.0,
+            ),
+            events.MachineDeleted("vm-2"),
+            events.Verified(step=1, command="secret", accepted=True, output="secret", seconds=0.25),
             STEP,
             ended("finished"),
         ):
@@ -125,11 +161,15 @@ def test_what_is_under_way_when_a_run_breaks_off_ends_with_it(
 ):
     with RunSpans(provider.get_tracer("test")) as spans:
         spans(STARTED)
-        spans(rlm.ModelAsked(1, "step", 2))
-        spans(rlm.SubCallStarted(1, 1, "prompt"))
-        spans(rlm.SubCallFinished(1, 1, "", USED, 0.1, "overloaded"))
-        spans(rlm.ChildStarted("1", "branch", "vm-2", "plan"))
-        spans(child_event(rlm.ModelAsked(1, "step", 3)))
+        spans(events.ModelAsked(1, "step", 2))
+        spans(events.SubCallStarted(1, 1, "prompt"))
+        spans(
+            events.SubCallFinished(
+                step=1, number=1, text="", usage=USED, seconds=0.1, error="overloaded"
+            )
+        )
+        spans(events.ChildStarted(child="1", origin="branch", machine_id="vm-2", about="plan"))
+        spans(child_event(events.ModelAsked(1, "step", 3)))
         spans(ended(status))
     assert len(exporter.get_finished_spans()) == 7
     assert named(exporter, "rlm.run").status.status_code is StatusCode.ERROR

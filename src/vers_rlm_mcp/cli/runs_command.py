@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vers_rlm_mcp import runs
 from vers_rlm_mcp.errors import InputError
 from vers_rlm_mcp.machines import open_fleet
+from vers_rlm_mcp.store import Journals
 
 from .terminal import format_age, format_table, open_model_in, open_watched_fleet, print_result
 
@@ -30,27 +31,27 @@ DIVERGED = 4
 
 async def manage_runs(options: argparse.Namespace, settings: Settings) -> int:
     """Perform the action and return the exit code."""
-    records = runs.Records(settings.state_dir)
+    journals = Journals(settings.state_dir)
     if options.action == "list":
-        print(_format_runs(runs.summaries(records)))
+        print(_format_runs(runs.summaries(journals)))
     elif options.action == "tree":
-        about, nodes = runs.run_lineage(records.of(options.run))
+        about, nodes = runs.run_lineage(journals.of(options.run))
         print("\n".join([about, *runs.drawn(nodes)]))
     elif options.action == "diff":
-        await _diff(records, options, settings)
+        await _diff(journals, options, settings)
     elif options.action == "resume":
         return await _resume(options, settings)
     elif options.action == "replay":
         return await _replay(options, settings)
     else:
         async with open_fleet(settings) as fleet:
-            pruned = await runs.prune(fleet, records, options.keep)
+            pruned = await runs.prune(fleet, journals, options.keep)
         print(f"deleted {', '.join(pruned)}" if pruned else "nothing to prune")
     return 0
 
 
-async def _diff(records: runs.Records, options: argparse.Namespace, settings: Settings) -> None:
-    past = runs.recall(records.of(options.run))
+async def _diff(journals: Journals, options: argparse.Namespace, settings: Settings) -> None:
+    past = runs.recall(journals.of(options.run))
     first, second = (past.checkpoint(step) for step in (options.a, options.b))
     async with open_fleet(settings) as fleet:
         bench = runs.Workbench(fleet, settings)
@@ -107,7 +108,7 @@ async def _models(
     stack: AsyncExitStack, options: argparse.Namespace, settings: Settings
 ) -> tuple[Model, Model]:
     """Open the run's own models, or those given on the command line."""
-    past = runs.recall(runs.Records(settings.state_dir).of(options.run))
+    past = runs.recall(Journals(settings.state_dir).of(options.run))
     name = getattr(options, "model", None)
     sub_name = getattr(options, "sub_model", None) or name
     return (

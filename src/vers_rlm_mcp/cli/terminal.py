@@ -45,7 +45,7 @@ async def open_watched_fleet(
             def show(event: rlm.Event) -> None:
                 if text := _status_text(event):
                     status.update(_safe(text))
-                if line := rlm.narrate(event):
+                if line := runs.narrate(event):
                     _print(progress, line)
 
             yield fleet, show
@@ -67,11 +67,11 @@ async def open_model_in(stack: AsyncExitStack, name: str | None) -> Model:
 
 def _status_text(event: rlm.Event) -> str | None:
     """Text for the status line, if the event changes it."""
-    if isinstance(event, rlm.ModelAsked):
+    if isinstance(event, runs.events.ModelAsked):
         return f"Step {event.step}: the model is thinking"
-    if isinstance(event, rlm.CellStarted):
+    if isinstance(event, runs.events.CellStarted):
         return f"Step {event.step}: running its code"
-    if isinstance(event, rlm.CellOutput) and (lines := event.text.strip().splitlines()):
+    if isinstance(event, runs.events.CellOutput) and (lines := event.text.strip().splitlines()):
         return f"Step {event.step}: {lines[-1][-LINE_CHARS:]}"
     return None
 

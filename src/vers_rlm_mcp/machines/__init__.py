@@ -22,7 +22,6 @@ from .base import (
     Usable,
 )
 from .fleet import Fleet, Item
-from .handles import unknown_handle
 from .operations import Captured, CommandResult, read_bytes, run_command, shell, upload
 from .paths import WORKSPACE, check_path
 from .selection import Choice, choose_backend, open_fleet
@@ -54,6 +53,5 @@ __all__ = [
     "read_bytes",
     "run_command",
     "shell",
-    "unknown_handle",
     "upload",
 ]

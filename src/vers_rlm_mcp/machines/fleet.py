@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Final, Self
 
 import anyio
 
-from vers_rlm_mcp.errors import BackendUnavailable, MachineError, UnknownHandle
+from vers_rlm_mcp.errors import (
+    NAMED_HANDLES,
+    BackendUnavailable,
+    MachineError,
+    UnknownHandle,
+    unknown_handle,
+)
 from vers_rlm_mcp.store import CommitRecord
 
 from .base import INTENT
-from .handles import NAMED_HANDLES, unknown_handle
 from .removal import SETTLE_SECONDS, Removal
 
 if TYPE_CHECKING:

@@ -2,39 +2,8 @@
 
 from __future__ import annotations
 
-from .budget import MAX_ITERATIONS, MAX_SUB_CALLS, Budget, Limits
 from .engine import run
-from .events import (
-    CellFinished,
-    CellOutput,
-    CellStarted,
-    CheckpointMade,
-    ChildChosen,
-    ChildFinished,
-    ChildStarted,
-    CommitMade,
-    Diverged,
-    Event,
-    Feedback,
-    FilesMerged,
-    InChild,
-    MachineDeleted,
-    MachineMade,
-    MachineRecovered,
-    MachineSwitched,
-    ModelAsked,
-    ModelReplied,
-    RunFinished,
-    RunReplayed,
-    RunResumed,
-    RunStarted,
-    StepFinished,
-    SubCallFinished,
-    SubCallStarted,
-    ToolCalled,
-    Verified,
-)
-from .narration import narrate
+from .events import Event, Feedback, StepFinished
 from .plain import plain_prompt, read_outputs
 from .prompt import system_prompt, task_prompt
 from .protocol import (
@@ -52,7 +21,17 @@ from .protocol import (
     Verify,
 )
 from .signature import Checked, Field, Signature
-from .task import Branch, InputFile, InputVariable, MachineFacts, Task, describe, preview
+from .task import (
+    MAX_ITERATIONS,
+    MAX_SUB_CALLS,
+    Branch,
+    InputFile,
+    InputVariable,
+    MachineFacts,
+    Task,
+    describe,
+    preview,
+)
 from .transcript import OUTPUT_CHARS, PREVIEW_CHARS, fingerprint, truncate
 
 __all__ = [
@@ -61,58 +40,30 @@ __all__ = [
     "OUTPUT_CHARS",
     "PREVIEW_CHARS",
     "Branch",
-    "Budget",
     "CallModel",
-    "CellFinished",
-    "CellOutput",
-    "CellStarted",
     "Checked",
-    "CheckpointMade",
-    "ChildChosen",
-    "ChildFinished",
-    "ChildStarted",
-    "CommitMade",
-    "Diverged",
     "Emit",
     "Event",
     "Feedback",
     "Field",
-    "FilesMerged",
-    "InChild",
     "InputFile",
     "InputVariable",
-    "Limits",
-    "MachineDeleted",
     "MachineFacts",
-    "MachineMade",
-    "MachineRecovered",
-    "MachineSwitched",
-    "ModelAsked",
     "ModelFailure",
-    "ModelReplied",
     "Outcome",
     "Reply",
     "Request",
     "Run",
     "RunCell",
-    "RunFinished",
-    "RunReplayed",
-    "RunResumed",
-    "RunStarted",
     "Signature",
     "Step",
     "StepFinished",
     "Stop",
-    "SubCallFinished",
-    "SubCallStarted",
     "Task",
-    "ToolCalled",
     "Verdict",
-    "Verified",
     "Verify",
     "describe",
     "fingerprint",
-    "narrate",
     "plain_prompt",
     "preview",
     "read_outputs",

@@ -191,14 +191,14 @@ class _Engine:
     def _finished(self, turn: _Turn, reply: Completion) -> StepFinished:
         step = turn.step
         return StepFinished(
-            step.number,
-            self._task.max_iterations,
-            step.reasoning,
-            step.code,
-            step.output,
-            step.error,
-            step.seconds,
-            reply.usage,
+            step=step.number,
+            max_steps=self._task.max_iterations,
+            reasoning=step.reasoning,
+            code=step.code,
+            output=step.output,
+            error=step.error,
+            seconds=step.seconds,
+            usage=reply.usage,
             done=turn.outputs is not None,
         )
 

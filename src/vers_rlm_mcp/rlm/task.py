@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from vers_rlm_mcp.errors import InputError
 
-from .budget import MAX_ITERATIONS, MAX_SUB_CALLS
 from .signature import Signature
 from .transcript import PREVIEW_CHARS, truncate
 
@@ -18,6 +17,10 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from vers_rlm_mcp.values import Message, ReplFunction
+
+MAX_ITERATIONS = 20
+MAX_SUB_CALLS = 30
+"""What a task is allowed by default."""
 
 
 @dataclass(frozen=True, slots=True)

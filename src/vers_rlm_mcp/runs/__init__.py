@@ -5,15 +5,17 @@ Knows models, kernels, machines and the engine; knows nothing of MCP or of termi
 
 from __future__ import annotations
 
+from . import events
 from .again import Changes, Replay, replay, resume
+from .budget import Budget, Limits
 from .differences import compare
 from .driver import check_request, run
 from .files import opened_files
 from .history import COMPLETE, RunRecord, RunSummary, prune, recorded, summaries, summary, way_on
 from .lineage import Node, drawn, fleet_lineage, run_lineage
+from .narration import narrate
 from .notes import lost_variables, not_carried
 from .past import recall
-from .record import Journal, Records, is_open
 from .repl_handlers import run_cell
 from .request import RunRequest, RunResult
 from .workbench import Branches, Snapshot, Workbench
@@ -21,10 +23,10 @@ from .workbench import Branches, Snapshot, Workbench
 __all__ = [
     "COMPLETE",
     "Branches",
+    "Budget",
     "Changes",
-    "Journal",
+    "Limits",
     "Node",
-    "Records",
     "Replay",
     "RunRecord",
     "RunRequest",
@@ -35,9 +37,10 @@ __all__ = [
     "check_request",
     "compare",
     "drawn",
+    "events",
     "fleet_lineage",
-    "is_open",
     "lost_variables",
+    "narrate",
     "not_carried",
     "opened_files",
     "prune",

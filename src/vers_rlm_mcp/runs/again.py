@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import UsageError
+from vers_rlm_mcp.store import Journals
 
+from . import events
 from .conversation import recalled
 from .driver import Driver, publisher, with_problems
 from .history import COMPLETE
 from .past import Past, recall
-from .record import Journal, Records
 from .request import RunRequest, RunResult, check_limits, check_prices, limits
 from .tree import OnRecord, Tree
 
@@ -56,7 +57,7 @@ class Replay:
 
     origin: str
     result: RunResult
-    differences: Sequence[rlm.Diverged]
+    differences: Sequence[events.Diverged]
     """Where the world answered differently."""
     same_outputs: bool
 
@@ -82,10 +83,10 @@ async def resume(
         MachineError: Its machine could not be restored.
         ModelUnavailable: The model cannot be used.
     """
-    directory = Records.seen_by(fleet, settings).of(run_id)
-    with Journal(directory) as journal:
-        past = recall(directory)
-        if step is None and past.finished and past.finished["status"] in COMPLETE:
+    stored = Journals(settings.state_dir, fleet.principal).of(run_id)
+    with stored.append() as journal:
+        past = recall(stored)
+        if step is None and past.finished and past.finished.status in COMPLETE:
             raise UsageError(
                 f"{run_id} has ended with its outputs. Name the step to go on from, one of: "
                 f"{', '.join(map(str, sorted(past.checkpoints))) or 'none'}."
@@ -103,7 +104,11 @@ async def resume(
         driver = Driver(request, fleet, tree, checkpoint)
 
         async def begin() -> rlm.Task:
-            publish(rlm.RunResumed(run_id, at, model.name, sub_model.name))
+            publish(
+                events.RunResumed(
+                    run_id=run_id, step=at, model=model.name, sub_model=sub_model.name
+                )
+            )
             if checkpoint:
                 return await driver.begin_at(checkpoint, task)
             return await driver.begin(task.signature, inputs)
@@ -130,20 +135,20 @@ async def replay(
         UsageError: It cannot be replayed; the message says why.
         MachineError: No machine could be made ready.
     """
-    records = Records.seen_by(fleet, settings)
+    records = Journals(settings.state_dir, fleet.principal)
     past = recall(records.of(run_id))
     task, request = (changes or Changes()).applied(past)
     request = replace(request, machine_id=None)
     beginning = past.checkpoint(0) if past.checkpoints else None
     inputs = past.inputs if beginning is None else {}
-    differences: list[rlm.Diverged] = []
+    differences: list[events.Diverged] = []
 
     def watch(event: rlm.Event) -> None:
-        if isinstance(event, rlm.Diverged):
+        if isinstance(event, events.Diverged):
             differences.append(event)
         on_event(event)
 
-    with Journal(records.new()) as journal:
+    with records.new() as journal:
         publish = publisher(journal, watch)
         tree = Tree(
             journal.run_id,
@@ -164,16 +169,19 @@ async def replay(
                 driver.announce(task)
             else:
                 await driver.begin(task.signature, inputs)
-            publish(rlm.RunReplayed(run_id, live_from if models else None))
+            publish(events.RunReplayed(run_id, live_from if models else None))
             return task
 
         result = with_problems(await driver.perform(begin), journal)
-    outputs = (past.finished or {}).get("outputs")
+    outputs = past.finished and past.finished.outputs
     return Replay(run_id, result, differences, dict(result.outputs) == outputs)
 
 
 def _check_replies(
-    run_id: str, task: rlm.Task, replies: Sequence[rlm.Reply], checkpoint: rlm.CheckpointMade | None
+    run_id: str,
+    task: rlm.Task,
+    replies: Sequence[rlm.Reply],
+    checkpoint: events.CheckpointMade | None,
 ) -> None:
     """See that the engine, told all this, stands where it stood. Raises `UsageError`."""
     try:

@@ -12,6 +12,7 @@ import anyio
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import KernelError, MachineError, UsageError
 
+from . import events
 from .notes import not_carried
 from .workbench import LET_GO_SECONDS
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.settings import Settings
     from vers_rlm_mcp.values import Message
 
+    from .budget import Budget
     from .workbench import Workbench
 
 SHARE = 0.1
@@ -55,9 +57,9 @@ class Checkpoints:
         self,
         settings: Settings,
         bench: Workbench,
-        budget: rlm.Budget,
+        budget: Budget,
         publish: Callable[[rlm.Event], None],
-        last: rlm.CheckpointMade | None = None,
+        last: events.CheckpointMade | None = None,
     ) -> None:
         self.problem: str | None = None
         """Why the latest could not be made, as a whole sentence."""
@@ -101,7 +103,15 @@ class Checkpoints:
             await self._bench.delete(lost)  # else the end of the run does
         notes = await restore(self._bench, last)
         assert self._bench.home_id
-        self._publish(rlm.MachineRecovered(step, why, lost, self._bench.home_id, last.step))
+        self._publish(
+            events.MachineRecovered(
+                step=step,
+                why=why,
+                lost_id=lost,
+                machine_id=self._bench.home_id,
+                checkpoint=last.step,
+            )
+        )
         self._changed = False
         return (
             f"The machine was put back to what it was {_at_the_end_of(last.step)}: its files and "
@@ -133,7 +143,7 @@ class Checkpoints:
 
     async def _commit(
         self, step: int, messages: Sequence[Message], children: int, started: float
-    ) -> rlm.CheckpointMade:
+    ) -> events.CheckpointMade:
         home, current = self._bench.home_id, self._bench.current
         assert home, "a conversation has one"
         current = current or home
@@ -142,23 +152,23 @@ class Checkpoints:
             # An older one, with variables, is the better place to go back to.
             raise MachineError(f"the variables could not be saved: {made.carried.lost}")
         other = await self._bench.checkpoint(current, step) if current != home else None
-        return rlm.CheckpointMade(
-            step,
-            made.commit.id,
-            home,
-            other and other.commit.id,
-            current,
-            len(messages),
-            rlm.fingerprint(messages) if messages else "",
+        return events.CheckpointMade(
+            step=step,
+            commit_id=made.commit.id,
+            machine_id=home,
+            current_commit_id=other and other.commit.id,
+            current_id=current,
+            messages=len(messages),
+            fingerprint=rlm.fingerprint(messages) if messages else "",
             # The iteration of the next step is reserved already.
-            self._budget.used(started) | {"iterations": step},
-            children,
-            tuple(not_carried(made.carried)),
-            time.monotonic() - started,
+            used=self._budget.used(started) | {"iterations": step},
+            children=children,
+            not_carried=tuple(not_carried(made.carried)),
+            seconds=time.monotonic() - started,
         )
 
 
-async def restore(bench: Workbench, checkpoint: rlm.CheckpointMade) -> tuple[str, ...]:
+async def restore(bench: Workbench, checkpoint: events.CheckpointMade) -> tuple[str, ...]:
     """Make the machines of a checkpoint anew, move into the kernel, and say what it does not have.
 
     Raises:

@@ -14,6 +14,7 @@ from vers_rlm_mcp.errors import MergeConflict, UsageError, VersRlmError
 from vers_rlm_mcp.kernel import Carried
 from vers_rlm_mcp.machines.differences import bring_back, digest
 
+from . import events
 from .declarations import repl_functions, reserved_names
 from .inputs import bring_in, check_inputs
 from .notes import not_carried
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp.machines.differences import Digest
 
+    from .budget import Budget
     from .conversation import Conversation
     from .workbench import Workbench
 
@@ -51,7 +53,7 @@ class Child:
     about: str
     first_machine: str
     bench: Workbench
-    budget: rlm.Budget
+    budget: Budget
     score: float | None = None
     outcome: rlm.Outcome | None = None
     error: str | None = None
@@ -105,17 +107,17 @@ class Child:
             "seconds": round(self.seconds, 3),
         }
 
-    def finished(self) -> rlm.ChildFinished:
+    def finished(self) -> events.ChildFinished:
         """The event of its end."""
-        return rlm.ChildFinished(
-            self.path,
-            self.status,
-            self.outputs,
-            self.reason or "It broke off.",
-            self.score,
-            self.steps,
-            self.budget.usage,
-            self.seconds,
+        return events.ChildFinished(
+            child=self.path,
+            status=self.status,
+            outputs=self.outputs,
+            reason=self.reason or "It broke off.",
+            score=self.score,
+            steps=self.steps,
+            usage=self.budget.usage,
+            seconds=self.seconds,
         )
 
 
@@ -253,7 +255,9 @@ class Children:
             path = f"{parent.path}.{parent.children}".lstrip(".")
             bench = self._bench.at(info.id, on_event=parent.tree.publisher(path))
             children.append(Child(path, text, info.id, bench, budget))
-            parent.publish(rlm.ChildStarted(path, kind, info.id, text))
+            parent.publish(
+                events.ChildStarted(child=path, origin=kind, machine_id=info.id, about=text)
+            )
         return children
 
     def _task_for(
@@ -317,7 +321,7 @@ class Children:
         assert child.machine_id
         await self._bench.switch(child.machine_id)
         self._bench.made.add(child.machine_id)
-        self._parent.publish(rlm.ChildChosen(child.path, child.machine_id))
+        self._parent.publish(events.ChildChosen(child.path, child.machine_id))
 
     async def _merge(self, child: Child, before: Digest) -> None:
         """Bring files of a child back. Raises `MergeConflict`, with the answer that is there."""
@@ -327,7 +331,7 @@ class Children:
         except MergeConflict as error:
             # It was paid for.
             raise MergeConflict(f"{error} The query answered: {child.outputs!r:.1000}") from None
-        self._parent.publish(rlm.FilesMerged(child.path, target.id, changed))
+        self._parent.publish(events.FilesMerged(child.path, target.id, changed))
 
     @contextmanager
     def _room_for_checks(self, count: int) -> Generator[anyio.Semaphore]:
@@ -340,7 +344,7 @@ class Children:
         room = int(max(1, min(count, left))) if count else 0
         with self._parent.reserved(room):
             yield anyio.Semaphore(room)
-        self._budget.release_machines(room, time.monotonic())
+        self._budget.release_machines(room)
 
     @asynccontextmanager
     async def _ending(self, children: list[Child]) -> AsyncGenerator[list[Child]]:
@@ -363,13 +367,12 @@ class Children:
 
     async def _clear_away(self, child: Child, stays: str | None) -> None:
         """Delete what a child leaves; what cannot be deleted now goes with the run."""
-        now = time.monotonic
         for machine_id in {child.first_machine, *child.bench.made} - {stays}:
             with suppress(VersRlmError):
                 await child.bench.delete(machine_id)
                 self._bench.made.discard(machine_id)
                 owner = self._budget if machine_id == child.first_machine else child.budget
-                owner.release_machines(1, now())
+                owner.release_machines(1)
         child.bench.made.clear()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from vers_rlm_mcp.errors import (
 from vers_rlm_mcp.machines import run_command
 from vers_rlm_mcp.values import CellResult, Completion, Usage
 
+from . import events
 from .notes import lost_variables
 from .repl_handlers import CellCalls
 from .tree import Answer
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp.machines import CommandResult
 
+    from .budget import Budget
     from .checkpoints import Checkpoints
     from .tree import Tree
     from .workbench import Workbench
@@ -69,7 +71,7 @@ class Conversation:
         self,
         tree: Tree,
         bench: Workbench,
-        budget: rlm.Budget,
+        budget: Budget,
         task: rlm.Task,
         *,
         path: str = "",
@@ -117,7 +119,7 @@ class Conversation:
         self,
         path: str,
         bench: Workbench,
-        budget: rlm.Budget,
+        budget: Budget,
         task: rlm.Task,
         checks: anyio.Semaphore | None,
     ) -> Conversation:
@@ -131,7 +133,7 @@ class Conversation:
         try:
             yield
         except BaseException:
-            self.budget.release_machines(machines, time.monotonic())
+            self.budget.release_machines(machines)
             raise
 
     async def ask_sub_model(self, prompt: str) -> str:
@@ -141,7 +143,7 @@ class Conversation:
             self.budget.check(time.monotonic())
             self._sub_calls += 1
             number, started = self._sub_calls, time.monotonic()
-            self.publish(rlm.SubCallStarted(self.cell.step, number, prompt))
+            self.publish(events.SubCallStarted(self.cell.step, number, prompt))
             try:
                 answer = await self.tree.ask_sub_model(prompt)
             except ModelError as error:
@@ -156,15 +158,15 @@ class Conversation:
         self, number: int, started: float, answer: Answer, error: str | None = None
     ) -> None:
         self.publish(
-            rlm.SubCallFinished(
-                self.cell.step,
-                number,
-                answer.completion.text,
-                answer.completion.usage,
-                time.monotonic() - started,
-                error,
-                answer.request,
-                answer.recorded,
+            events.SubCallFinished(
+                step=self.cell.step,
+                number=number,
+                text=answer.completion.text,
+                usage=answer.completion.usage,
+                seconds=time.monotonic() - started,
+                error=error,
+                request=answer.request,
+                recorded=answer.recorded,
             )
         )
 
@@ -192,7 +194,7 @@ class Conversation:
             self.budget.reserve_iteration(time.monotonic())
         else:
             self.budget.check(time.monotonic())
-        self.publish(rlm.ModelAsked(asked.step, asked.purpose, len(asked.messages)))
+        self.publish(events.ModelAsked(asked.step, asked.purpose, len(asked.messages)))
         started = time.monotonic()
         answer = await self._ask(asked)
         if isinstance(answer, ModelError):
@@ -203,15 +205,15 @@ class Conversation:
         reply = answer.completion
         self.budget.settle(reply.usage, recorded=answer.recorded)
         self.publish(
-            rlm.ModelReplied(
-                asked.step,
-                asked.purpose,
-                reply.text,
-                reply.usage,
-                time.monotonic() - started,
-                reply.stop_reason,
-                answer.request,
-                answer.recorded,
+            events.ModelReplied(
+                step=asked.step,
+                purpose=asked.purpose,
+                text=reply.text,
+                usage=reply.usage,
+                seconds=time.monotonic() - started,
+                stop_reason=reply.stop_reason,
+                request=answer.request,
+                recorded=answer.recorded,
             )
         )
         return reply
@@ -233,7 +235,7 @@ class Conversation:
     async def _run_cell(self, asked: rlm.RunCell) -> CellResult:
         if self._checkpoints:
             await self._checkpoints.before(asked, self.children)
-        self.publish(rlm.CellStarted(asked.step, asked.code))
+        self.publish(events.CellStarted(asked.step, asked.code))
         self.cell = asked
         try:
             result = await self._in_kernel(asked)
@@ -249,14 +251,14 @@ class Conversation:
         self._output.clear()
         reply = self._compared(asked, reply)
         self.publish(
-            rlm.CellFinished(
-                asked.step,
-                reply.status,
-                reply.output,
-                reply.error,
-                reply.final and asdict(reply.final),
-                reply.seconds,
-                reply.notes,
+            events.CellFinished(
+                step=asked.step,
+                status=reply.status,
+                output=reply.output,
+                error=reply.error,
+                final=reply.final,
+                seconds=reply.seconds,
+                notes=reply.notes,
             )
         )
         return reply
@@ -268,7 +270,7 @@ class Conversation:
         def publish(text: str) -> None:
             self._output.append(text)
             if len(self._output) <= OUTPUT_PIECES:
-                self.publish(rlm.CellOutput(asked.step, text))
+                self.publish(events.CellOutput(asked.step, text))
 
         return await kernel.run(
             asked.code,
@@ -293,7 +295,7 @@ class Conversation:
             self._calls.note([note for note in notes if note not in known.notes])
             return known
         if difference:
-            self.publish(rlm.Diverged(asked.step, difference))
+            self.publish(events.Diverged(asked.step, difference))
         return replace(reply, notes=(*reply.notes, *notes, *self._running_low()))
 
     async def _verify(self, asked: rlm.Verify) -> rlm.Verdict:
@@ -313,9 +315,17 @@ class Conversation:
         if known and known.accepted == accepted:
             verdict = known  # what it printed may tell the time
         elif known:
-            self.publish(rlm.Diverged(asked.step, f"the check said: {verdict.output}"))
+            self.publish(events.Diverged(asked.step, f"the check said: {verdict.output}"))
         seconds = time.monotonic() - started
-        self.publish(rlm.Verified(asked.step, asked.command, accepted, verdict.output, seconds))
+        self.publish(
+            events.Verified(
+                step=asked.step,
+                command=asked.command,
+                accepted=accepted,
+                output=verdict.output,
+                seconds=seconds,
+            )
+        )
         return verdict
 
     def _running_low(self) -> tuple[str, ...]:

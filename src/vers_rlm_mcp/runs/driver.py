@@ -14,14 +14,16 @@ import anyio
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import KernelError, MachineError, UnknownHandle, UsageError
+from vers_rlm_mcp.store import Journal, Journals
 
+from . import events
+from .budget import Budget
 from .checkpoints import Checkpoints, restore
 from .conversation import Conversation
 from .declarations import repl_functions, reserved_names
 from .history import prune_checkpoints, prune_to_size
 from .inputs import bring_in, check_inputs, recordable
 from .notes import not_carried
-from .record import Journal, Records
 from .request import RunRequest, RunResult, check_limits, check_prices, limits
 from .tree import Tree
 from .workbench import Workbench
@@ -67,7 +69,7 @@ async def run(
     """
     signature, inputs = check_request(request)
     check_prices(limits(request, settings), (model, sub_model))
-    with journal or Journal(Records.seen_by(fleet, settings).new()) as journal:
+    with journal or Journals(settings.state_dir, fleet.principal).new() as journal:
         publish = publisher(journal, on_event)
         tree = Tree(journal.run_id, model, sub_model, settings, publish, request.max_depth)
         driver = Driver(request, fleet, tree)
@@ -120,7 +122,11 @@ class Driver:
     """
 
     def __init__(
-        self, request: RunRequest, fleet: Fleet, tree: Tree, last: rlm.CheckpointMade | None = None
+        self,
+        request: RunRequest,
+        fleet: Fleet,
+        tree: Tree,
+        last: events.CheckpointMade | None = None,
     ) -> None:
         self._request = request
         self._fleet = fleet
@@ -129,7 +135,7 @@ class Driver:
         self._limits = limits(request, tree.settings)
         self._started = time.monotonic()
         goes_on = tree.past.run_id == tree.run_id  # else what is on record is another run's
-        self._budget = rlm.Budget(
+        self._budget = Budget(
             self._limits,
             now=self._started,
             usage=tree.past.usage if goes_on else None,
@@ -175,27 +181,27 @@ class Driver:
         if self._checkpoints.problem:
             self._warnings.append(self._checkpoints.problem)
         result = RunResult(
-            self._tree.run_id,
-            outcome.status,
-            outcome.outputs,
-            outcome.steps,
-            outcome.reason,
-            outcome.final_reasoning,
-            machine.id,
-            kept,
-            machine.backend,
-            machine.capabilities.isolation,
-            machine.capabilities.fidelity,
-            self._budget.usage,
-            self._budget.sub_calls,
-            self._seconds(),
-            self._request.verify if outcome.verified else None,
-            tuple(self._warnings),
+            run_id=self._tree.run_id,
+            status=outcome.status,
+            outputs=outcome.outputs,
+            steps=outcome.steps,
+            reason=outcome.reason,
+            final_reasoning=outcome.final_reasoning,
+            machine_id=machine.id,
+            kept=kept,
+            backend=machine.backend,
+            isolation=machine.capabilities.isolation,
+            fidelity=machine.capabilities.fidelity,
+            usage=self._budget.usage,
+            sub_calls=self._budget.sub_calls,
+            seconds=self._seconds(),
+            verified=self._request.verify if outcome.verified else None,
+            warnings=tuple(self._warnings),
         )
         self._tree.publish(result.event())
-        records = Records.seen_by(self._fleet, self._tree.settings)
-        await prune_checkpoints(self._fleet, records)
-        await prune_to_size(self._fleet, records, self._tree.settings.max_record_mib * MIB)
+        journals = Journals(self._tree.settings.state_dir, self._fleet.principal)
+        await prune_checkpoints(self._fleet, journals)
+        await prune_to_size(self._fleet, journals, self._tree.settings.max_record_mib * MIB)
         return result
 
     async def begin(
@@ -226,7 +232,7 @@ class Driver:
         self.announce(task, recordable(inputs) if not request.files else None)
         return task
 
-    async def begin_at(self, checkpoint: rlm.CheckpointMade, task: rlm.Task) -> rlm.Task:
+    async def begin_at(self, checkpoint: events.CheckpointMade, task: rlm.Task) -> rlm.Task:
         """Get the machines of a checkpoint ready, of this run or of another."""
         self._budget.reserve_machines(1 + bool(checkpoint.current_commit_id), self._started)
         try:
@@ -241,16 +247,16 @@ class Driver:
         """Publish that a run begins."""
         assert self._bench.home_id
         self._tree.publish(
-            rlm.RunStarted(
-                self._tree.run_id,
-                str(task.signature),
-                self._bench.home_id,
-                self._tree.model.name,
-                self._tree.sub_model.name,
-                task.max_iterations,
-                task.to_json(),
-                self._request.options(),
-                inputs,
+            events.RunStarted(
+                run_id=self._tree.run_id,
+                signature=str(task.signature),
+                machine_id=self._bench.home_id,
+                model=self._tree.model.name,
+                sub_model=self._tree.sub_model.name,
+                max_steps=task.max_iterations,
+                task=task.to_json(),
+                options=self._request.options(),
+                inputs=inputs,
             )
         )
 
@@ -290,16 +296,16 @@ class Driver:
     def _seconds(self) -> float:
         return time.monotonic() - self._started
 
-    def _broken_off(self, error: BaseException) -> rlm.RunFinished:
+    def _broken_off(self, error: BaseException) -> events.RunFinished:
         cancelled = isinstance(error, anyio.get_cancelled_exc_class())
-        return rlm.RunFinished(
-            self._tree.run_id,
-            "cancelled" if cancelled else "failed",
-            {},
-            "The run was cancelled." if cancelled else str(error),
-            0,
-            self._budget.usage,
-            self._seconds(),
+        return events.RunFinished(
+            run_id=self._tree.run_id,
+            status="cancelled" if cancelled else "failed",
+            outputs={},
+            reason="The run was cancelled." if cancelled else str(error),
+            steps=0,
+            usage=self._budget.usage,
+            seconds=self._seconds(),
         )
 
 

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
-import shutil
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 from anyio import to_thread
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import MachineError, UsageError
+from vers_rlm_mcp.rlm import StepFinished
 
-from .record import EVENTS, expanded, is_open
+from .events import CheckpointMade, RunFinished, RunResumed, RunStarted, read_event
 from .request import RunResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
     from vers_rlm_mcp.machines import Fleet
-    from vers_rlm_mcp.store import CommitRecord
-
-    from .record import Records
+    from vers_rlm_mcp.store import CommitRecord, Journals, StoredJournal
 
 logger = logging.getLogger(__name__)
 
@@ -43,17 +37,14 @@ PRUNE_SECONDS = 10.0
 State = Literal["running", "finished", "extracted", "partial", "failed", "cancelled", "broken off"]
 """``broken off``: it has no end, and no process has it open."""
 
-TOLD = (b"run_started", b"run_resumed", b"run_finished", b"checkpoint_made", b"step_finished")
-STEP = ("reasoning", "code", "output", "error", "seconds")
-"""What a step's event and the step have in common."""
+TOLD = (RunStarted, RunResumed, RunFinished, CheckpointMade, StepFinished)
+"""The few events that a summary is made of."""
 
 COMPLETE = ("finished", "extracted")
 """The states of runs that have their outputs."""
 
-_KIND = re.compile(rb'\{"at": [0-9.]+, "event": "(\w+)"')
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
     """A run on record, in a few words."""
 
@@ -85,68 +76,98 @@ class RunRecord:
     """None when it has not ended."""
 
 
-def summaries(records: Records) -> Sequence[RunSummary]:
-    """Every run on record, the one written last at the end."""
-    return [summary(directory) for directory in records.all()]
+def read_events(
+    journal: StoredJournal, *kinds: type[rlm.Event], whole: bool = True
+) -> Iterator[tuple[float, rlm.Event]]:
+    """The events of a run, with the times at which they were recorded.
+
+    What cannot be read as an event, because it is damaged or another version wrote it, is left out.
+
+    Args:
+        journal: Where it is recorded.
+        kinds: Read only these, and none of children. Empty for all.
+        whole: Read long texts whole; otherwise their beginnings, which is faster.
+    """
+    for at, fields in journal.lines({kind.kind() for kind in kinds}, whole=whole):
+        if (not kinds or "in" not in fields) and (event := read_event(fields)):
+            yield at, event
 
 
-def summary(directory: Path) -> RunSummary:
-    """The run that is recorded in a directory."""
-    return _summed_up(directory, _told(directory))
+def summaries(journals: Journals) -> Sequence[RunSummary]:
+    """Every run on record; the one written last comes last."""
+    return [summary(journal) for journal in journals.all()]
 
 
-def _summed_up(directory: Path, events: Iterable[dict[str, Any]]) -> RunSummary:
-    at, started, ended = 0.0, dict[str, Any](), dict[str, Any]()
+def summary(journal: StoredJournal) -> RunSummary:
+    """The run that a journal records."""
+    return _summed_up(journal, read_events(journal, *TOLD, whole=False))
+
+
+def _summed_up(journal: StoredJournal, events: Iterable[tuple[float, rlm.Event]]) -> RunSummary:
+    started_at: float | None = None
+    started: RunStarted | None = None
+    ended: RunFinished | None = None
     steps, checkpoints = 0, set[int]()
-    for event in events:
-        at = at or event["at"]
-        match event["event"]:
-            case "run_started":
+    for at, event in events:
+        started_at = started_at or at
+        match event:
+            case RunStarted():
                 started = event
-            case "run_finished":
+            case RunFinished():
                 ended = event
-            case "step_finished":
-                steps = event["step"]
-            case "checkpoint_made":
-                checkpoints.add(event["step"])
-            case _:
-                steps, ended = event["step"], {}
+            case StepFinished():
+                steps = event.step
+            case CheckpointMade():
+                checkpoints.add(event.step)
+            case RunResumed():
+                steps, ended = event.step, None
                 checkpoints = {step for step in checkpoints if step <= steps}
-    updated_at = (directory / EVENTS).stat().st_mtime
-    usage = ended.get("usage", {})
+            case _:
+                pass
+    updated_at = journal.updated_at
     return RunSummary(
-        directory.name,
-        ended.get("status") or ("running" if is_open(directory) else "broken off"),
-        at or updated_at,
-        updated_at,
-        started.get("signature", ""),
-        ended.get("steps", steps),
-        tuple(sorted(checkpoints)),
-        ended.get("reason", ""),
-        sum(v for k, v in usage.items() if k != "usd") if ended else None,
-        usage.get("usd"),
-        started.get("inputs") is not None and not started["options"].get("machine_id"),
+        id=journal.run_id,
+        state=ended.status if ended else "running" if journal.is_open() else "broken off",
+        started_at=started_at or updated_at,
+        updated_at=updated_at,
+        signature=started.signature if started else "",
+        steps=ended.steps if ended else steps,
+        checkpoints=tuple(sorted(checkpoints)),
+        reason=ended.reason if ended else "",
+        tokens=ended.usage.tokens if ended else None,
+        usd=ended.usage.usd if ended else None,
+        begins_anew=started is not None
+        and started.inputs is not None
+        and not started.options.get("machine_id"),
     )
 
 
-def recorded(directory: Path) -> RunRecord:
-    """The run that is recorded in a directory, with its steps; their texts are whole."""
+def recorded(journal: StoredJournal) -> RunRecord:
+    """The run that a journal records, with its steps; their texts are whole."""
     steps: list[rlm.Step] = []
-    ended: dict[str, Any] | None = None
-    events = [expanded(event, directory) for event in _told(directory)]
-    for event in events:
-        match event["event"]:
-            case "step_finished":
-                values = {name: event[name] for name in STEP}
-                steps.append(rlm.Step(event["step"], **values))
-            case "run_resumed":
-                steps, ended = [step for step in steps if step.number <= event["step"]], None
-            case "run_finished":
+    ended: RunFinished | None = None
+    events = list(read_events(journal, *TOLD))
+    for _, event in events:
+        match event:
+            case StepFinished():
+                steps.append(
+                    rlm.Step(
+                        number=event.step,
+                        reasoning=event.reasoning,
+                        code=event.code,
+                        output=event.output,
+                        error=event.error,
+                        seconds=event.seconds,
+                    )
+                )
+            case RunResumed():
+                steps, ended = [step for step in steps if step.number <= event.step], None
+            case RunFinished():
                 ended = event
             case _:
                 pass
     result = RunResult.of(ended, steps) if ended else None
-    return RunRecord(_summed_up(directory, events), tuple(steps), result)
+    return RunRecord(_summed_up(journal, events), tuple(steps), result)
 
 
 def way_on(fleet: Fleet, run: RunSummary) -> str:
@@ -162,7 +183,7 @@ def way_on(fleet: Fleet, run: RunSummary) -> str:
     return f"It cannot be gone on with, since {why}: start it anew."
 
 
-async def prune_checkpoints(fleet: Fleet, records: Records) -> None:
+async def prune_checkpoints(fleet: Fleet, journals: Journals) -> None:
     """Delete the checkpoints of all but the latest runs; those that are under way keep theirs.
 
     Runs that can be gone on with keep theirs for longer than those that have their outputs.
@@ -172,8 +193,8 @@ async def prune_checkpoints(fleet: Fleet, records: Records) -> None:
         by_run[commit.run] = [*by_run.pop(commit.run, ()), commit]  # the latest at the end
     candidates = list(by_run)[:-CHECKPOINTED_RUNS]
     if candidates:
-        directories = {directory.name: directory for directory in records.all()}
-        needed = [run for run in candidates if run in directories and _needs(directories[run])]
+        known = {journal.run_id: journal for journal in journals.all()}
+        needed = [run for run in candidates if run in known and _needs(known[run])]
         kept = set(needed[-RESUMABLE_RUNS:])
         with anyio.move_on_after(PRUNE_SECONDS):
             for run in candidates:
@@ -181,12 +202,12 @@ async def prune_checkpoints(fleet: Fleet, records: Records) -> None:
                     await _delete(fleet, by_run[run])
 
 
-def _needs(directory: Path) -> bool:
+def _needs(journal: StoredJournal) -> bool:
     """Whether a run is under way or has no outputs yet, so that it needs its checkpoints."""
-    return is_open(directory) or summary(directory).state not in COMPLETE
+    return journal.is_open() or summary(journal).state not in COMPLETE
 
 
-async def prune(fleet: Fleet, records: Records, keep: int) -> Sequence[str]:
+async def prune(fleet: Fleet, journals: Journals, keep: int) -> Sequence[str]:
     """Delete all but the latest runs from the record, and their checkpoints; their ids.
 
     Raises:
@@ -194,31 +215,23 @@ async def prune(fleet: Fleet, records: Records, keep: int) -> Sequence[str]:
     """
     if keep < 0:
         raise UsageError(f"{keep} runs cannot be kept; 0 keeps none.")
-    directories = records.all()
-    older = directories[: max(0, len(directories) - keep)]
-    old = [directory for directory in older if not is_open(directory)]
-    names = {directory.name for directory in old}
+    recorded = journals.all()
+    older = recorded[: max(0, len(recorded) - keep)]
+    old = [journal for journal in older if not journal.is_open()]
+    names = {journal.run_id for journal in old}
     await _delete(fleet, [commit for commit in fleet.checkpoints() if commit.run in names])
-    for directory in old:
-        await to_thread.run_sync(shutil.rmtree, directory)
-    return [directory.name for directory in old]
+    for journal in old:
+        await to_thread.run_sync(journal.delete)
+    return [journal.run_id for journal in old]
 
 
-async def prune_to_size(fleet: Fleet, records: Records, most: int) -> None:
+async def prune_to_size(fleet: Fleet, journals: Journals, most: int) -> None:
     """Delete the oldest runs from the record until the others take no more than `most` bytes."""
-    sizes = await to_thread.run_sync(lambda: [_size(path) for path in reversed(records.all())])
+    sizes = await to_thread.run_sync(lambda: [each.size for each in reversed(journals.all())])
     kept = sum(total <= most for total in accumulate(sizes))
     if kept < len(sizes):
-        pruned = await prune(fleet, records, kept)
+        pruned = await prune(fleet, journals, kept)
         logger.info("Deleted the oldest runs from the record: %s", ", ".join(pruned))
-
-
-def _size(directory: Path) -> int:
-    size = 0
-    for path in directory.rglob("*"):
-        with suppress(FileNotFoundError):  # another process prunes, too
-            size += path.stat().st_size
-    return size
 
 
 async def _delete(fleet: Fleet, commits: Iterable[CommitRecord]) -> None:
@@ -227,14 +240,3 @@ async def _delete(fleet: Fleet, commits: Iterable[CommitRecord]) -> None:
             await fleet.delete_commit(commit.id)
         except MachineError as error:
             logger.info("Commit %s is left for the next time: %s", commit.id, error)
-
-
-def _told(directory: Path) -> Iterator[dict[str, Any]]:
-    """The few events that a summary is made of, without a look at the others."""
-    with (directory / EVENTS).open("rb") as file:
-        for line in file:
-            if (kind := _KIND.match(line)) and kind[1] in TOLD:
-                with suppress(ValueError):  # a crash cut it short
-                    event = json.loads(line)
-                    if "in" not in event:
-                        yield event

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from .history import summary
-from .record import read_events
+from .events import (
+    CheckpointMade,
+    ChildChosen,
+    ChildFinished,
+    ChildStarted,
+    CommitMade,
+    InChild,
+    MachineDeleted,
+    MachineMade,
+    MachineRecovered,
+    ModelAsked,
+    RunFinished,
+    RunResumed,
+)
+from .history import read_events, summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
+    from vers_rlm_mcp import rlm
     from vers_rlm_mcp.machines import Fleet
+    from vers_rlm_mcp.store import StoredJournal
 
 ABOUT_CHARS = 80
 """Characters of a plan or a reason that a line shows."""
@@ -44,15 +58,17 @@ class Node:
         return f"{self.kind} {self.id} ({self.origin}{step}{gone}){remarks}"
 
 
-def run_lineage(directory: Path) -> tuple[str, Sequence[Node]]:
-    """A line on the run that is recorded there, and its machines and commits."""
-    reader = _Reader(directory.name)
-    for event in read_events(directory):
-        reader.read(event)
-    about = summary(directory)
-    return f"{directory.name}: {about.signature} [{about.state}{reader.cost}]", list(
-        reader.nodes.values()
-    )
+def run_lineage(journal: StoredJournal) -> tuple[str, Sequence[Node]]:
+    """A line on the run that a journal records, and the run's machines and commits."""
+    reader = _Reader(journal.run_id)
+    for _, event in read_events(journal):
+        if isinstance(event, InChild):
+            reader.read(event.event, event.child)
+        else:
+            reader.read(event, "")
+    about = summary(journal)
+    line = f"{journal.run_id}: {about.signature} [{about.state}{reader.cost}]"
+    return line, list(reader.nodes.values())
 
 
 async def fleet_lineage(fleet: Fleet) -> Sequence[Node]:
@@ -128,64 +144,62 @@ class _Reader:
         self._steps: dict[str, int] = {}
         self._child_machines: dict[str, str] = {}
 
-    def read(self, event: Mapping[str, Any]) -> None:
-        """Take one event in."""
-        path = event.get("in", "")
-        match event.get("event"):
-            case "model_asked":
-                self._steps[path] = event["step"]
-            case "machine_made":
-                self._add(path, event["machine_id"], "machine", event["parent"], event["origin"])
-            case "commit_made":
-                self._add(path, event["commit_id"], "commit", event["machine_id"], "vmSnapshot")
-            case "checkpoint_made":
+    def read(self, event: rlm.Event, path: str) -> None:
+        """Take in one event, of the conversation with this path."""
+        match event:
+            case ModelAsked():
+                self._steps[path] = event.step
+            case MachineMade():
+                self._add(path, event.machine_id, "machine", event.parent, event.origin)
+            case CommitMade():
+                self._add(path, event.commit_id, "commit", event.machine_id, "vmSnapshot")
+            case CheckpointMade():
                 self._checkpoint(event)
-            case "machine_deleted":
-                self._gone(event["machine_id"])
+            case MachineDeleted():
+                self._gone(event.machine_id)
+            case RunResumed():
+                self.cost = ""
+            case RunFinished():
+                self._finished(event)
             case _:
                 self._read_remark(event)
 
-    def _read_remark(self, event: Mapping[str, Any]) -> None:
-        match event.get("event"):
-            case "child_started":
-                self._child_machines[event["child"]] = event["machine_id"]
-                self._remark(
-                    event["machine_id"], f"{event['origin']} {event['child']}", event["about"]
-                )
-            case "child_finished":
-                machine = self._child_machines.get(event["child"], "")
-                self._remark(
-                    machine, f"{event['status']} in {event['steps']} steps, {_cost(event)}"
-                )
-                if event["score"] is not None:
-                    self._remark(machine, f"score {event['score']:g}")
-            case "child_chosen":
-                self._remark(self._child_machines.get(event["child"], ""), "it won")
-            case "machine_recovered":
-                self._remark(event["machine_id"], "put back", event["why"])
-            case "run_resumed":
-                self.cost = ""
-            case "run_finished":
-                self.cost = f" after {event['steps']} steps, {_cost(event)}"
-                for node in self.nodes.values():
-                    kept = event["kept"] and node.id == event["machine_id"]
-                    if node.kind == "machine" and node.origin != "attached" and not kept:
-                        node.alive = False
+    def _read_remark(self, event: rlm.Event) -> None:
+        match event:
+            case ChildStarted():
+                self._child_machines[event.child] = event.machine_id
+                self._remark(event.machine_id, f"{event.origin} {event.child}", event.about)
+            case ChildFinished():
+                machine = self._child_machines.get(event.child, "")
+                self._remark(machine, f"{event.status} in {event.steps} steps, {_cost(event)}")
+                if event.score is not None:
+                    self._remark(machine, f"score {event.score:g}")
+            case ChildChosen():
+                self._remark(self._child_machines.get(event.child, ""), "it won")
+            case MachineRecovered():
+                self._remark(event.machine_id, "put back", event.why)
             case _:
                 pass  # it makes no machine
+
+    def _finished(self, event: RunFinished) -> None:
+        self.cost = f" after {event.steps} steps, {_cost(event)}"
+        for node in self.nodes.values():
+            kept = event.kept and node.id == event.machine_id
+            if node.kind == "machine" and node.origin != "attached" and not kept:
+                node.alive = False
 
     def _add(
         self, path: str, id_: str, kind: Literal["machine", "commit"], parent: str | None, how: str
     ) -> None:
         self.nodes[id_] = Node(id_, kind, parent, how, self._steps.get(path, 0), run=self._run)
 
-    def _checkpoint(self, event: Mapping[str, Any]) -> None:
-        made = {event["commit_id"]: event["machine_id"]}
-        if other := event["current_commit_id"]:
-            made[other] = event["current_id"]
+    def _checkpoint(self, event: CheckpointMade) -> None:
+        made = {event.commit_id: event.machine_id}
+        if event.current_commit_id:
+            made[event.current_commit_id] = event.current_id
         for commit, machine in made.items():
             self.nodes[commit] = Node(
-                commit, "commit", machine, "checkpoint", event["step"], run=self._run
+                commit, "commit", machine, "checkpoint", event.step, run=self._run
             )
 
     def _gone(self, id_: str) -> None:
@@ -199,8 +213,7 @@ class _Reader:
             node.remarks.append(f"{what}: {shown}" if shown else what)
 
 
-def _cost(event: Mapping[str, Any]) -> str:
-    usage = event["usage"]
-    tokens = sum(value for kind, value in usage.items() if kind != "usd")
-    money = "" if usage["usd"] is None else f", ${usage['usd']:.4f}"
-    return f"{tokens:,} tokens{money}, {event['seconds']:.1f} s"
+def _cost(event: ChildFinished | RunFinished) -> str:
+    usage = event.usage
+    money = "" if usage.usd is None else f", ${usage.usd:.4f}"
+    return f"{usage.tokens:,} tokens{money}, {event.seconds:.1f} s"

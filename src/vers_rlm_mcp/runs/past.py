@@ -1,25 +1,36 @@
-"""What is on record of a run: its journal, read back to go on with it or to replay it."""
+"""What is on record of a run: its journal, read to resume or replay it."""
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import UsageError
-from vers_rlm_mcp.values import CellResult, Completion, Final, Usage
+from vers_rlm_mcp.values import CellResult, Completion, Usage
 
 from .declarations import repl_functions
-from .record import read_events
+from .events import (
+    CellFinished,
+    CellStarted,
+    CheckpointMade,
+    InChild,
+    ModelReplied,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    SubCallFinished,
+    Verified,
+)
+from .history import read_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from pydantic import JsonValue
 
-Fields = dict[str, Any]
+    from vers_rlm_mcp.store import StoredJournal
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,30 +38,29 @@ class Ran:
     """A cell and how it ended."""
 
     code: str
-    reply: CellResult
+    result: CellResult
 
 
 class Past:
-    """A run as its journal tells of it. An empty one is that of a run that never was.
+    """A run as its journal tells it.
 
-    Replies of models are kept by the fingerprint of what was asked, each to be taken once: whoever
-    performs the run again gets them in the order in which they came, and none is paid for twice.
+    Models' replies are kept by the fingerprint of their request, each to be taken once, in the
+    order in which they came: so none is paid for twice when the run is performed again.
     """
 
-    def __init__(self, run_id: str = "", events: Iterable[Fields] = ()) -> None:
+    def __init__(self, run_id: str = "", events: Iterable[rlm.Event] = ()) -> None:
         self.run_id = run_id
-        self.started: Fields | None = None
-        """The event ``run_started``."""
-        self.finished: Fields | None = None
-        """The event ``run_finished`` of the last attempt."""
+        self.started: RunStarted | None = None
+        self.finished: RunFinished | None = None
+        """The end of the last attempt."""
         self.model = self.sub_model = ""
-        self.checkpoints: dict[int, rlm.CheckpointMade] = {}
+        self.checkpoints: dict[int, CheckpointMade] = {}
         self.said: dict[tuple[int, str], Completion] = {}
         """Replies to the run's own conversation, by step and purpose."""
         self.usage = Usage()
         """What all replies together have cost."""
         self._settled = Usage()
-        """Of these, what came, or was used again, on the way that the run went last."""
+        """Of `usage`, the part of replies that led to where the run stands."""
         self._settled_at: dict[int, Usage] = {}
         """The same at each checkpoint."""
         self._replies: list[tuple[int, rlm.Reply]] = []
@@ -60,13 +70,16 @@ class Past:
         self._verdicts: dict[tuple[str, int], rlm.Verdict] = {}
         self._paid: defaultdict[str, deque[Completion]] = defaultdict(deque)
         for event in events:
-            self._read(event)
+            if isinstance(event, InChild):
+                self._take_in(event.event, event.child)
+            else:
+                self._take_in(event, "")
 
     @property
     def task(self) -> rlm.Task:
-        """The run's task. Raises `UsageError` when the journal does not tell it."""
+        """The run's task. Raises `UsageError` if the journal does not hold it."""
         try:
-            return rlm.Task.from_json((self.started or {})["task"], repl_functions())
+            return rlm.Task.from_json(self.started.task if self.started else {}, repl_functions())
         except (KeyError, TypeError, UsageError) as error:
             raise UsageError(
                 f"The journal of {self.run_id} does not tell what the run was about ({error!r}): "
@@ -74,9 +87,9 @@ class Past:
             ) from None
 
     @property
-    def inputs(self) -> dict[str, JsonValue]:
-        """The inputs to begin with where there is no checkpoint. Raises `UsageError`."""
-        inputs = (self.started or {}).get("inputs")
+    def inputs(self) -> Mapping[str, JsonValue]:
+        """The inputs to begin with if there is no checkpoint. Raises `UsageError`."""
+        inputs = self.started.inputs if self.started else None
         if inputs is None or self.options.get("machine_id"):
             raise UsageError(
                 f"{self.run_id} has no checkpoint to go on from, and cannot begin anew by itself, "
@@ -86,11 +99,11 @@ class Past:
         return inputs
 
     @property
-    def options(self) -> Fields:
-        """What else was asked of the run."""
-        return (self.started or {}).get("options") or {}
+    def options(self) -> Mapping[str, Any]:
+        """The part of the request that the task does not hold."""
+        return self.started.options if self.started else {}
 
-    def checkpoint(self, step: int) -> rlm.CheckpointMade:
+    def checkpoint(self, step: int) -> CheckpointMade:
         """The checkpoint at the end of a step. Raises `UsageError`."""
         if step not in self.checkpoints:
             there = ", ".join(map(str, sorted(self.checkpoints))) or "none (VERS_RLM_CHECKPOINTS)"
@@ -102,7 +115,7 @@ class Past:
         return [reply for at, reply in self._replies if at <= step]
 
     def ahead(self, step: int | None) -> Mapping[str, float]:
-        """Of `usage`, what came after a checkpoint, or after the beginning: it is used again."""
+        """Usage since a checkpoint (or the start). It is replayed and must not be counted twice."""
         settled = Usage() if step is None else self._settled_at[step]
         return {
             "tokens": self.usage.tokens - settled.tokens,
@@ -117,46 +130,38 @@ class Past:
     def cell(self, path: str, step: int, code: str) -> CellResult | None:
         """How the same cell of the same conversation ended."""
         ran = self._cells.get((path, step))
-        return ran.reply if ran and ran.code == code else None
+        return ran.result if ran and ran.code == code else None
 
     def verdict(self, path: str, step: int) -> rlm.Verdict | None:
-        """What the check of the same conversation said last in this step."""
+        """The last verdict of the same conversation's check in this step."""
         return self._verdicts.get((path, step))
 
-    def _read(self, event: Fields) -> None:
-        path = event.get("in", "")
-        match event.get("event"):
-            case "model_replied":
+    def _take_in(self, event: rlm.Event, path: str) -> None:
+        match event:
+            case ModelReplied():
                 self._model_replied(event, path)
-            case "sub_call_finished":
-                if event["error"] is None:
-                    self._count(event, Completion(event["text"], Usage(**event["usage"])))
-            case "cell_started":
-                self._code[path, event["step"]] = event["code"]
-            case "cell_finished":
+            case SubCallFinished(error=None):
+                self._count(event, Completion(event.text, event.usage))
+            case CellStarted():
+                self._code[path, event.step] = event.code
+            case CellFinished():
                 self._cell_finished(event, path)
-            case "verified":
-                self._verified(event, path)
-            case _:
-                self._read_of_run(event)
-
-    def _read_of_run(self, event: Fields) -> None:
-        match event.get("event"):
-            case "run_started":
-                self.started = event
-                self.model, self.sub_model = event["model"], event["sub_model"]
-            case "run_resumed":
-                self._forget_what_came_after(event["step"])
-                self.model, self.sub_model = event["model"], event["sub_model"]
-            case "run_finished":
+            case Verified():
+                verdict = rlm.Verdict(event.accepted, event.output)
+                self._verdicts[path, event.step] = verdict
+                self._reply(verdict, path)
+            case RunStarted():
+                self.started, self.model, self.sub_model = event, event.model, event.sub_model
+            case RunResumed():
+                self._forget_what_came_after(event.step)
+                self.model, self.sub_model = event.model, event.sub_model
+            case RunFinished():
                 self.finished = event
-            case "checkpoint_made":
-                values = {field.name: event[field.name] for field in fields(rlm.CheckpointMade)}
-                values["not_carried"] = tuple(values["not_carried"])
-                self.checkpoints[event["step"]] = rlm.CheckpointMade(**values)
-                self._settled_at[event["step"]] = self._settled
+            case CheckpointMade():
+                self.checkpoints[event.step] = event
+                self._settled_at[event.step] = self._settled
             case _:
-                pass  # it is for people only
+                pass  # nothing depends on it when the run is performed again
 
     def _forget_what_came_after(self, step: int) -> None:
         self.finished = None
@@ -166,49 +171,43 @@ class Past:
         self.said = {place: reply for place, reply in self.said.items() if _order(*place) <= step}
         self.checkpoints = {at: made for at, made in self.checkpoints.items() if at <= step}
 
-    def _model_replied(self, event: Fields, path: str) -> None:
-        stop: Any = event.get("stop_reason", "end")
-        completion = Completion(event["text"], Usage(**event["usage"]), stop)
+    def _model_replied(self, event: ModelReplied, path: str) -> None:
+        completion = Completion(event.text, event.usage, event.stop_reason)
         self._count(event, completion)
         if not path:
-            step, purpose = event["step"], event["purpose"]
-            self._reached = _order(step, purpose)
-            self.said[step, purpose] = completion
-            self._replies.append((self._reached, completion))
+            self._reached = _order(event.step, event.purpose)
+            self.said[event.step, event.purpose] = completion
+            self._reply(completion, path)
 
-    def _count(self, event: Fields, completion: Completion) -> None:
+    def _count(self, event: ModelReplied | SubCallFinished, completion: Completion) -> None:
         self._settled += completion.usage
-        if not event.get("recorded"):
+        if not event.recorded:
             self.usage += completion.usage
-            self._paid[event.get("request", "")].append(completion)
+            self._paid[event.request].append(completion)
 
-    def _cell_finished(self, event: Fields, path: str) -> None:
-        final = event["final"] and Final(**event["final"])
-        reply = CellResult(
-            event["status"],
-            event["output"],
-            error=event["error"],
-            final=final,
-            seconds=event["seconds"],
-            notes=tuple(event["notes"]),
+    def _cell_finished(self, event: CellFinished, path: str) -> None:
+        result = CellResult(
+            event.status,
+            event.output,
+            error=event.error,
+            final=event.final,
+            seconds=event.seconds,
+            notes=event.notes,
         )
-        place = path, event["step"]
-        self._cells[place] = Ran(self._code.get(place, ""), reply)
+        place = path, event.step
+        self._cells[place] = Ran(self._code.get(place, ""), result)
+        self._reply(result, path)
+
+    def _reply(self, reply: rlm.Reply, path: str) -> None:
         if not path:
             self._replies.append((self._reached, reply))
 
-    def _verified(self, event: Fields, path: str) -> None:
-        verdict = rlm.Verdict(event["accepted"], event["output"])
-        self._verdicts[path, event["step"]] = verdict
-        if not path:
-            self._replies.append((self._reached, verdict))
-
 
 def _order(step: int, purpose: str) -> int:
-    """The step to which a reply belongs; the extraction comes after the last one."""
+    """The step that a reply belongs to; the extraction comes after the last one."""
     return step if purpose == "step" else step + 1
 
 
-def recall(directory: Path) -> Past:
+def recall(journal: StoredJournal) -> Past:
     """What is on record of a run."""
-    return Past(directory.name, read_events(directory))
+    return Past(journal.run_id, (event for _, event in read_events(journal)))

@@ -10,7 +10,9 @@ from pydantic import JsonValue
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import InputError
-from vers_rlm_mcp.values import Usage
+
+from .budget import Limits
+from .events import RunFinished
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,10 +20,9 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.machines import MachineSpec
     from vers_rlm_mcp.models import Model
     from vers_rlm_mcp.settings import Settings
+    from vers_rlm_mcp.values import Usage
 
 N = TypeVar("N", int, float)
-
-_ENDING = fields(rlm.RunFinished)
 
 OPTIONS = ("machine_id", "keep_machine", "max_depth", "max_seconds", "max_tokens", "max_usd")
 
@@ -69,7 +70,7 @@ class RunRequest:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
     """What came of a run."""
 
@@ -94,18 +95,17 @@ class RunResult:
     """The command that accepted the outputs."""
     warnings: tuple[str, ...] = ()
 
-    def event(self) -> rlm.RunFinished:
-        """The end of the run, as its journal tells it."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in _ENDING}
+    def event(self) -> RunFinished:
+        """The end of the run, for its journal."""
+        values: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
         values |= {"steps": len(self.steps), "outputs": dict(self.outputs)}
-        return rlm.RunFinished(**values)
+        return RunFinished(**values)
 
     @classmethod
-    def of(cls, ended: Mapping[str, Any], steps: Sequence[rlm.Step]) -> RunResult:
+    def of(cls, ended: RunFinished, steps: Sequence[rlm.Step]) -> RunResult:
         """What came of a run, by its journal's `RunFinished` and its steps."""
-        values: dict[str, Any] = {f.name: ended.get(f.name, f.default) for f in _ENDING}
-        values |= {"usage": Usage(**ended["usage"]), "warnings": tuple(values["warnings"])}
-        values |= {"steps": tuple(steps), "machine_id": values["machine_id"] or ""}
+        values: dict[str, Any] = {each.name: getattr(ended, each.name) for each in fields(ended)}
+        values |= {"steps": tuple(steps), "machine_id": ended.machine_id or ""}
         return cls(**values)
 
 
@@ -129,7 +129,7 @@ def check_limits(request: RunRequest) -> None:
             )
 
 
-def check_prices(limits: rlm.Limits, models: Sequence[Model]) -> None:
+def check_prices(limits: Limits, models: Sequence[Model]) -> None:
     """Raise `InputError` when a limit of money cannot be held."""
     unknown = sorted({model.name for model in models if model.price is None})
     if limits.usd is not None and unknown:
@@ -140,7 +140,7 @@ def check_prices(limits: rlm.Limits, models: Sequence[Model]) -> None:
         )
 
 
-def limits(request: RunRequest, settings: Settings) -> rlm.Limits:
+def limits(request: RunRequest, settings: Settings) -> Limits:
     """What a run may use: what it asks for, within what the settings allow.
 
     Raises `InputError` where there would be no machine for its check.
@@ -151,7 +151,7 @@ def limits(request: RunRequest, settings: Settings) -> rlm.Limits:
             "A run with a check needs 2 machines at once: raise VERS_RLM_MAX_MACHINES, which is "
             f"{settings.max_machines}, or run it without `verify`."
         )
-    return rlm.Limits(
+    return Limits(
         iterations=request.max_iterations,
         sub_calls=request.max_llm_calls,
         tokens=_lower(request.max_tokens, settings.max_tokens),

@@ -12,6 +12,7 @@ from vers_rlm_mcp.errors import ModelFailed
 from vers_rlm_mcp.models import Model
 from vers_rlm_mcp.values import Completion, Message
 
+from . import events
 from .past import Past
 
 if TYPE_CHECKING:
@@ -103,4 +104,4 @@ class Tree:
         """Where a conversation's events go; those of a child bear its path."""
         if not path:
             return self.publish
-        return lambda event: self.publish(rlm.InChild(path, event))
+        return lambda event: self.publish(events.InChild(path, event))

@@ -14,7 +14,6 @@ from weakref import WeakKeyDictionary
 
 import anyio
 
-from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import KernelBusy, MachineError
 from vers_rlm_mcp.kernel import Carried, Kernel, Variable, has_kernel
 from vers_rlm_mcp.machines import (
@@ -29,11 +28,13 @@ from vers_rlm_mcp.machines import (
     run_command,
 )
 
+from . import events
 from .declarations import repl_functions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 
+    from vers_rlm_mcp import rlm
     from vers_rlm_mcp.settings import Settings
 
 LET_GO_SECONDS = 15.0
@@ -152,7 +153,7 @@ class Workbench:
         known = machine_id in self._machines
         machine = await self.machine(machine_id)
         if not known:
-            self._publish(rlm.MachineMade(machine.id, "attached"))
+            self._publish(events.MachineMade(machine.id, "attached"))
         previous = self.current
         await self._move(machine.id)
         return previous
@@ -172,7 +173,7 @@ class Workbench:
         machine = await self.machine(machine_id)
         carried = carried or await self.save_variables(machine)
         commit = await self._fleet.snapshot(machine, run=self._run)
-        self._publish(rlm.CommitMade(commit.id, machine.id, commit.fidelity))
+        self._publish(events.CommitMade(commit.id, machine.id, commit.fidelity))
         return Snapshot(commit, carried)
 
     async def checkpoint(self, machine_id: str, step: int) -> Snapshot:
@@ -211,7 +212,7 @@ class Workbench:
         for made in copies:
             self._machines[made.id] = made
             self.made.add(made.id)
-            self._publish(rlm.MachineMade(made.id, "branched", machine.id))
+            self._publish(events.MachineMade(made.id, "branched", machine.id))
         infos = tuple([await made.info() for made in copies])
         return Branches(infos, machine.capabilities.fidelity, carried)
 
@@ -220,7 +221,7 @@ class Workbench:
         await self._let_go(machine_id)
         await self._fleet.delete(machine_id)
         self.made.discard(machine_id)
-        self._publish(rlm.MachineDeleted(machine_id))
+        self._publish(events.MachineDeleted(machine_id))
         if self.current == machine_id:
             self.current = None
 
@@ -344,14 +345,14 @@ class Workbench:
     ) -> MachineInfo:
         self._machines[machine.id] = machine
         self.made.add(machine.id)
-        self._publish(rlm.MachineMade(machine.id, origin, parent))
+        self._publish(events.MachineMade(machine.id, origin, parent))
         await self._move(machine.id)
         return await machine.info()
 
     async def _move(self, machine_id: str) -> None:
         previous, self.current = self.current, machine_id
         if previous and previous != machine_id:
-            self._publish(rlm.MachineSwitched(previous, machine_id))
+            self._publish(events.MachineSwitched(previous, machine_id))
         if self.home:
             await self.home.set_current(machine_id)
 

@@ -22,14 +22,14 @@ from .waiting import Cancellations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
     from types import TracebackType
 
     from mcp.server.mcpserver import Context
 
     from vers_rlm_mcp.machines import Fleet
-    from vers_rlm_mcp.runs import Records, RunRecord, Workbench
+    from vers_rlm_mcp.runs import RunRecord, Workbench
     from vers_rlm_mcp.settings import Settings
+    from vers_rlm_mcp.store import Journals, StoredJournal
 
     from .live_runs import LiveRun
 
@@ -98,19 +98,19 @@ class Application:
             self._fleets[principal] = fleet.seen_by(principal)
         return self._fleets[principal]
 
-    async def records(self) -> Records:
-        """The runs on record that the caller may see."""
-        from vers_rlm_mcp.runs import Records
+    async def journals(self) -> Journals:
+        """The journals of the runs that the caller may see."""
+        from vers_rlm_mcp.store import Journals
 
-        return Records.seen_by(await self.fleet(), self.settings)
+        return Journals(self.settings.state_dir, (await self.fleet()).principal)
 
-    async def find_run(self, run_id: str) -> tuple[Path, LiveRun | None]:
-        """Where a run is recorded, and the run itself if it is under way here or ended lately.
+    async def find_run(self, run_id: str) -> tuple[StoredJournal, LiveRun | None]:
+        """The journal of a run, and the run itself if it is under way here or ended lately.
 
         Raises:
             UnknownHandle: The caller has no such run.
         """
-        return (await self.records()).of(run_id), self.live_runs.get(run_id)
+        return (await self.journals()).of(run_id), self.live_runs.get(run_id)
 
     async def load_run(self, run_id: str) -> RunRecord:
         """A run on record.
@@ -120,7 +120,7 @@ class Application:
         """
         from vers_rlm_mcp.runs import recorded
 
-        return await to_thread.run_sync(recorded, (await self.records()).of(run_id))
+        return await to_thread.run_sync(recorded, (await self.journals()).of(run_id))
 
     async def workbench(self) -> Workbench:
         """The caller's workbench, on which the tools act. It has one kernel per machine."""
@@ -158,7 +158,7 @@ class Application:
 
     async def run_ids(self) -> Sequence[str]:
         """The ids of the caller's runs, newest first."""
-        return [path.name for path in (await self.records()).all()[::-1]]
+        return [journal.run_id for journal in (await self.journals()).all()[::-1]]
 
     async def _open(self) -> Fleet:
         from vers_rlm_mcp.machines import open_fleet

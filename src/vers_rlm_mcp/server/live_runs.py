@@ -92,7 +92,7 @@ class LiveRun:
             self._ended.set()
 
     def _publish(self, event: Event) -> None:
-        from vers_rlm_mcp.rlm import narrate
+        from vers_rlm_mcp.runs import narrate
 
         self.doing = narrate(event) or self.doing
         for subscriber in self._subscribers:

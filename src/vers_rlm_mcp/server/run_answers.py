@@ -79,11 +79,11 @@ async def describe_run(
     """
     from vers_rlm_mcp.runs import COMPLETE, recorded, way_on
 
-    directory, live = await app.find_run(run_id)
+    journal, live = await app.find_run(run_id)
     result = live.result if live and live.has_ended else None
     if result and result.status in COMPLETE:
         return result_answer(result, cursor=cursor)
-    run = await to_thread.run_sync(recorded, directory)
+    run = await to_thread.run_sync(recorded, journal)
     if live and not live.has_ended:
         return running_answer(run_id, run.steps, cursor)
     next_step = way_on(await app.fleet(), run.summary)

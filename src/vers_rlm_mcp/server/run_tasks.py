@@ -32,9 +32,9 @@ class RunTasks(Tasks):
         """A run as a task. The result of a failed run is an error of the tool."""
         from vers_rlm_mcp.runs import summary
 
-        directory, live = await self._app.find_run(task_id)
+        journal, live = await self._app.find_run(task_id)
         answer = await describe_run(self._app, task_id)
-        run = await to_thread.run_sync(summary, directory)
+        run = await to_thread.run_sync(summary, journal)
         task = partial(Task, id=task_id, started_at=run.started_at, updated_at=run.updated_at)
         message = shorten(answer.text.partition("\n")[0], MESSAGE_CHARS)
         match answer.fields["status"]:

@@ -105,7 +105,7 @@ async def vers_rlm(
     for big files, codebases and logs, experiments, or anything needing many steps. Takes
     minutes.
     """
-    from vers_rlm_mcp.runs import Journal, RunRequest, check_request, opened_files, run
+    from vers_rlm_mcp.runs import RunRequest, check_request, opened_files, run
 
     from .sampling import choose_models
 
@@ -135,7 +135,7 @@ async def vers_rlm(
         models = choose_models(
             context, (model, settings.model), (subModel, settings.sub_model), resources
         )
-        journal = resources.enter_context(Journal((await app.records()).new()))
+        journal = resources.enter_context((await app.journals()).new())
         perform = partial(run, request, fleet=fleet, settings=settings, journal=journal, **models)
         live = app.live_runs.start(journal.run_id, fleet.principal, perform, resources)
     return await _outcome(context, live, models)
@@ -158,10 +158,8 @@ async def get_result(
     ] = None,
 ) -> Answer[RunState]:
     """Wait for a vers_rlm run that still goes on, or get the result of any earlier one."""
-    from vers_rlm_mcp.runs import is_open
-
     app = application(context)
-    directory, live = await app.find_run(runId)
+    journal, live = await app.find_run(runId)
     most = patience(context, app.settings.wait_seconds)
     seconds = most if waitSeconds is None else min(waitSeconds, most)
     if live:
@@ -169,7 +167,7 @@ async def get_result(
     else:
         async with Progress(context.report_progress, "The run"):
             with anyio.move_on_after(seconds):
-                while is_open(directory):  # noqa: ASYNC110 - it is another process's
+                while journal.is_open():  # noqa: ASYNC110 - it is another process's
                     await anyio.sleep(POLL_SECONDS)
     return await describe_run(app, runId, cursor)
 
@@ -182,12 +180,12 @@ async def list_runs(
     from vers_rlm_mcp.runs import summary, way_on
 
     app = application(context)
-    fleet, records = await app.fleet(), await app.records()
-    directories = await to_thread.run_sync(records.all)
+    fleet, journals = await app.fleet(), await app.journals()
+    known = await to_thread.run_sync(journals.all)
     end = offset + PAGE
-    page = [await to_thread.run_sync(summary, path) for path in directories[::-1][offset:end]]
+    page = [await to_thread.run_sync(summary, journal) for journal in known[::-1][offset:end]]
     runs = [(run, way_on(fleet, run)) for run in page]
-    next_offset = end if len(directories) > end else None
+    next_offset = end if len(known) > end else None
     lines = [_line(run, next_step) for run, next_step in runs]
     if next_offset is not None:
         lines.append(f"[there are more; go on with offset {next_offset}]")
@@ -223,14 +221,12 @@ def _line(run: "RunSummary", next_step: str) -> str:
 @TOOLS.tool("rlmCancel", "End a run", REPLACES)
 async def cancel_run(context: Context, runId: str) -> Answer[RunState]:
     """End a vers_rlm run; its record stays."""
-    from vers_rlm_mcp.runs import is_open
-
     app = application(context)
-    directory, live = await app.find_run(runId)
+    journal, live = await app.find_run(runId)
     if live:
         live.cancel()
         await live.wait(CANCEL_SECONDS)
-    elif is_open(directory):
+    elif journal.is_open():
         raise UsageError(f"{runId} is under way in another process: end it there.")
     return await describe_run(app, runId)
 
@@ -257,7 +253,7 @@ async def resume_run(
 
     app = application(context)
     settings, fleet = app.settings, await app.fleet()
-    past = recall((await app.records()).of(runId))
+    past = recall((await app.journals()).of(runId))
     limit = budget or Budget()
     require(consent)
     app.live_runs.admit(fleet.principal)
@@ -294,7 +290,7 @@ async def show_tree(
     if runId is None:
         about, nodes = "All VMs and commits", await fleet_lineage(await app.fleet())
     else:
-        about, nodes = run_lineage((await app.records()).of(runId))
+        about, nodes = run_lineage((await app.journals()).of(runId))
     tree = "\n".join(drawn(nodes, limit=MAX_NODES)) or "(none)"
     fields: TreeFields = {
         "about": about,
@@ -339,11 +335,11 @@ async def _outcome(
 
 async def _wait(context: Context, live: "LiveRun", seconds: float) -> None:
     """Wait for a run, and pass the narration of its events to the client."""
-    from vers_rlm_mcp.rlm import InChild, narrate
+    from vers_rlm_mcp.runs import events, narrate
 
     def tell(event: "Event") -> None:
         if message := narrate(event):
-            inner = event.event if isinstance(event, InChild) else event
+            inner = event.event if isinstance(event, events.InChild) else event
             progress.say(message, passing=inner.kind() in PASSING)
 
     async with Progress(context.report_progress, "The run") as progress:

@@ -12,6 +12,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
 
 from vers_rlm_mcp import __version__, rlm
+from vers_rlm_mcp.runs import events
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -53,21 +54,21 @@ class RunSpans:
     def _take(self, event: rlm.Event, path: str) -> None:
         here = self._conversations.get(path, self._run)
         match event:
-            case rlm.InChild():
+            case events.InChild():
                 self._take(event.event, event.child)
-            case rlm.RunStarted():
+            case events.RunStarted():
                 here.models = (event.model, event.sub_model)
-            case rlm.RunFinished():
+            case events.RunFinished():
                 here.span.set_attribute("rlm.run.id", event.run_id)
                 here.result(event.status, event.steps, event.usage)
                 if event.status in ("failed", "cancelled"):
                     here.span.set_status(StatusCode.ERROR, event.status)
-            case rlm.ChildStarted():
+            case events.ChildStarted():
                 about = {"rlm.child": event.child, "rlm.origin": event.origin}
                 span = self._tracer.start_span("rlm.child", here.context(), attributes=about)
                 child = _Conversation(self._tracer, span, here.models)
                 self._conversations[event.child] = child
-            case rlm.ChildFinished():
+            case events.ChildFinished():
                 child = self._conversations.pop(event.child)
                 child.result(event.status, event.steps, event.usage)
                 child.end()
@@ -98,17 +99,17 @@ class _Conversation:
     def take(self, event: rlm.Event) -> None:
         """Start and end spans for an event of this conversation itself."""
         match event:
-            case rlm.ModelAsked():
+            case events.ModelAsked():
                 self._chat(event.step, "model", self.models[0])
-            case rlm.ModelReplied():
+            case events.ModelReplied():
                 self._finish("model", event.usage)
-            case rlm.SubCallStarted():
+            case events.SubCallStarted():
                 self._chat(event.step, f"sub-call {event.number}", self.models[1])
-            case rlm.SubCallFinished():
+            case events.SubCallFinished():
                 self._finish(f"sub-call {event.number}", event.usage, failed=bool(event.error))
-            case rlm.CellStarted():
+            case events.CellStarted():
                 self._begin(event.step, "cell", "rlm.cell", {})
-            case rlm.Verified():
+            case events.Verified():
                 self._past("rlm.verify", event.seconds, {"rlm.accepted": event.accepted})
             case rlm.StepFinished():
                 self._end_step()
@@ -126,11 +127,11 @@ class _Conversation:
 
     def _take_machine(self, event: rlm.Event) -> None:
         match event:
-            case rlm.MachineMade():
+            case events.MachineMade():
                 self._past(f"machine.{event.origin}", 0, {"rlm.machine.id": event.machine_id})
-            case rlm.MachineDeleted():
+            case events.MachineDeleted():
                 self._past("machine.deleted", 0, {"rlm.machine.id": event.machine_id})
-            case rlm.CommitMade():
+            case events.CommitMade():
                 self._past("machine.committed", 0, {"rlm.commit.id": event.commit_id})
             case _:
                 pass

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from .journals import Journal, Journals, StoredJournal
 from .ledger import CommitIntent, CommitRecord, Ledger, MachineRecord
 
-__all__ = ["CommitIntent", "CommitRecord", "Ledger", "MachineRecord"]
+__all__ = [
+    "CommitIntent",
+    "CommitRecord",
+    "Journal",
+    "Journals",
+    "Ledger",
+    "MachineRecord",
+    "StoredJournal",
+]

@@ -34,7 +34,7 @@ from anyio import to_thread
 from anyio.abc import ByteReceiveStream
 from anyio.streams.file import FileReadStream
 
-from vers_rlm_mcp.errors import MachineError, MachineGone, PathRefused
+from vers_rlm_mcp.errors import MachineError, MachineGone, PathRefused, unknown_handle
 from vers_rlm_mcp.machines import (
     WORKSPACE,
     Backend,
@@ -46,7 +46,6 @@ from vers_rlm_mcp.machines import (
     MachineSpec,
     Process,
     check_path,
-    unknown_handle,
 )
 
 from .fake_host import (

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Final
 import anyio
 from anyio import to_thread
 
-from vers_rlm_mcp.errors import BackendUnavailable, MachineError, UnknownHandle
+from vers_rlm_mcp.errors import BackendUnavailable, MachineError, UnknownHandle, unknown_handle
 
 from ..base import Backend, Capabilities, Commit, MachineInfo, MachineSpec
-from ..handles import unknown_handle
 from . import identity
 from .bases import HOST_BASE, Base, open_base
 from .cache import Cache

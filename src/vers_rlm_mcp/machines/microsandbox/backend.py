@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import anyio.lowlevel
 
-from vers_rlm_mcp.errors import MachineError, MachineGone
+from vers_rlm_mcp.errors import MachineError, MachineGone, unknown_handle
 
 from ..base import Backend, Capabilities, Commit, Machine, MachineInfo, MachineSpec
 from ..daemon import DaemonMachine
-from ..handles import unknown_handle
 from .config import MicrosandboxConfig
 from .faults import NoSuchSandbox, NoSuchSnapshot
 from .images import image_at_hand

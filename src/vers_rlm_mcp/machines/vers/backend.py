@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from vers_rlm_mcp.errors import MachineError, MachineFull, MachineGone, PathRefused
+from vers_rlm_mcp.errors import MachineError, MachineFull, MachineGone, PathRefused, unknown_handle
 
 from ..base import Backend, Capabilities, Commit, MachineInfo, MachineSpec
 from ..daemon import DaemonMachine
-from ..handles import unknown_handle
 from .api import VersApi
 from .calls import together
 from .faults import NotThere, Refused

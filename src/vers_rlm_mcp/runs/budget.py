@@ -12,6 +12,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from vers_rlm_mcp.errors import BudgetExceeded
+from vers_rlm_mcp.rlm import MAX_ITERATIONS, MAX_SUB_CALLS
 from vers_rlm_mcp.values import Usage
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-MAX_ITERATIONS = 20
-MAX_SUB_CALLS = 30
 MAX_BRANCH_STEPS = 100
 """Five plans may be tried for as long as the run itself; what they cost is what steps cost."""
 _LOW = 0.2
@@ -39,8 +38,6 @@ class Limits:
     seconds: float | None = None
     machines: int | None = None
     """Machines alive at once, not made in all."""
-    machine_seconds: float | None = None
-    """Seconds that machines were alive, summed over the machines."""
     branch_steps: int | None = MAX_BRANCH_STEPS
     """Iterations of all conversations that this one starts, together."""
 
@@ -52,11 +49,9 @@ _NOUNS = {
     "usd": "USD",
     "seconds": "seconds",
     "machines": "machines alive at once",
-    "machine_seconds": "machine-seconds",
     "branch_steps": "steps of branches and recursive queries",
 }
 _COUNTED = ("iterations", "sub_calls", "branch_steps")
-_TIMED = ("seconds", "machine_seconds")
 _ADVICE = {
     "iterations": "Hand in what there is.",
     "sub_calls": "Put more text into each call, count and filter in code, or call FINAL with what "
@@ -96,12 +91,10 @@ class Budget:
         self._started = now - used.get("seconds", 0.0)
         self._parent = parent
         self._counts = {kind: int(used.get(kind, 0)) for kind in _COUNTED} | {"machines": 0}
-        self._machine_seconds = used.get("machine_seconds", 0.0)
-        self._counted_at = now
 
     def used(self, now: float) -> dict[str, float]:
         """What is used of what does not come back, for going on later; `usage` goes apart."""
-        return {kind: self._used(kind, now) or 0 for kind in (*_COUNTED, *_TIMED)}
+        return {kind: self._used(kind, now) or 0 for kind in (*_COUNTED, "seconds")}
 
     def reserve_iteration(self, now: float) -> None:
         """Count one iteration of the model that writes the code. Raises `BudgetExceeded`."""
@@ -118,14 +111,11 @@ class Budget:
     def reserve_machines(self, count: int, now: float) -> None:
         """Count `count` more machines as alive: all of them, or none and `BudgetExceeded`."""
         self.check(now)
-        for budget in self._line():
-            budget._count_machine_seconds(now)
         self._reserve(self._line(), "machines", count)
 
-    def release_machines(self, count: int, now: float) -> None:
+    def release_machines(self, count: int) -> None:
         """Count `count` machines as gone: deleted, or reserved and never made."""
         for budget in self._line():
-            budget._count_machine_seconds(now)
             budget._counts["machines"] -= count
 
     def machines_left(self, now: float) -> float:
@@ -230,14 +220,7 @@ class Budget:
             return self.usage.usd
         if kind == "seconds":
             return now - self._started
-        if kind == "machine_seconds":
-            self._count_machine_seconds(now)
-            return self._machine_seconds
         return self._counts[kind]
-
-    def _count_machine_seconds(self, now: float) -> None:
-        self._machine_seconds += self._counts["machines"] * (now - self._counted_at)
-        self._counted_at = now
 
     def _limited(self, now: float) -> list[tuple[str, float, float]]:
         found: list[tuple[str, float, float]] = []
@@ -266,7 +249,7 @@ class Budget:
                 "called is not known, so the limit cannot be held. Set a limit on tokens instead, "
                 "or choose a model with a known price."
             )
-        for kind in ("tokens", "usd", "seconds", "machine_seconds"):
+        for kind in ("tokens", "usd", "seconds"):
             limit, used = getattr(self.limits, kind), self._used(kind, now)
             if limit is not None and used is not None and used >= limit:
                 raise BudgetExceeded(

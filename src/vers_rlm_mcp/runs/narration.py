@@ -1,4 +1,4 @@
-"""Events as lines for a person who watches a run."""
+"""Renders events as lines for a person who watches a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from .events import (
     StepFinished,
     SubCallFinished,
     SubCallStarted,
-    ToolCalled,
     Verified,
 )
 
@@ -36,13 +35,12 @@ _REASONING_CHARS = 500
 _CALL_CHARS = 120
 _ID_CHARS = 8
 
-_TOOL_SIGNS = {"exec": "🖥️", "readFile": "📄", "writeFile": "✏️"}
 _ENDINGS = {"finished": "✅", "extracted": "✅", "partial": "⚠️"}
 
 
 @singledispatch
 def narrate(event: Event) -> str | None:
-    """What to show for an event; None when it is of no interest to a person."""
+    """The line that shows an event; None if the event is of no interest to a person."""
     del event
     return None
 
@@ -96,11 +94,6 @@ def _(event: StepFinished) -> str:
 @narrate.register
 def _(event: Feedback) -> str:
     return f"↩️ {cut(event.text, _OUTPUT_CHARS)}"
-
-
-@narrate.register
-def _(event: ToolCalled) -> str:
-    return f"{_TOOL_SIGNS.get(event.name, '🔧')} {event.name}: {cut(event.detail, _CALL_CHARS)}"
 
 
 @narrate.register
@@ -184,5 +177,5 @@ def _(event: RunFinished) -> str:
 
 
 def cut(text: str, limit: int) -> str:
-    """The beginning of `text`, with an ellipsis where it goes on."""
+    """`text`, or its beginning and an ellipsis."""
     return text if len(text) <= limit else f"{text[:limit]}…"

@@ -8,7 +8,7 @@ import pytest
 from inline_snapshot import snapshot
 
 from vers_rlm_mcp.errors import BudgetExceeded
-from vers_rlm_mcp.rlm import Budget, Limits
+from vers_rlm_mcp.runs import Budget, Limits
 from vers_rlm_mcp.values import Usage
 
 
@@ -43,7 +43,7 @@ def test_machines_come_back() -> None:
     budget = Budget(Limits(machines=2), now=0)
     budget.reserve_machines(2, now=0)
     assert "2 machines alive at once" in refused(lambda: budget.reserve_machines(1, now=0))
-    budget.release_machines(1, now=0)
+    budget.release_machines(1)
     budget.reserve_machines(1, now=0)
 
 
@@ -115,7 +115,6 @@ def test_the_snapshot_is_json_and_says_used_limit_and_left() -> None:
             "usd": {"used": 0.25, "limit": 1.0, "left": 0.75},
             "seconds": {"used": 12.3457, "limit": 60, "left": 47.6543},
             "machines": {"used": 0, "limit": None, "left": None},
-            "machine_seconds": {"used": 0.0, "limit": None, "left": None},
             "branch_steps": {"used": 0, "limit": 100, "left": 100},
         }
     )
