@@ -61,13 +61,14 @@ def unpack(archive: Path, home: Path) -> None:
     """
     modes: list[tuple[Path, tarfile.TarInfo]] = []
     with tarfile.open(archive) as tar:
+        tar.extraction_filter = lambda member, _: member  # The argument came with Python 3.11.4.
         for member in tar:
             path = home / member.name
             path.parent.mkdir(parents=True, exist_ok=True)
             if member.ischr():
                 os.mknod(path, stat.S_IFCHR, os.makedev(member.devmajor, member.devminor))
             else:
-                tar.extract(member, home, set_attrs=False, filter="fully_trusted")
+                tar.extract(member, home, set_attrs=False)
             modes.append((path, member))
     for path, member in reversed(modes):
         _set_attributes(path, member)
