@@ -14,7 +14,7 @@ from vers_rlm_mcp import kernel
 from vers_rlm_mcp.kernel.archive import guest_archive
 
 HOME = Path(kernel.__file__).parent
-SOURCES = [HOME / "wire.py", *sorted((HOME / "guest").glob("*.py"))]
+SOURCES = sorted((HOME / "guest").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
@@ -41,7 +41,7 @@ def test_the_archive_holds_everything_as_source_and_as_bytecode() -> None:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = set(archive.namelist())
     modules = {name for name in names if name.endswith(".py")}
-    assert {f"vers_rlm_kernel/guest/{path.name}" for path in SOURCES[1:]} <= modules
+    assert {f"vers_rlm_kernel/guest/{path.name}" for path in SOURCES} <= modules
     assert {"vers_rlm_kernel/wire.py", "cloudpickle/cloudpickle.py"} <= modules
     assert {f"{module}c" for module in modules} == names - modules
     assert name.startswith("kernel-")

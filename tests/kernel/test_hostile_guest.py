@@ -11,7 +11,7 @@ import pytest
 from machine_proxy import MachineProxy
 from vers_rlm_mcp.errors import KernelError, KernelGone, WireError
 from vers_rlm_mcp.kernel import HostCall, Json, Kernel, host
-from vers_rlm_mcp.kernel.wire import MAX_CALLS
+from vers_rlm_mcp.kernel.guest.frames import MAX_CALLS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
@@ -23,7 +23,8 @@ pytestmark = pytest.mark.assumes("fake")  # its guest has our own wire to lie on
 
 GUEST = r"""
 import json, struct, sys
-from vers_rlm_mcp.kernel.wire import Decoder, TO_GUEST, encode
+from vers_rlm_mcp.machines.daemon.guest.wire import Decoder, encode
+from vers_rlm_mcp.kernel.guest.frames import TO_GUEST
 
 def write(data):
     sys.stdout.buffer.write(data)

@@ -14,7 +14,8 @@ from anyio.lowlevel import checkpoint
 from vers_rlm_mcp.errors import KernelError, MachineError, MachineGone, PathRefused, WireError
 
 from .archive import ENTRY, guest_archive
-from .wire import FROM_GUEST, Decoder, Frame, FrameError, encode
+from .guest.frames import FROM_GUEST
+from .wire import Decoder, Frame, FrameError, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

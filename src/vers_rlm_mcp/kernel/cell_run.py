@@ -11,8 +11,9 @@ import anyio
 from vers_rlm_mcp.errors import VersRlmError, WireError
 
 from .attachment import Lost
+from .guest.frames import MAX_CALLS
 from .guest_frames import integer, parse_call, parse_done
-from .wire import MAX_CALLS, FrameError, dump
+from .wire import FrameError, dump
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,8 @@ from vers_rlm_mcp.errors import KernelError, WireError
 from vers_rlm_mcp.values import CellStatus, Final
 
 from .base import Carried, HostCall, Json, Variable
-from .wire import MAX_CALL_VALUES, MAX_VALUES, PROTOCOL, Frame, FrameError, load
+from .guest.frames import MAX_CALL_VALUES, PROTOCOL
+from .wire import MAX_VALUES, Frame, FrameError, load
 
 MAX_NAME = 256
 MAX_TEXT = 64 * 1024

@@ -21,6 +21,7 @@ from vers_rlm_mcp.values import CellResult
 
 from .attachment import Attachment, Lost, Mode, start_program, upload
 from .cell_run import CellRun, Output
+from .guest.frames import PROTOCOL
 from .guest_frames import (
     Done,
     Refused,
@@ -29,7 +30,7 @@ from .guest_frames import (
     parse_ready,
     parse_variables,
 )
-from .wire import MAX_PAYLOAD, PROTOCOL, dump
+from .wire import MAX_PAYLOAD, dump
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence

@@ -1,187 +1,25 @@
-"""The wire between a kernel in a machine and its host: frames, defined once for both halves.
+"""The framing, by the name that the guest knows it by: in a machine, the module itself is here."""
 
-A frame is two big-endian 32-bit lengths, a JSON object as header, and a binary payload. The header
-says the frame's kind and small facts; code, output and JSON values travel as payload.
-
-This module does no I/O. It also runs on the machine's own Python: standard library only, 3.8 and
-newer, and no import that would slow the start of a kernel.
-"""
-
-from __future__ import annotations
-
-import json
-import re
-import struct
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
-
-PROTOCOL = 1
-"""Changed whenever the two halves would no longer understand each other."""
-
-TO_GUEST = frozenset(
-    {
-        # The first frame of an attachment. Payload: JSON list of functions, as `ReplFunction`.
-        "hello",  # protocol, home, current, limit, saving, memory
-        "run",  # id, cell; payload: the code
-        "load",  # id, name, path, form: text, json or bytes
-        "save",  # id
-        "restore",  # id
-        "variables",  # id
-        "current",  # machine: where exec and files act from now on
-        "interrupt",  # id: of the request to interrupt
-        "reply",  # id, ok: to a call; payload: the JSON value, or the text of the error
-    }
+from vers_rlm_mcp.machines.daemon.guest.wire import (
+    MAX_HEADER,
+    MAX_PAYLOAD,
+    MAX_VALUES,
+    Decoder,
+    Frame,
+    FrameError,
+    dump,
+    encode,
+    load,
 )
-"""Every kind of frame a host sends, with its header's fields."""
 
-FROM_GUEST = frozenset(
-    {
-        "ready",  # protocol, kernel, cells; payload: JSON list of the variables' names
-        "output",  # id, skipped: bytes left out before this piece; payload: bytes as written
-        "call",  # id, name: of a function of the host; payload: JSON arguments
-        "done",  # id, ok: the answer to a request; payload: JSON value, or the text of the error
-    }
-)
-"""Every kind of frame a guest sends, with its header's fields."""
-
-MAX_HEADER = 64 * 1024
-"""Bytes of a header: it holds a few names and numbers, and a path of at most 4 KiB, escaped."""
-
-MAX_PAYLOAD = 32 * 1024 * 1024
-"""Bytes of a payload: 256 prompts of 100 KB each fit; what is larger belongs into a file."""
-
-MAX_VALUES = 500_000
-"""Values in one JSON payload: parsed, they take about 80 bytes each, whatever they look like."""
-
-MAX_CALL_VALUES = 10_000
-"""Values in the arguments of one call: many calls may be in flight, and few have long lists."""
-
-MAX_CALLS = 256
-"""Calls to the host that one cell may have in flight. The guest lets further ones wait."""
-
-_LENGTHS = struct.Struct("!II")
-_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-
-
-class FrameError(ValueError):
-    """Bytes that are not a frame of this protocol, or a frame that is over its limits."""
-
-
-class Frame:
-    """One message: its kind, the other fields of its header, and its payload."""
-
-    __slots__ = ("fields", "kind", "payload")
-
-    def __init__(self, kind: str, fields: dict[str, Any], payload: bytes = b"") -> None:
-        self.kind = kind
-        self.fields = fields
-        self.payload = payload
-
-
-def encode(kind: str, fields: dict[str, Any], payload: bytes = b"") -> bytes:
-    """The bytes of a frame. Raises `FrameError` when it is over the limits."""
-    header = json.dumps({"kind": kind, **fields}, separators=(",", ":")).encode()
-    _check_lengths(len(header), len(payload))
-    return b"".join((_LENGTHS.pack(len(header), len(payload)), header, payload))
-
-
-class Decoder:
-    """Turns bytes, split anywhere, back into frames of the kinds given.
-
-    Never holds more than one frame that is not whole, and what was fed and not asked for. After a
-    `FrameError` the rest of the stream has no meaning.
-    """
-
-    def __init__(self, kinds: frozenset[str]) -> None:
-        self._kinds = kinds
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[Frame]:
-        """The frames that `data` completes, each decoded when it is asked for.
-
-        What is left of an earlier feed comes first; its own iterator need not be used up.
-        """
-        self._buffer += data
-        return self._whole_frames()
-
-    def _whole_frames(self) -> Iterator[Frame]:
-        while len(self._buffer) >= _LENGTHS.size:
-            header, payload = _LENGTHS.unpack_from(self._buffer)
-            _check_lengths(header, payload)
-            start = _LENGTHS.size + header
-            if len(self._buffer) < start + payload:
-                return
-            with memoryview(self._buffer) as view:
-                head = bytes(view[_LENGTHS.size : start])
-                body = bytes(view[start : start + payload])
-            del self._buffer[: start + payload]
-            yield self._frame(head, body)
-
-    def _frame(self, head: bytes, body: bytes) -> Frame:
-        header: Any = load(head)
-        if not isinstance(header, dict):
-            raise FrameError(f"a frame's header is a JSON {type(header).__name__}, not an object")
-        fields: dict[str, Any] = header  # pyright: ignore[reportUnknownVariableType] - its keys are str
-        kind = fields.pop("kind", None)
-        if not isinstance(kind, str) or kind not in self._kinds:
-            raise FrameError(f"unknown kind of frame: {str(kind)[:40]!r}")
-        return Frame(kind, fields, body)
-
-
-def _check_lengths(header: int, payload: int) -> None:
-    if header > MAX_HEADER:
-        raise FrameError(f"a header of {header} bytes is over the limit of {MAX_HEADER}")
-    if payload > MAX_PAYLOAD:
-        raise FrameError(f"a payload of {payload} bytes is over the limit of {MAX_PAYLOAD}")
-
-
-def dump(value: Any, *, most: int = MAX_VALUES) -> bytes:
-    """A JSON value as bytes. A str may hold lone surrogates, as names of files do.
-
-    Raises `FrameError` when the other half would refuse it for its size.
-    """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    try:
-        data = text.encode()
-    except UnicodeEncodeError:
-        data = json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
-    _check_lengths(0, len(data))
-    _check_values(data, most)
-    return data
-
-
-def load(data: bytes, *, most: int = MAX_VALUES, surrogates: bool = False) -> Any:
-    """The JSON value in `data`, which nobody vouches for.
-
-    Raises `FrameError` for what is not strict JSON (NaN and infinities included), nests too deep,
-    or would take much more memory than its bytes. Lone surrogates, which no UTF-8 can carry on,
-    become ``?`` unless `surrogates` are wanted.
-    """
-    _check_values(data, most)
-    try:
-        value = json.loads(data.decode(), parse_constant=_refuse_constant)
-        if not surrogates and _SURROGATE.search(data):
-            clean = json.dumps(value, ensure_ascii=False).encode(errors="replace")
-            value = json.loads(clean.decode())
-    except (ValueError, RecursionError) as error:
-        raise FrameError(f"not JSON: {str(error)[:200]}") from None
-    return value
-
-
-def _check_values(data: bytes, most: int) -> None:
-    """Refuse too many values; strings are only looked past when it matters."""
-    if _marks(data) > most and _marks(_STRINGS.sub(b"", data)) > most:
-        raise FrameError(f"a JSON payload holds more than {most} values")
-
-
-def _marks(data: bytes) -> int:
-    """How many values `data` holds, at most and but for one."""
-    return data.count(b",") + data.count(b"[") + data.count(b"{")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+__all__ = [
+    "MAX_HEADER",
+    "MAX_PAYLOAD",
+    "MAX_VALUES",
+    "Decoder",
+    "Frame",
+    "FrameError",
+    "dump",
+    "encode",
+    "load",
+]

@@ -9,20 +9,25 @@ import pytest
 
 from vers_rlm_mcp.machines import ExitStatus
 from vers_rlm_mcp.machines.daemon import Daemon
-from vers_rlm_mcp.machines.daemon.guest import wire
+from vers_rlm_mcp.machines.daemon.guest.frames import CHUNK, STDERR, STDIN, STDOUT, WINDOW
+from vers_rlm_mcp.machines.daemon.guest.wire import encode
 
-LARGEST = b"x" * wire.CHUNK
-
-
-def output(data: bytes, *, job: int = 1, stream: int = wire.STDOUT) -> bytes:
-    return wire.encode(wire.DATA, job, stream, data)
+LARGEST = b"x" * CHUNK
 
 
-def taken(size: int) -> bytes:
-    return wire.encode(wire.TAKEN, 1, wire.STDIN, wire.NUMBER.pack(size))
+def output(data: bytes, *, job: object = 1, stream: object = STDOUT) -> bytes:
+    return encode("data", {"job": job, "stream": stream}, data)
 
 
-EXITED = wire.encode(wire.EXIT, 1, payload=wire.STATUS.pack(7, 0))
+def taken(size: object) -> bytes:
+    return encode("taken", {"job": 1, "size": size})
+
+
+def exited(code: object, signal: object = None) -> bytes:
+    return encode("exit", {"job": 1, "code": code, "signal": signal})
+
+
+EXITED = exited(7)
 
 
 @pytest.mark.parametrize(
@@ -31,21 +36,31 @@ EXITED = wire.encode(wire.EXIT, 1, payload=wire.STATUS.pack(7, 0))
         b"Welcome to Ubuntu 24.04 LTS\n" * 10,
         output(LARGEST + b"x"),
         output(b"of a job that never was", job=2),
-        output(LARGEST) * (wire.WINDOW // wire.CHUNK + 1),
+        output(b"of no job", job=0),
+        output(b"of no number", job="1"),
+        output(LARGEST) * (WINDOW // CHUNK + 1),
         output(b"") + output(b"after the end"),
         output(b"", stream=9),
-        output(b"input", stream=wire.STDIN),
+        output(b"", stream=True),
+        output(b"input", stream=STDIN),
+        encode("data", {"job": 1}, b"of no stream"),
         taken(1),
-        wire.encode(wire.TAKEN, 1, wire.STDIN, b"1"),
+        taken(-1),
+        taken("1"),
         EXITED + EXITED,
-        wire.encode(wire.EXIT, 1, payload=b"seven"),
-        wire.encode(wire.START, 1),
-        wire.encode(99, 1),
+        exited("seven"),
+        exited(None),
+        exited(256),
+        exited(None, 10**30),
+        encode("start", {"job": 1}),
+        encode("unknown", {"job": 1}),
     ],
     ids=[
-        *("no frame", "too large", "unknown job", "over the window", "after the end"),
-        *("unknown stream", "input from there", "taken what was not sent", "no number"),
-        *("exits twice", "no status", "a start", "unknown kind"),
+        *("no frame", "too large", "unknown job", "no job", "a job that is no number"),
+        *("over the window", "after the end", "unknown stream", "a stream that is no number"),
+        *("input from there", "no stream", "taken what was not sent", "taken less than nothing"),
+        *("taken what is no number", "exits twice", "no code", "neither code nor signal"),
+        *("no code of a process", "no signal", "a start", "unknown kind"),
     ],
 )
 async def test_a_daemon_that_breaks_the_rules_is_not_heard_any_more(said: bytes) -> None:
@@ -58,13 +73,13 @@ async def test_a_daemon_that_breaks_the_rules_is_not_heard_any_more(said: bytes)
         assert status in (None, ExitStatus(7))
         with suppress(anyio.BrokenResourceError):
             async for chunk in job.stdout:
-                assert len(chunk) <= wire.WINDOW
+                assert len(chunk) <= WINDOW
 
 
 async def test_frames_that_are_split_anywhere_are_put_together() -> None:
     daemon = Daemon()
     job = daemon.start({})
-    said = output(b"out") + output(b"err", stream=wire.STDERR) + output(b"") + EXITED
+    said = output(b"out") + output(b"err", stream=STDERR) + output(b"") + EXITED
     for byte in said:
         daemon.received(bytes([byte]))
     assert not daemon.lost
@@ -77,7 +92,7 @@ async def test_frames_that_are_split_anywhere_are_put_together() -> None:
 
 async def test_what_is_said_of_a_job_that_was_closed_is_passed_over() -> None:
     daemon = Daemon()
-    daemon.start({}).close()
+    await daemon.start({}).aclose()
     daemon.received(output(b"late") + EXITED)
     assert not daemon.lost
 

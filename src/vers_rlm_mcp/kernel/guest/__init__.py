@@ -6,6 +6,7 @@ the start of every kernel.
 
     attach       the program: finds or starts the machine's kernel and hands it its pipes
     service      the kernel: performs the host's requests, one at a time, on the main thread
+    frames       the kinds of frames between it and its host
     host_link    frames to and from the attached host
     host_calls   calls from cells to the host
     capture      what is written to standard output and error: by Python, C code and children

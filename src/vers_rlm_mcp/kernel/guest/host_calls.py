@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import threading
 
-from ..wire import MAX_CALL_VALUES, MAX_CALLS, FrameError, dump, load
+from ..wire import FrameError, dump, load
+from .frames import MAX_CALL_VALUES, MAX_CALLS
 from .host_link import Attachment, Detached
 
 TYPE_CHECKING = False

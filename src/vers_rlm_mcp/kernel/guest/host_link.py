@@ -8,8 +8,9 @@ import threading
 from _socket import socket
 from contextlib import suppress
 
-from ..wire import TO_GUEST, Decoder, FrameError, encode
+from ..wire import Decoder, FrameError, encode
 from .attach import FAREWELL, receive_descriptors
+from .frames import TO_GUEST
 from .memory import lift
 
 TYPE_CHECKING = False

@@ -16,8 +16,9 @@ from contextlib import suppress
 from math import inf
 from queue import Empty, SimpleQueue
 
-from ..wire import PROTOCOL, FrameError, dump, load
+from ..wire import FrameError, dump, load
 from .capture import Capture
+from .frames import PROTOCOL
 from .functions import Finished, Functions, bind
 from .host_calls import Calls
 from .host_link import Attachment, Detached, Link

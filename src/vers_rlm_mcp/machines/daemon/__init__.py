@@ -1,12 +1,28 @@
-"""Machines that are worked with through a daemon: a program in the machine that runs programs.
+"""Machines that are worked with through a daemon: our program in them, which runs programs.
 
-The daemon serves one host over a pair of byte streams, whatever carries them. Its half of the code
-is in `guest` and runs on the machine's own Python.
+A daemon serves one host over a pair of byte streams, whatever carries them. Its code is in `guest`
+and runs on the machine's own Python. A backend whose machines can run it is a `DaemonBackend`.
 """
 
 from __future__ import annotations
 
-from .conversation import Daemon, Job, Transport, command
-from .machine import DaemonMachine, Link, Owner
+from .backend import DaemonBackend
+from .conversation import Daemon, Job, Standard, Transport, command
+from .link import deleted
+from .machine import DaemonMachine, Link, parse_refusal, rest
+from .process import connect_process
 
-__all__ = ["Daemon", "DaemonMachine", "Job", "Link", "Owner", "Transport", "command"]
+__all__ = [
+    "Daemon",
+    "DaemonBackend",
+    "DaemonMachine",
+    "Job",
+    "Link",
+    "Standard",
+    "Transport",
+    "command",
+    "connect_process",
+    "deleted",
+    "parse_refusal",
+    "rest",
+]

@@ -1,82 +1,101 @@
-"""The host's end of the daemon in a machine: all that runs there, over one pair of byte streams."""
+"""The host's end of a machine's daemon: all jobs that run there, over one pair of byte streams."""
 
 from __future__ import annotations
 
 import json
 import logging
+import shlex
 import time
-from functools import cache, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 import anyio
 
 from vers_rlm_mcp.errors import BackendUnavailable
 
 from ..base import ExitStatus
-from .guest.wire import (
+from ..code import guest_code, loader
+from .guest.frames import (
     CHUNK,
-    CLOSE,
-    DATA,
-    EXIT,
-    KILL,
-    NUMBER,
+    FROM_DAEMON,
+    MAX_REQUEST,
     OUTPUTS,
-    PING,
-    READY,
-    START,
-    STATUS,
-    STDIN,
-    TAKEN,
-    Decoder,
-    FrameError,
-    encode,
+    REPORT,
+    STDERR,
+    STDOUT,
+    WINDOW,
 )
+from .guest.wire import Decoder, Frame, FrameError, encode
 from .streams import Incoming, Outgoing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    from anyio.abc import ByteReceiveStream, ByteSendStream
 
 logger = logging.getLogger(__name__)
 
 MAX_COMPLAINT: Final = 4096
 """Bytes that are kept of what the daemon, or the shell in its place, writes to standard error."""
 
+MAX_STATUS: Final = 255
+"""The largest exit code, and more than the largest number of a signal."""
+
 NO_SUCH_PROGRAM: Final = 127
 """A shell's exit code where there is no such program."""
 
-COMMAND: Final = "exec python3 -I -S -c 'import sys; exec(sys.stdin.buffer.read({boot}))' {rest}"
-"""See `guest.boot`."""
+QUIET_SECONDS: Final = 2.0
+"""A connection that was silent for this long is tried before a command is sent: whether a command
+was done whose connection turns out to be lost is not known."""
 
-_GUEST: Final = Path(__file__).with_name("guest")
-_MODULES: Final = ("wire", "files", "sessions", "daemon")
-"""In the order in which they import each other."""
+CLOSE_SECONDS: Final = 5.0
+"""For a connection that was cut to be gone; milliseconds are usual."""
+
+PING_SECONDS: Final = 5.0
+"""Many round trips. After that, connecting again is faster."""
 
 
 class Transport(Protocol):
-    """What carries frames to the daemon: a channel of SSH, the input of a program in a VM."""
+    """What carries frames to a daemon: a channel of SSH, the input of a program in a VM."""
 
     def write(self, data: bytes) -> None:
-        """Send, as soon as there is room; raise `OSError` when it is closing."""
+        """Send as soon as there is room; raise `OSError` when closing."""
         ...
 
     def abort(self) -> None:
         """Cut it, without waiting."""
         ...
 
+    async def wait_closed(self) -> None:
+        """Wait until nothing is left of it."""
+        ...
+
+
+PassOn: TypeAlias = "Callable[[bytes, Sequence[int]], None]"
+
+
+class Standard(NamedTuple):
+    """The standard streams of a job."""
+
+    stdin: ByteSendStream
+    stdout: ByteReceiveStream
+    stderr: ByteReceiveStream
+
 
 class Daemon:
-    """What is said to the daemon and by it. Nothing that it says is trusted.
+    """What is said to a daemon and by it. Nothing that it says is trusted.
 
-    Both live and die with their transport: one that closes is a connection that is lost.
+    It lives and dies with its transport. Whatever owns that calls `connected`, `received`,
+    `complained`, `ended` and `lose`.
     """
 
     def __init__(self) -> None:
         self.lost = False
         self.heard_at = 0.0
-        """When it said something, on the monotonic clock."""
+        """When it last said something, on the monotonic clock."""
         self._transport: Transport | None = None
-        self._decoder = Decoder(CHUNK)
+        self._pass_on: PassOn | None = None
+        self._decoder = Decoder(FROM_DAEMON, CHUNK)
         self._ready = anyio.Event()
         self._pong = anyio.Event()
         self._jobs: dict[int, Job] = {}
@@ -84,15 +103,19 @@ class Daemon:
         self._complaint = b""
         self._exit_code: int | None = None
 
-    # What the project calls.
+    # For the host
 
     async def begin(self) -> None:
-        """Send the daemon's program, and wait until it runs.
+        """Send the daemon's code to what `command` has started, and wait until it runs.
 
         Raises `BackendUnavailable` where nothing can run it, or `anyio.BrokenResourceError` when
         the connection is lost.
         """
-        self._write(_boot() + _modules())
+        self._write(guest_code("daemon"))
+        await self.ready()
+
+    async def ready(self) -> None:
+        """Wait until the daemon runs; see `begin`."""
         await self._ready.wait()
         complaint = self._complaint.decode(errors="replace").strip()
         if self._exit_code == NO_SUCH_PROGRAM:
@@ -103,43 +126,76 @@ class Daemon:
         if self.lost:
             raise anyio.BrokenResourceError(complaint)
 
-    async def ping(self) -> None:
-        """Wait for an answer, or the end of the connection."""
-        self.send(PING)
-        await self._pong.wait()
+    async def answers(self) -> bool:
+        """Whether anything can be asked of it. A connection that was quiet for long is tried."""
+        if not self.lost and time.monotonic() - self.heard_at > QUIET_SECONDS:
+            with anyio.move_on_after(PING_SECONDS) as scope:
+                self.send("ping")
+                await self._pong.wait()
+            if scope.cancelled_caught:
+                self.lose()
+        return not self.lost
 
-    def start(self, request: Mapping[str, Any]) -> Job:
-        """Start a job: see `guest.daemon`. Raises `FrameError` for a request that is too large."""
-        number = self._last + 1
-        frame = encode(START, number, payload=json.dumps(request).encode())
-        self._last = number
-        job = self._jobs[number] = Job(self, number)
-        self._write(frame)
+    def start(
+        self,
+        request: Mapping[str, Any],
+        *,
+        standard: Standard | None = None,
+        descriptors: Sequence[int] = (),
+    ) -> Job:
+        """Start a job: see `guest.daemon`. Raises `FrameError` for a request that is too large.
+
+        Args:
+            request: What to do.
+            standard: Our ends of the job's standard streams, where the others are passed.
+            descriptors: What is passed along with the request.
+        """
+        payload = json.dumps(request).encode()
+        if len(payload) > MAX_REQUEST:
+            raise FrameError(f"a request of {len(payload):,} bytes is over {MAX_REQUEST:,}")
+        self._last += 1
+        job = self._jobs[self._last] = Job(self, self._last, standard)
+        fields = {"job": self._last, "descriptors": len(descriptors)}
+        self._write(encode("start", fields, payload), descriptors)
         return job
 
-    def send(self, kind: int, job: int = 0, stream: int = 0, payload: bytes = b"") -> None:
+    async def aclose(self) -> None:
+        """Cut the connection, and wait until nothing is left of it."""
+        self.lose()
+        if self._transport:
+            with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+                await self._transport.wait_closed()
+
+    # For jobs
+
+    def send(self, kind: str, payload: bytes = b"", **fields: object) -> None:
         """Send a frame; over a connection that is lost nothing is sent."""
-        self._write(encode(kind, job, stream, payload))
+        self._write(encode(kind, fields, payload))
 
     def forget(self, number: int) -> None:
         """Hear nothing more of a job."""
         if self._jobs.pop(number, None):
-            self.send(CLOSE, number)
+            self.send("close", job=number)
 
-    # What the transport calls.
+    # For the transport
 
-    def connected(self, transport: Transport) -> None:
-        """The daemon's program can be sent."""
-        self._transport = transport
+    def connected(self, transport: Transport, pass_on: PassOn | None = None) -> None:
+        """Something can be sent: its code, or where that is there already, requests.
+
+        Args:
+            transport: What sends it.
+            pass_on: Sends it along with descriptors, where that can be done.
+        """
+        self._transport, self._pass_on = transport, pass_on
 
     def received(self, data: bytes) -> None:
-        """Take what the daemon wrote to its output."""
+        """Take what the daemon wrote to its output. A frame that breaks the rules is its last."""
         self.heard_at = time.monotonic()
         try:
-            for kind, number, stream, payload in self._decoder.feed(data):
-                self._hear(kind, number, stream, payload)
+            for frame in self._decoder.feed(data):
+                self._hear(frame)
         except FrameError as error:
-            logger.warning("The daemon in a machine is not to be trusted any more: %s", error)
+            logger.warning("The daemon in a machine is not trusted any more: %s", error)
             self.lose()
 
     def complained(self, data: bytes) -> None:
@@ -162,39 +218,42 @@ class Daemon:
         for job in self._jobs.values():
             job.lose()
 
-    # What the daemon says.
-
-    def _hear(self, kind: int, number: int, stream: int, payload: bytes) -> None:
-        if kind == READY:
+    def _hear(self, frame: Frame) -> None:
+        if frame.kind == "ready":
             self._ready.set()
-        elif kind == PING:
+        elif frame.kind == "ping":
             self._pong.set()
             self._pong = anyio.Event()
-        elif job := self._jobs.get(number):
-            job.hear(kind, stream, payload)
-        elif not 0 < number <= self._last:
-            raise FrameError("a job that was never started")
+        else:
+            number = _integer(frame, "job", self._last)
+            if job := self._jobs.get(number):
+                job.hear(frame)
+            elif not number:
+                raise FrameError("a job that was never started")
 
-    def _write(self, frame: bytes) -> None:
+    def _write(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
         if self._transport is None or self.lost:
             return
         try:
-            self._transport.write(frame)
+            if self._pass_on and descriptors:
+                self._pass_on(data, descriptors)
+            else:
+                self._transport.write(data)
         except OSError:
             self._transport.abort()  # it was closing, and tells when it has closed
 
 
 class Job:
-    """A process that the daemon has started: a program, or one that reads or writes a file."""
+    """What a daemon was asked to do: mostly a process that it has started."""
 
-    def __init__(self, daemon: Daemon, number: int) -> None:
+    def __init__(self, daemon: Daemon, number: int, standard: Standard | None) -> None:
         self._daemon = daemon
         self._number = number
-        self.stdin = Outgoing(partial(daemon.send, DATA, number, STDIN))
-        self.stdout, self.stderr, self.report = (
-            Incoming(partial(self._tell_taken, stream)) for stream in OUTPUTS
-        )
-        self._outputs = dict(zip(OUTPUTS, (self.stdout, self.stderr, self.report), strict=True))
+        self._input = Outgoing(partial(daemon.send, "data", job=number))
+        self._outputs = {stream: Incoming(partial(self._tell_taken, stream)) for stream in OUTPUTS}
+        outputs = self._outputs[STDOUT], self._outputs[STDERR]
+        self.stdin, self.stdout, self.stderr = standard or Standard(self._input, *outputs)
+        self.report = self._outputs[REPORT]
         self.status: ExitStatus | None = None
         self._ended = anyio.Event()
         self._killed = anyio.Event()
@@ -205,65 +264,74 @@ class Job:
         return self.status
 
     @property
+    def has_ended(self) -> bool:
+        """Whether it has ended, or nothing more can be learnt of it."""
+        return self._ended.is_set()
+
+    @property
     def lost(self) -> bool:
         """Whether it will never be known how it ended."""
         return self._ended.is_set() and self.status is None
 
     async def kill(self) -> None:
-        """Kill its session unless its process has ended, and wait until that is done."""
-        if not self._ended.is_set():
-            self._daemon.send(KILL, self._number)
+        """Kill its session, and wait until that is done."""
+        if not self.lost:
+            self._daemon.send("kill", job=self._number)
             await self._killed.wait()
 
-    def close(self) -> None:
-        """Kill it if it has not ended, and let go of it, without waiting."""
+    async def aclose(self) -> None:
+        """Kill its session if its process has not ended, without waiting for that; close all."""
         if not self._ended.is_set():
-            self._daemon.send(KILL, self._number)
+            self._daemon.send("kill", job=self._number)
+        with anyio.CancelScope(shield=True):
+            for stream in (self.stdin, self.stdout, self.stderr, self.report):
+                await stream.aclose()
         self._daemon.forget(self._number)
-        self.stdin.close()
-        for stream in self._outputs.values():
-            stream.close()
 
-    def hear(self, kind: int, stream: int, payload: bytes) -> None:
+    def hear(self, frame: Frame) -> None:
         """Take a frame about it. Raises `FrameError`."""
-        if kind == DATA and stream in self._outputs:
-            self._outputs[stream].feed(payload)
-        elif kind == DATA and stream == STDIN and not payload:
-            self.stdin.break_off()
-        elif kind == TAKEN and len(payload) == NUMBER.size:
-            self.stdin.taken(NUMBER.unpack(payload)[0])
-        elif kind == EXIT and len(payload) == STATUS.size and self.status is None:
-            code, number = STATUS.unpack(payload)
-            self.status = ExitStatus(None, number) if number else ExitStatus(code)
+        if frame.kind == "data":
+            stream = self._outputs.get(_integer(frame, "stream", REPORT))
+            if stream is None:
+                raise FrameError("output of a stream that is none")
+            stream.feed(frame.payload)
+        elif frame.kind == "taken":
+            self._input.taken(_integer(frame, "size", WINDOW))
+        elif frame.kind == "unread":
+            self._input.break_off()
+        elif frame.kind == "exit" and self.status is None:
+            self.status = _status(frame)
             self._ended.set()
-            self._killed.set()
-        elif kind == KILL:
+        elif frame.kind == "kill":
             self._killed.set()
         else:
-            raise FrameError(f"a frame of kind {kind} that makes no sense")
+            raise FrameError(f"a frame of kind {frame.kind!r} that makes no sense")
 
     def lose(self) -> None:
         """Nothing more can be learnt of it."""
-        self.stdin.break_off()
+        self._input.break_off()
         for stream in self._outputs.values():
             stream.end(broken=True)
         self._ended.set()
         self._killed.set()
 
     def _tell_taken(self, stream: int, size: int) -> None:
-        self._daemon.send(TAKEN, self._number, stream, NUMBER.pack(size))
+        self._daemon.send("taken", job=self._number, stream=stream, size=size)
 
 
 def command() -> str:
     """The line for a shell in the machine to run: it becomes a daemon."""
-    return COMMAND.format(boot=len(_boot()), rest=len(_modules()))
+    return shlex.join(["exec", "python3", *loader("daemon.guest.daemon", guest_code("daemon"))])
 
 
-@cache
-def _boot() -> bytes:
-    return (_GUEST / "boot.py").read_bytes()
+def _integer(frame: Frame, name: str, most: int) -> int:
+    value = frame.fields.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise FrameError(f"no valid {name!r} in a frame of kind {frame.kind!r}")
+    return value
 
 
-@cache
-def _modules() -> bytes:
-    return json.dumps([(name, (_GUEST / f"{name}.py").read_text()) for name in _MODULES]).encode()
+def _status(frame: Frame) -> ExitStatus:
+    if frame.fields.get("signal") is None:
+        return ExitStatus(_integer(frame, "code", MAX_STATUS))
+    return ExitStatus(None, _integer(frame, "signal", MAX_STATUS))

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import errno
 import re
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 from anyio.abc import ByteReceiveStream
@@ -18,20 +18,24 @@ from ..base import Capabilities, Commit, ExitStatus, Machine, MachineInfo, Proce
 from ..paths import WORKSPACE, check_path
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Generator, Mapping, Sequence
 
     from anyio.abc import ByteSendStream
 
     from .conversation import Job
 
-START_SECONDS: Final = 30.0
-"""Until a command that was sent says that it runs; it takes milliseconds, and a round trip."""
+STALL_SECONDS: Final = 300.0
+"""How long a daemon, or a process that reads or writes a file for it, may stand still. Programs of
+the machine can stop that for ever; a snapshot that copies does so for as long as it takes."""
 
 CLOSE_SECONDS: Final = 5.0
 """For killing a program that is given up, which takes a round trip and some milliseconds."""
 
-MAX_REPORT: Final = 4096
-"""Bytes of a complaint or a result."""
+CHUNK: Final = 1024 * 1024
+"""Bytes of a file that are sent, or received where nothing else is said, at a time."""
+
+MAX_REPORT: Final = 64 * 1024
+"""Bytes of a report; real ones have tens."""
 
 NO_ROOM: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN, errno.ENOMEM, errno.EMFILE}
@@ -42,17 +46,16 @@ _REFUSAL = re.compile(r"!(\d{1,4}) (.*)", re.DOTALL)
 
 
 class Link(Protocol):
-    """The way to one machine, shared by all handles on it."""
+    """The way to one machine's daemon."""
 
     machine_id: str
-    handles: int
 
     def check(self) -> None:
         """Raise `MachineGone` if the machine is known to be no more."""
         ...
 
     async def start(self, request: Mapping[str, Any]) -> Job:
-        """Start a job of the machine's daemon. It is sent once, whatever becomes of it."""
+        """Start a job of the daemon. It is sent once, whatever becomes of it."""
         ...
 
     async def fate(self) -> MachineError:
@@ -60,14 +63,15 @@ class Link(Protocol):
         ...
 
 
-AnyLink = TypeVar("AnyLink", bound=Link)
-LinkOf = TypeVar("LinkOf", bound=Link, contravariant=True)
-
-
-class Owner(Protocol[LinkOf]):
+class Owner(Protocol):
     """What a backend does for its machines."""
 
     name: str
+    capabilities: Capabilities
+
+    async def info(self, machine_id: str) -> MachineInfo:
+        """What is known of a machine."""
+        ...
 
     async def commit(self, machine_id: str, intent: str | None) -> Commit:
         """Take a commit of a machine."""
@@ -79,16 +83,12 @@ class Owner(Protocol[LinkOf]):
         """Make copies of a machine, all from one instant."""
         ...
 
-    async def info(self, machine_id: str) -> MachineInfo:
-        """What is known of a machine."""
-        ...
-
     async def delete(self, machine_id: str) -> None:
         """Delete a machine. One that is gone already is no error."""
         ...
 
-    def release(self, link: LinkOf) -> None:
-        """Take back a handle; with the last one the connection goes."""
+    def release(self, machine_id: str) -> None:
+        """Take back a handle on a machine."""
         ...
 
 
@@ -110,47 +110,48 @@ class DaemonProcess(Process):
         await self._job.kill()
 
     async def aclose(self) -> None:
-        try:
+        if not self._job.has_ended:  # what it has left in the background lives on
             with anyio.move_on_after(CLOSE_SECONDS, shield=True):
                 await self._job.kill()
-        finally:
-            self._job.close()
+        await self._job.aclose()
 
 
 class FileStream(ByteReceiveStream):
     """The content of a file, as it comes."""
 
-    def __init__(self, link: Link, job: Job, path: str) -> None:
+    def __init__(self, link: Link, job: Job, what: str) -> None:
         self._link = link
         self._job = job
-        self._path = path
+        self._what = what
 
-    async def receive(self, max_bytes: int = 65536) -> bytes:
+    async def receive(self, max_bytes: int = CHUNK) -> bytes:
         try:
-            return await self._job.stdout.receive(max_bytes)
+            with _patience(self._what):
+                return await self._job.stdout.receive(max_bytes)
         except anyio.BrokenResourceError:
             raise await self._link.fate() from None
         except anyio.EndOfStream:
-            if not (await _end_of(self._job, self._link)).ok:
-                complaint = await _rest(self._job.stderr)
-                raise MachineError(f"Reading {self._path!r} failed half-way: {complaint}") from None
+            with _patience(self._what):
+                complete = (await _end_of(self._job, self._link)).ok
+            if not complete:
+                complaint = await rest(self._job.stderr)
+                raise MachineError(f"Cannot {self._what} to its end: {complaint}") from None
             raise
 
     async def aclose(self) -> None:
-        self._job.close()
+        await self._job.aclose()
 
 
-class DaemonMachine(Machine, Generic[AnyLink]):
+class DaemonMachine(Machine):
     """A handle on a machine. Any number of them share its connection."""
 
-    def __init__(self, backend: Owner[AnyLink], link: AnyLink, capabilities: Capabilities) -> None:
+    def __init__(self, backend: Owner, link: Link) -> None:
         self.id = link.machine_id
         self.backend = backend.name
-        self.capabilities = capabilities
+        self.capabilities = backend.capabilities
         self._owner = backend
         self._link = link
         self._closed = False
-        link.handles += 1
 
     async def spawn(
         self,
@@ -162,7 +163,9 @@ class DaemonMachine(Machine, Generic[AnyLink]):
         directory = cwd or WORKSPACE
         check_path(directory)
         environment = dict(env or {})
-        _check_arguments([*argv, *environment, *environment.values()])
+        what = f"start {argv[0]!r} in {directory!r}"
+        if any("\0" in word for word in (*argv, *environment, *environment.values())):
+            raise PathRefused(f"Cannot {what}: there is a NUL byte in what it is given.")
         request = {
             "do": "run",
             "argv": list(argv),
@@ -170,9 +173,7 @@ class DaemonMachine(Machine, Generic[AnyLink]):
             "cwd": directory,
             "make_cwd": directory == WORKSPACE,
         }
-        return DaemonProcess(
-            self._link, await self._open(request, f"start {argv[0]!r} in {directory!r}")
-        )
+        return DaemonProcess(self._link, await self._open(request, what))
 
     async def read(
         self, path: str, *, offset: int = 0, length: int | None = None
@@ -180,7 +181,8 @@ class DaemonMachine(Machine, Generic[AnyLink]):
         check_path(path)
         size = -1 if length is None else length
         request = {"do": "read", "path": path, "offset": offset, "length": size}
-        return FileStream(self._link, await self._open(request, f"read {path!r}"), path)
+        what = f"read {path!r}"
+        return FileStream(self._link, await self._open(request, what), what)
 
     async def write(
         self, path: str, data: bytes | AsyncIterable[bytes], *, mode: int = 0o644
@@ -189,16 +191,19 @@ class DaemonMachine(Machine, Generic[AnyLink]):
         what = f"write {path!r}"
         job = await self._link.start({"do": "write", "path": path, "mode": mode})
         try:
-            await _feed(job.stdin, data)
-            report = await _rest(job.report)
-            if not report:
-                status = await _end_of(job, self._link)
-                raise MachineError(f"Cannot {what}: the process that wrote ended early: {status}")
-            if not report.isdecimal():
-                raise _refusal(report, what)
-            return int(report)
+            await _feed(job.stdin, data, what)
+            with _patience(what):
+                report = await rest(job.report)
+                status = (
+                    await _end_of(job, self._link) if report.isdecimal() or not report else None
+                )
         finally:
-            job.close()
+            await job.aclose()  # Killed when the data's source fails: it must not write on.
+        if not report:
+            raise MachineError(f"Cannot {what}: what wrote it ended early: {status}")
+        if not report.isdecimal():
+            raise _refused(report, what)
+        return int(report)
 
     async def snapshot(self, *, intent: str | None = None) -> Commit:
         self._link.check()
@@ -220,31 +225,48 @@ class DaemonMachine(Machine, Generic[AnyLink]):
     async def aclose(self) -> None:
         if not self._closed:
             self._closed = True
-            self._owner.release(self._link)
+            self._owner.release(self.id)
 
     async def _open(self, request: Mapping[str, Any], what: str) -> Job:
         """Start a job, and wait until its program runs or its file is open."""
         job = await self._link.start(request)
         try:
-            await self._opened(job, what)
+            with _patience(what):
+                report = await rest(job.report)
         except BaseException:
-            job.close()
+            await job.aclose()
             raise
-        return job
+        if not (job.lost or report):
+            return job
+        await job.aclose()
+        raise await self._link.fate() if job.lost else _refused(report, what)
 
-    async def _opened(self, job: Job, what: str) -> None:
-        try:
-            with anyio.fail_after(START_SECONDS):
-                report = await _rest(job.report)
-        except TimeoutError:
-            raise MachineError(
-                f"Cannot {what}: machine {self.id} does not say within {START_SECONDS:g} s whether "
-                "it runs. It may be overloaded; look before you try again."
-            ) from None
-        if job.lost:
-            raise await self._link.fate()
-        if report:
-            raise _refusal(report, what)
+
+async def rest(stream: ByteReceiveStream) -> str:
+    """What a job has to say until it ends, as far as anyone would read it."""
+    text = b""
+    with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+        while len(text) < MAX_REPORT:
+            text += await stream.receive(MAX_REPORT)
+    return text.decode(errors="replace").strip()
+
+
+def parse_refusal(report: str) -> OSError | None:
+    """The error that a report of the daemon tells of; None when it does not."""
+    refused = _REFUSAL.fullmatch(report)
+    return OSError(int(refused[1]), refused[2]) if refused else None
+
+
+def _refused(report: str, what: str) -> MachineError | PathRefused:
+    error = parse_refusal(report)
+    if error is None:
+        return MachineError(f"Cannot {what}: the machine says: {report}")
+    if error.errno in NO_ROOM:
+        return MachineFull(
+            f"Cannot {what}: {error.strerror}. The machine is at its limit; delete files or end "
+            "programs."
+        )
+    return PathRefused(f"Cannot {what}: {error.strerror}.")
 
 
 async def _end_of(job: Job, link: Link) -> ExitStatus:
@@ -254,39 +276,28 @@ async def _end_of(job: Job, link: Link) -> ExitStatus:
     return status
 
 
-async def _feed(target: ByteSendStream, data: bytes | AsyncIterable[bytes]) -> None:
-    """Send everything, as long as somebody takes it: why not is told in the report."""
+async def _feed(target: ByteSendStream, data: bytes | AsyncIterable[bytes], what: str) -> None:
+    """Send everything, as long as something takes it: why not is in the report."""
     with suppress(anyio.BrokenResourceError):
-        if isinstance(data, bytes):
-            await target.send(data)
-        else:
-            async for chunk in data:
+        async for chunk in _chunks(data) if isinstance(data, bytes) else data:
+            with _patience(what):
                 await target.send(chunk)
     await target.aclose()
 
 
-async def _rest(stream: ByteReceiveStream) -> str:
-    """What a program has to say until it ends, as far as anyone would read it."""
-    text = b""
-    with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
-        while len(text) < MAX_REPORT:
-            text += await stream.receive(MAX_REPORT)
-    return text.decode(errors="replace").strip()
+async def _chunks(data: bytes) -> AsyncGenerator[bytes]:
+    for start in range(0, len(data), CHUNK):
+        yield data[start : start + CHUNK]
 
 
-def _refusal(report: str, what: str) -> MachineError | PathRefused:
-    """What a report of the daemon means that tells of a failure."""
-    refused = _REFUSAL.fullmatch(report)
-    if refused is None:
-        return MachineError(f"Cannot {what}: the machine says: {report}")
-    number, reason = int(refused[1]), refused[2]
-    if number in NO_ROOM:
-        return MachineFull(
-            f"Cannot {what}: {reason}. The machine is at its limit; delete files or end programs."
-        )
-    return PathRefused(f"Cannot {what}: {reason}.")
-
-
-def _check_arguments(words: Sequence[str]) -> None:
-    if any("\0" in word for word in words):
-        raise PathRefused(f"Cannot start {words[0]!r}: there is a NUL byte in what it is given.")
+@contextmanager
+def _patience(what: str) -> Generator[None]:
+    """Bound a wait for a daemon. Raises `MachineError` when it does nothing."""
+    try:
+        with anyio.fail_after(STALL_SECONDS):
+            yield
+    except TimeoutError:
+        raise MachineError(
+            f"Cannot {what}: nothing went on for {STALL_SECONDS:g} s. A program in the machine may "
+            "have stopped what serves you; go on in a new machine."
+        ) from None

@@ -10,7 +10,8 @@ import anyio
 from anyio import lowlevel
 from anyio.abc import ByteReceiveStream, ByteSendStream
 
-from .guest.wire import CHUNK, TELL_AFTER, WINDOW, FrameError
+from .guest.frames import CHUNK, TELL_AFTER, WINDOW
+from .guest.wire import FrameError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

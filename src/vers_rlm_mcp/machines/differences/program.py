@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from vers_rlm_mcp.errors import MachineError, PathRefused, VersRlmError
+
+from ..code import guest_code, loader
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -36,8 +36,6 @@ MAX_STDERR: Final = 1024 * 1024
 END_SECONDS: Final = 5.0
 """From the last line that a program tells until it has ended."""
 
-_GUEST: Final = Path(__file__).with_name("guest")
-
 Result = TypeVar("Result")
 
 
@@ -57,17 +55,23 @@ class Program:
 
     async def start(self) -> Process:
         """Start it. Raises `MachineError` where there is no Python."""
-        options = json.dumps(self.options)
-        sources = [part for name in ("tree", self.module) for part in (name, _source(name))]
-        argv = ["python3", "-I", "-S", "-c", _source("loader")]
+        code = guest_code("differences")
+        argv = ["python3", *loader("differences.guest.program", code), self.module, self.command]
         try:
             # Not in the machine's own directory, which a snapshot would find in use.
-            return await self.machine.spawn([*argv, "2", *sources, self.command, options], cwd="/")
+            process = await self.machine.spawn([*argv, json.dumps(self.options)], cwd="/")
         except PathRefused as error:
             raise MachineError(
                 f"Files of machine {self.machine.id} cannot be looked at, since python3 cannot be "
                 f"run there: {error}"
             ) from error
+        try:
+            with suppress(anyio.BrokenResourceError):  # it has ended, and says why
+                await process.stdin.send(code)
+        except BaseException:
+            await process.aclose()
+            raise
+        return process
 
 
 class Guest:
@@ -182,8 +186,3 @@ async def work_with(
     if failure:
         raise failure
     return outcome[0]
-
-
-@cache
-def _source(name: str) -> str:
-    return (_GUEST / f"{name}.py").read_text()

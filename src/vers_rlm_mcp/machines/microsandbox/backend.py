@@ -6,28 +6,30 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
+from collections import defaultdict
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.lowlevel
 
-from vers_rlm_mcp.errors import MachineError, MachineGone, unknown_handle
+from vers_rlm_mcp.errors import MachineError, PathRefused, unknown_handle
 
-from ..base import Backend, Capabilities, Commit, Machine, MachineInfo, MachineSpec
-from ..daemon import DaemonMachine
+from ..base import Capabilities, Commit, MachineInfo, MachineSpec
+from ..daemon import Daemon, DaemonBackend, DaemonMachine, deleted
 from .config import MicrosandboxConfig
 from .faults import NoSuchSandbox, NoSuchSnapshot
 from .images import image_at_hand
 from .library import LIVE, Library
-from .link import Link
+from .pipe import start_daemon
 from .records import Records, new_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
+    from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +37,12 @@ CLEAN_SECONDS: Final = 60.0
 """For removing what was made for nothing; milliseconds, seconds where machines are emulated."""
 
 RENEW_SECONDS: Final = 60.0
-"""For a program that writes two small files; seconds where machines are emulated."""
+"""For writing three small files; seconds where machines are emulated."""
+
+HOSTNAME: Final = "/proc/sys/kernel/hostname"
 
 
-class MicrosandboxBackend(Backend):
+class MicrosandboxBackend(DaemonBackend):
     """The machines of one state directory.
 
     Args:
@@ -49,6 +53,7 @@ class MicrosandboxBackend(Backend):
     name = "microsandbox"
 
     def __init__(self, state_dir: Path, config: MicrosandboxConfig | None = None) -> None:
+        super().__init__()
         self.config = config or MicrosandboxConfig()
         self.capabilities = Capabilities(
             isolation="vm",
@@ -61,11 +66,14 @@ class MicrosandboxBackend(Backend):
         directory = state_dir / "microsandbox"
         self._machines = Records(directory / "machines")
         self._commits = Records(directory / "commits")
-        self._links: dict[str, Link] = {}
+        self._copies: defaultdict[str, anyio.Lock] = defaultdict(
+            partial(anyio.Lock, fast_acquire=True)
+        )
+        """Held while a machine is frozen or copied, by its id."""
 
     async def create(
         self, spec: MachineSpec | None = None, *, labels: Mapping[str, str] | None = None
-    ) -> Machine:
+    ) -> DaemonMachine:
         config, spec = self.config, spec or MachineSpec()
         spec = MachineSpec(
             spec.vcpu_count or config.vcpu_count,
@@ -75,16 +83,16 @@ class MicrosandboxBackend(Backend):
         image = await image_at_hand(self._library, config.image)
         async with self._making(1, None, labels, spec) as (name,):
             await self._library.create(name, image, spec, config)
-        return self._handle(name)
+        return self.handle(name)
 
-    async def attach(self, machine_id: str) -> Machine:
+    async def attach(self, machine_id: str) -> DaemonMachine:
         infos = await self.list()
         running = {info.id: info.running for info in infos}
         if machine_id not in running:
             raise unknown_handle("machine", machine_id, list(running))
         if not running[machine_id]:
             await self._library.wake(machine_id)
-        return self._handle(machine_id)
+        return self.handle(machine_id)
 
     async def restore(
         self,
@@ -92,7 +100,7 @@ class MicrosandboxBackend(Backend):
         spec: MachineSpec | None = None,
         *,
         labels: Mapping[str, str] | None = None,
-    ) -> Machine:
+    ) -> DaemonMachine:
         commits = {commit.id: commit for commit in await self.commits()}
         if commit_id not in commits:
             raise unknown_handle("commit", commit_id, list(commits))
@@ -102,7 +110,7 @@ class MicrosandboxBackend(Backend):
                 await self._library.restore(commit_id, name, fidelity, spec, self.config)
         except NoSuchSnapshot:  # deleted meanwhile
             raise unknown_handle("commit", commit_id, []) from None
-        return self._handle(name)
+        return self.handle(name)
 
     async def list(self) -> Sequence[MachineInfo]:
         records = self._machines.machines()
@@ -117,10 +125,10 @@ class MicrosandboxBackend(Backend):
     async def delete(self, machine_id: str) -> None:
         if machine_id not in {record.id for record in self._machines.machines()}:
             return
-        if link := self._links.pop(machine_id, None):
-            link.close(gone=True)
+        self.disconnect(machine_id)
         await self._library.destroy(machine_id)
         self._machines.delete(machine_id)
+        self._copies.pop(machine_id, None)
         await self._prune()
 
     async def delete_commit(self, commit_id: str) -> None:
@@ -130,10 +138,17 @@ class MicrosandboxBackend(Backend):
         self._commits.delete(commit_id)
         await self._prune()
 
-    async def aclose(self) -> None:
-        for link in self._links.values():
-            link.close()
-        self._links.clear()
+    async def connect(self, machine_id: str) -> Daemon:
+        try:
+            return await start_daemon(self._library, machine_id)
+        except NoSuchSandbox:
+            raise deleted(machine_id) from None
+        except (TimeoutError, anyio.BrokenResourceError) as error:
+            reason = str(error) or "it is silent"
+            raise MachineError(
+                f"Machine {machine_id} does not let a program start: {reason}. Delete it and make "
+                "another, or try again later."
+            ) from None
 
     # For machines
 
@@ -142,7 +157,7 @@ class MicrosandboxBackend(Backend):
         for info in await self.list():
             if info.id == machine_id:
                 return info
-        raise _gone(machine_id)
+        raise deleted(machine_id)
 
     async def commit(self, machine_id: str, intent: str | None) -> Commit:
         """Take a commit of a machine. Raises `MachineGone`."""
@@ -159,13 +174,13 @@ class MicrosandboxBackend(Backend):
         except BaseException as error:
             await self._clean(commit_ids=[commit.id])
             if isinstance(error, NoSuchSandbox):
-                raise _gone(machine_id) from None
+                raise deleted(machine_id) from None
             raise
         return commit
 
     async def branch(
         self, machine_id: str, count: int, labels: Mapping[str, str]
-    ) -> Sequence[Machine]:
+    ) -> Sequence[DaemonMachine]:
         """Make copies of a machine, all from one instant. Raises `MachineGone`."""
         spec = (await self.info(machine_id)).spec
         try:
@@ -174,25 +189,15 @@ class MicrosandboxBackend(Backend):
                     await self._library.fork(machine_id, names)
                 await anyio.lowlevel.checkpoint_if_cancelled()
         except NoSuchSandbox:
-            raise _gone(machine_id) from None
-        return [self._handle(name) for name in names]
-
-    def release(self, link: Link) -> None:
-        """Take back a handle; with the last one the connection goes."""
-        link.handles -= 1
-        if not link.handles:
-            link.close()
-            if self._links.get(link.machine_id) is link:
-                del self._links[link.machine_id]
+            raise deleted(machine_id) from None
+        return [self.handle(name) for name in names]
 
     # Making
 
     @asynccontextmanager
     async def _copying(self, machine_id: str) -> AsyncGenerator[None]:
         """Copy a machine once at a time: a copy that waits for another is soon given up there."""
-        if machine_id not in self._links:  # deleted meanwhile
-            raise _gone(machine_id)
-        async with self._links[machine_id].copying:
+        async with self._copies[machine_id]:
             yield
 
     @asynccontextmanager
@@ -227,17 +232,15 @@ class MicrosandboxBackend(Backend):
 
     async def _renew(self, name: str, failures: list[MachineError]) -> None:
         """Give a machine a name and an identity of its own."""
-        machine = self._handle(name)
+        machine = self.handle(name)
         why_not: object = f"it did not answer within {RENEW_SECONDS:g} s"
+        texts = {HOSTNAME: name, "/etc/hostname": name, "/etc/machine-id": uuid.uuid4().hex}
         try:
             with anyio.move_on_after(RENEW_SECONDS):
-                argv = ("python3", "-I", "-S", "-c", _renewal(), name)
-                async with await machine.spawn(argv, cwd="/") as process:
-                    status = await process.wait()
-                if status.ok:
-                    return
-                why_not = status
-        except MachineError as error:
+                for path, text in texts.items():
+                    await machine.write(path, f"{text}\n".encode())
+                return
+        except (MachineError, PathRefused) as error:
             why_not = error
         finally:
             await machine.aclose()
@@ -265,20 +268,6 @@ class MicrosandboxBackend(Backend):
         except MachineError as error:
             logger.warning("%s", error)
 
-    def _handle(self, machine_id: str) -> DaemonMachine[Link]:
-        if machine_id not in self._links:
-            self._links[machine_id] = Link(machine_id, self._library)
-        return DaemonMachine(self, self._links[machine_id], self.capabilities)
-
 
 def _with_state(record: MachineInfo, state: str) -> MachineInfo:
     return replace(record, running=state in LIVE)
-
-
-def _gone(machine_id: str) -> MachineGone:
-    return MachineGone(f"Machine {machine_id} was deleted; what ran on it is lost.")
-
-
-@cache
-def _renewal() -> str:
-    return (Path(__file__).with_name("guest") / "renew.py").read_text()

@@ -44,7 +44,10 @@ class Pipe:
         """End the daemon's input, and with it the daemon, without waiting."""
         for task in self._tasks:
             task.cancel()
-        self.daemon.lose()
+
+    async def wait_closed(self) -> None:
+        """Wait until both tasks have ended."""
+        await asyncio.wait(self._tasks)
 
     async def _send(self) -> None:
         sink = self._program.take_stdin()
@@ -56,7 +59,7 @@ class Pipe:
                 with self._library.doing("send to a machine"):
                     await sink.write(data)
         except Exception:  # noqa: BLE001 - whatever it was, nothing can be sent any more
-            self.abort()
+            self.daemon.lose()
         finally:
             with anyio.move_on_after(END_SECONDS, shield=True), suppress(Exception):
                 await sink.close()
@@ -68,7 +71,7 @@ class Pipe:
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing more will come
             self.daemon.complained(str(error).encode())
         finally:
-            self.abort()
+            self.daemon.lose()
 
     def _take(self, event: Any) -> None:
         kind = str(event.event_type)
@@ -80,17 +83,17 @@ class Pipe:
             self.daemon.ended(event.code)
 
 
-async def open_pipe(library: Library, name: str) -> Pipe:
+async def start_daemon(library: Library, name: str) -> Daemon:
     """Start a daemon in a machine.
 
     Raises `NoSuchSandbox` or another `MachineError`, or `anyio.BrokenResourceError` or
     `TimeoutError` when it does not begin.
     """
-    pipe = Pipe(await library.stream(name, command()), library)
+    daemon = Pipe(await library.stream(name, command()), library).daemon
     try:
         with anyio.fail_after(BEGIN_SECONDS):
-            await pipe.daemon.begin()
+            await daemon.begin()
     except BaseException:
-        pipe.abort()
+        daemon.lose()
         raise
-    return pipe
+    return daemon

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from vers_rlm_mcp.errors import MachineError, MachineFull, MachineGone, PathRefused, unknown_handle
+from vers_rlm_mcp.errors import MachineError, MachineFull, PathRefused, unknown_handle
 
-from ..base import Backend, Capabilities, Commit, MachineInfo, MachineSpec
-from ..daemon import DaemonMachine
+from ..base import Capabilities, Commit, MachineInfo, MachineSpec
+from ..daemon import Daemon, DaemonBackend, DaemonMachine, deleted
 from .api import VersApi
 from .calls import together
 from .faults import NotThere, Refused
-from .link import STOPPED, Link
+from .link import STOPPED, reach
 from .making import OWN_LABELS, PARENT, REQUEST, Maker, Making, Origin, copies_of, unlabelled
 from .schema import UUID_PATTERN
 from .ssh import Connector
@@ -46,7 +46,7 @@ _COMMIT_NAME = re.compile(f"{COMMIT_PREFIX}(.+)")
 _UUID = re.compile(UUID_PATTERN)
 
 
-class VersBackend(Backend):
+class VersBackend(DaemonBackend):
     """The machines of one Vers organisation, whoever made them.
 
     Raises `SettingsError` when the configuration cannot be used. Nothing is sent before the first
@@ -56,6 +56,7 @@ class VersBackend(Backend):
     name = BACKEND
 
     def __init__(self, config: VersConfig) -> None:
+        super().__init__()
         self.config = config
         self.capabilities = Capabilities(
             isolation="vm",
@@ -68,7 +69,6 @@ class VersBackend(Backend):
         self._api = VersApi(config)
         self._connector = Connector(self._api)
         self._maker = Maker()
-        self._links: dict[str, Link] = {}
         self._origins: dict[str, VmMetadata] = {}
         """They never change."""
         self._copying: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
@@ -77,7 +77,7 @@ class VersBackend(Backend):
 
     async def create(
         self, spec: MachineSpec | None = None, *, labels: Mapping[str, str] | None = None
-    ) -> DaemonMachine[Link]:
+    ) -> DaemonMachine:
         spec = spec or MachineSpec()
         request = uuid.uuid4().hex
         config = {
@@ -95,9 +95,9 @@ class VersBackend(Backend):
 
         making = Making(post, find=find, delete=self.delete, finish=self._ready, lasting=True)
         (machine_id,) = await self._maker.make(making)
-        return self._handle(machine_id)
+        return self.handle(machine_id)
 
-    async def attach(self, machine_id: str) -> DaemonMachine[Link]:
+    async def attach(self, machine_id: str) -> DaemonMachine:
         try:
             vm = await self._api.status(_checked(machine_id))
         except NotThere:
@@ -105,7 +105,7 @@ class VersBackend(Backend):
             raise unknown_handle("machine", machine_id, known) from None
         if vm.state in STOPPED:
             await self._api.wake(machine_id)
-        return self._handle(machine_id)
+        return self.handle(machine_id)
 
     async def restore(
         self,
@@ -113,7 +113,7 @@ class VersBackend(Backend):
         spec: MachineSpec | None = None,
         *,
         labels: Mapping[str, str] | None = None,
-    ) -> DaemonMachine[Link]:
+    ) -> DaemonMachine:
         """`commit_id` may also be ``repository:tag``, or a tag of the older kind."""
         origin = _origin(commit_id)
 
@@ -151,8 +151,7 @@ class VersBackend(Backend):
         if not _UUID.fullmatch(machine_id):
             return
         await self._api.delete(machine_id)
-        if link := self._links.pop(machine_id, None):
-            link.close(gone=True)
+        self.disconnect(machine_id)
         self._connector.forget(machine_id)
         self._origins.pop(machine_id, None)
         self._copying.pop(machine_id, None)
@@ -172,9 +171,7 @@ class VersBackend(Backend):
             await self._doom(commit_id)
 
     async def aclose(self) -> None:
-        for link in self._links.values():
-            link.close()
-        self._links.clear()
+        await super().aclose()
         await self._maker.clean()
         await self._api.aclose()
 
@@ -185,7 +182,7 @@ class VersBackend(Backend):
         try:
             return _info(await self._api.status(machine_id), await self._metadata(machine_id))
         except NotThere:
-            raise _gone(machine_id) from None
+            raise deleted(machine_id) from None
 
     async def commit(self, machine_id: str, intent: str | None) -> Commit:
         """Take a commit of a machine. Raises `MachineGone`."""
@@ -210,12 +207,12 @@ class VersBackend(Backend):
         try:
             await self._maker.make(making)
         except NotThere:
-            raise _gone(machine_id) from None
+            raise deleted(machine_id) from None
         return made[0]
 
     async def branch(
-        self, machine_id: str, count: int, labels: Mapping[str, str] | None
-    ) -> Sequence[DaemonMachine[Link]]:
+        self, machine_id: str, count: int, labels: Mapping[str, str]
+    ) -> Sequence[DaemonMachine]:
         """Make copies of a machine, all from one instant. Raises `MachineGone`."""
 
         async def post() -> Sequence[str]:
@@ -224,15 +221,10 @@ class VersBackend(Backend):
         try:
             return await self._copy(Origin("machine", machine_id), post, labels, count=count)
         except NotThere:
-            raise _gone(machine_id) from None
+            raise deleted(machine_id) from None
 
-    def release(self, link: Link) -> None:
-        """Take back a handle; with the last one the connection goes."""
-        link.handles -= 1
-        if not link.handles:
-            link.close()
-            if self._links.get(link.machine_id) is link:
-                del self._links[link.machine_id]
+    async def connect(self, machine_id: str) -> Daemon:
+        return await reach(self._connector, machine_id)
 
     # Making
 
@@ -244,12 +236,12 @@ class VersBackend(Backend):
         *,
         count: int = 1,
         fs_size_mib: int | None = None,
-    ) -> Sequence[DaemonMachine[Link]]:
+    ) -> Sequence[DaemonMachine]:
         marks = {**(labels or {}), REQUEST: uuid.uuid4().hex}
         if not origin.is_name:  # then the metadata know better
             marks[PARENT] = origin.id
 
-        copies: list[DaemonMachine[Link]] = []
+        copies: list[DaemonMachine] = []
 
         async def finish(machine_ids: Sequence[str]) -> None:
             for machine_id in machine_ids:  # first of all: what has no label is hard to find again
@@ -259,7 +251,7 @@ class VersBackend(Backend):
                 for machine_id in machine_ids:
                     await self._api.resize_disk(machine_id, fs_size_mib)
             await self._ready(machine_ids)
-            copies.extend(self._handle(machine_id) for machine_id in machine_ids)
+            copies.extend(self.handle(machine_id) for machine_id in machine_ids)
             await together([partial(_renew, copy) for copy in copies])
 
         async with self._copying[origin.id]:
@@ -269,15 +261,7 @@ class VersBackend(Backend):
         return copies
 
     async def _ready(self, machine_ids: Sequence[str]) -> None:
-        await together([self._link(machine_id).ready for machine_id in machine_ids])
-
-    def _link(self, machine_id: str) -> Link:
-        if machine_id not in self._links:
-            self._links[machine_id] = Link(machine_id, self._connector)
-        return self._links[machine_id]
-
-    def _handle(self, machine_id: str) -> DaemonMachine[Link]:
-        return DaemonMachine(self, self._link(machine_id), self.capabilities)
+        await together([self.link(machine_id).ready for machine_id in machine_ids])
 
     # Looking
 
@@ -325,7 +309,7 @@ class VersBackend(Backend):
                 self._doomed.discard(commit_id)
 
 
-async def _renew(copy: DaemonMachine[Link]) -> None:
+async def _renew(copy: DaemonMachine) -> None:
     """Give a copy an identity of its own, as far as it lets us: programs tell hosts by it."""
     with suppress(MachineFull, PathRefused):
         await copy.write(MACHINE_ID, f"{uuid.uuid4().hex}\n".encode(), mode=0o444)
@@ -358,7 +342,3 @@ def _origin(commit: str) -> Origin:
     if _UUID.fullmatch(commit):
         return Origin("commit_id", commit)
     return Origin("ref" if ":" in commit else "tag_name", commit)
-
-
-def _gone(machine_id: str) -> MachineGone:
-    return MachineGone(f"Machine {machine_id} was deleted; what ran on it is lost.")

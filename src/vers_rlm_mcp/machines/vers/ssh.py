@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,13 +29,6 @@ CONNECT_SECONDS: Final = 15.0
 KEEPALIVE_SECONDS: Final = 10.0
 KEEPALIVES: Final = 6
 """A connection that is silent for a minute, though asked every 10 s, is lost."""
-
-QUIET_SECONDS: Final = 2.0
-"""A connection that was silent for so long is asked whether it is there before a command is sent: a
-command whose connection turns out to be lost may have been done, or not."""
-
-PING_SECONDS: Final = 5.0
-"""Many round trips. Who waits longer connects anew sooner."""
 
 CIPHERS: Final = "^aes128-gcm@openssh.com"
 """First of all the cipher that processors have instructions for; TLS encrypts around it anyway."""
@@ -75,8 +67,8 @@ class Connector:
         self._tls = tls_context(api.config)
         self._ssh_keys: dict[str, asyncssh.SSHKey] = {}
 
-    async def connect(self, machine_id: str) -> Connection:
-        """Connect, log in, and start the daemon.
+    async def connect(self, machine_id: str) -> Daemon:
+        """Connect, log in, and start a daemon.
 
         Raises `NotReady`, or `BackendUnavailable` where it makes no sense to try again.
         """
@@ -86,11 +78,11 @@ class Connector:
             with anyio.fail_after(CONNECT_SECONDS):
                 await self._open(client, machine_id, key)
         except BaseException as error:
-            client.abort()
+            client.daemon.lose()
             if isinstance(error, (*SSH_ERRORS, anyio.BrokenResourceError)):
                 raise self._refusal(client, machine_id, error) from None
             raise
-        return client
+        return client.daemon
 
     async def _open(self, client: Connection, machine_id: str, key: asyncssh.SSHKey) -> None:
         host, port, name = self.api.config.ssh_target(machine_id)
@@ -113,7 +105,7 @@ class Connector:
             login_timeout=CONNECT_SECONDS,
         )
         await client.ssh.create_session(  # pyright: ignore[reportUnknownMemberType] - its type variable is lost
-            lambda: _Channel(client.daemon), command(), encoding=None
+            lambda: _Channel(client), command(), encoding=None
         )
         await client.daemon.begin()
 
@@ -149,9 +141,11 @@ class Connection(asyncssh.SSHClient):
     """An SSH connection, and the daemon at its other end."""
 
     ssh: asyncssh.SSHClientConnection | None = None
+    channel: asyncssh.SSHClientChannel[bytes] | None = None
 
     def __init__(self, machine_id: str, pins: Pins | None) -> None:
         self.daemon = Daemon()
+        self.daemon.connected(self)
         self.wrong_host_key = False
         self._machine_id = machine_id
         self._pins = pins
@@ -164,30 +158,31 @@ class Connection(asyncssh.SSHClient):
         self.wrong_host_key = bool(self._pins) and not self._pins.accept(self._machine_id, key)
         return not self.wrong_host_key
 
-    async def answers(self) -> bool:
-        """Whether anything can be asked over it. It is tried when nothing was heard for a while."""
-        if time.monotonic() - self.daemon.heard_at > QUIET_SECONDS:
-            with anyio.move_on_after(PING_SECONDS) as scope:
-                await self.daemon.ping()
-            if scope.cancelled_caught:
-                self.abort()
-        return not self.daemon.lost
+    def write(self, data: bytes) -> None:
+        """Send to the daemon, as soon as there is room."""
+        assert self.channel
+        self.channel.write(data)  # pyright: ignore[reportUnknownMemberType] - its class is not typed
 
     def abort(self) -> None:
         """Cut it, without waiting."""
         if self.ssh:
             self.ssh.abort()
-        self.daemon.lose()
+
+    async def wait_closed(self) -> None:
+        """Wait until nothing is left of it."""
+        if self.ssh:
+            await self.ssh.wait_closed()
 
 
 class _Channel(asyncssh.SSHClientSession[bytes]):
     """The channel of the daemon: with it, all of the connection is lost."""
 
-    def __init__(self, daemon: Daemon) -> None:
-        self._daemon = daemon
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._daemon = connection.daemon
 
     def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
-        self._daemon.connected(chan)
+        self._connection.channel = chan
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
         if datatype is None:

@@ -1,58 +1,50 @@
-"""Runs programs in the machine for a host, over its standard input and output: see `wire`.
+"""Serves a host in a machine: starts programs, and reads and writes files. See `frames`.
 
-It ends when its input does. What it started is not ended with it, and only loses its streams: each
-job is the leader of a session of its own.
+It ends when its input does. What it has started lives on and only loses its streams: each job is
+the leader of a session of its own.
 
-The payload of `START` is one of:
+The payload of ``start`` is one of:
 
     {"do": "run", "argv": [...], "env": {...}, "cwd": PATH, "make_cwd": BOOL}
     {"do": "read", "path": PATH, "offset": BYTES, "length": BYTES or -1}
     {"do": "write", "path": PATH, "mode": MODE}
 
-Strings hold bytes that are not UTF-8 as surrogates.
+Strings hold bytes that are not UTF-8 as surrogates. A host that can pass descriptors may give the
+three standard streams of a job; only its report then goes through frames.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import select
 import signal
-import subprocess
 import sys
 
 from . import files, sessions
-from .wire import (
+from .frames import (
     CHUNK,
-    CLOSE,
-    DATA,
-    EXIT,
-    KILL,
-    MAX_FRAME,
-    NUMBER,
+    MAX_REQUEST,
     OUTPUTS,
-    PING,
-    READY,
     REPORT,
-    START,
-    STATUS,
     STDERR,
-    STDIN,
-    STDOUT,
-    TAKEN,
     TELL_AFTER,
+    TO_DAEMON,
     WINDOW,
-    Decoder,
-    encode,
 )
+from .wire import Decoder, Frame, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
+    Request = dict[str, Any]
+    Act = Callable[[], None]
+
 NAME = "vers-rlm-daemon"
-"""What `ps` and `pkill` see, so that who kills all Python programs does not kill this one."""
+"""What `ps` and `pkill` see, so that killing all Python programs does not kill this one."""
 
 MAX_UNSENT = 4 * CHUNK
 """Bytes for the host that wait. Beyond, no program's output is read: it waits in its pipe."""
@@ -61,25 +53,21 @@ F_SETPIPE_SZ = 1031
 WIDE = 256 * 1024
 """Bytes that a pipe for content holds, and that are read of one at once."""
 
-FAILED = 1
-"""The exit code of a process that did not become a program, or not all of a file."""
-
-with open("/proc/self/environ", "rb") as _file:
-    _ENVIRONMENT = dict(item.split(b"=", 1) for item in _file.read().split(b"\0") if b"=" in item)
-"""What the machine gives to programs; `os.environ` has what Python sets for itself, too."""
+FAILED = 127
+"""The exit code of a process that did not become a program, or did not do all of its task."""
 
 
 class Job:
-    """A process that was started for the host, as long as the host wants to know of it."""
+    """A process that was started for the host, for as long as the host wants to know about it."""
 
     def __init__(self, pid: int, stdin: int, outputs: dict[int, int]) -> None:
         self.pid = pid
-        """0 once it has ended."""
+        self.ended = False
         self.stdin = stdin
-        """-1 once it is closed."""
+        """-1 once it is closed, and when the host writes to the process itself."""
         self.unwritten = bytearray()
         self.taken = 0
-        """Bytes of input that were written and of which the host was not told."""
+        """Bytes of input that were written and that the host was not told of yet."""
         self.input_ended = False
         self.outputs = outputs
         """The descriptors of streams that have not ended."""
@@ -87,7 +75,7 @@ class Job:
         """How many bytes of each the host takes."""
 
     def close(self) -> None:
-        """Let go of its streams."""
+        """Close its streams."""
         self.close_stdin()
         for descriptor in self.outputs.values():
             os.close(descriptor)
@@ -101,38 +89,55 @@ class Job:
 
 
 class Daemon:
-    """Everything that waits for something, and what to do when that happens."""
+    """Everything that waits for something, and what to do when it happens.
 
-    def __init__(self) -> None:
-        self._decoder = Decoder(MAX_FRAME)
+    Args:
+        receive: The descriptor that the host's frames are read from.
+        send: The one that frames for the host are written to.
+    """
+
+    def __init__(self, receive: int, send: int) -> None:
+        self.environment: dict[bytes, bytes] = {}
+        """What every program starts with."""
+        self.tasks: dict[str, Callable[[Request], Act]] = {
+            "run": self.run,
+            "read": self.read,
+            "write": self.write,
+        }
+        """What a request can have a process of its own do: each returns what is called there."""
+        self.operations: dict[str, Callable[[Request, list[int]], object]] = {}
+        """What the daemon itself does, given a request and its descriptors; each returns the
+        report, a JSON value."""
+        self._receive, self._send_to = receive, send
+        self._decoder = Decoder(TO_DAEMON, MAX_REQUEST)
+        self._descriptors: list[int] = []
+        """Those that were received and that no request has claimed yet."""
         self._jobs: dict[int, Job] = {}
         self._unsent = bytearray()
         self._ended, wake = os.pipe()
-        for descriptor in (1, wake, self._ended):
+        for descriptor in (receive, send, wake, self._ended):
             os.set_blocking(descriptor, False)
-        _widen([0, 1])
         signal.signal(signal.SIGCHLD, _wake)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
 
     def serve(self) -> None:
         """Serve the host until it leaves."""
-        self._send(READY)
+        self.send("ready")
         while True:
             acts = self._acts()
             poll = select.poll()
             for descriptor, (events, _) in acts.items():
                 poll.register(descriptor, events)
-            for descriptor, _ in poll.poll():
+            for descriptor, _ in poll.poll(self.interval()):
                 acts[descriptor][1]()
+            self.look()
 
-    def _acts(self) -> dict[int, tuple[int, Callable[[], None]]]:
+    def _acts(self) -> dict[int, tuple[int, Act]]:
         """What to wait for, by descriptor.
 
         The host comes last: it may have a job closed, whose descriptors then mean something else.
         """
-        acts: dict[int, tuple[int, Callable[[], None]]] = {
-            self._ended: (select.POLLIN, self._reap),
-        }
+        acts: dict[int, tuple[int, Act]] = {self._ended: (select.POLLIN, self._wake_up)}
         reading = len(self._unsent) < MAX_UNSENT
         for number, job in self._jobs.items():
             if job.unwritten:
@@ -142,18 +147,51 @@ class Daemon:
                     act = lambda n=number, j=job, s=stream: self._drain(n, j, s)  # noqa: E731
                     acts[descriptor] = select.POLLIN, act
         if self._unsent:
-            acts[1] = select.POLLOUT, self._flush
-        acts[0] = select.POLLIN, self._listen
+            acts[self._send_to] = select.POLLOUT, self._flush
+        acts[self._receive] = select.POLLIN, self._listen
         return acts
+
+    # What a daemon that does more than this one can change.
+
+    def interval(self) -> int:
+        """Milliseconds until `look` wants to be called, -1 for never."""
+        return -1
+
+    def look(self) -> None:
+        """Do what is due from time to time."""
+
+    def take(self) -> bytes:
+        """Receive what the host has sent; nothing when it has left."""
+        return os.read(self._receive, WIDE)
+
+    def fork(self) -> int:
+        """Fork. Raises `OSError` when there may be no more processes."""
+        return os.fork()
+
+    def prepare(self, task: str) -> None:
+        """Get a forked process ready for its task."""
+
+    def close_from(self, first: int) -> None:
+        """Close every descriptor from `first` on."""
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) >= first:
+                try:  # noqa: SIM105 - contextlib takes milliseconds to import
+                    os.close(int(name))
+                except OSError:
+                    pass  # the one that listed the others
+
+    def admit(self, file: int) -> None:
+        """Raise `OSError` when an open file must not be written now."""
 
     # The host
 
-    def _send(self, kind: int, job: int = 0, stream: int = 0, payload: bytes = b"") -> None:
-        self._unsent += encode(kind, job, stream, payload)
+    def send(self, kind: str, payload: bytes = b"", **fields: object) -> None:
+        """Send a frame as soon as there is room."""
+        self._unsent += encode(kind, fields, payload)
 
     def _flush(self) -> None:
         try:
-            del self._unsent[: os.write(1, self._unsent)]
+            del self._unsent[: os.write(self._send_to, self._unsent)]
         except BlockingIOError:
             return
         except OSError:
@@ -161,30 +199,30 @@ class Daemon:
 
     def _listen(self) -> None:
         try:
-            data = os.read(0, WIDE)
-        except BlockingIOError:  # the input may be the output's socket
+            data = self.take()
+        except BlockingIOError:
             return
         if not data:
             sys.exit()
-        for kind, number, stream, payload in self._decoder.feed(data):
-            self._obey(kind, number, stream, payload)
+        for frame in self._decoder.feed(data):
+            self._obey(frame)
 
-    def _obey(self, kind: int, number: int, stream: int, payload: bytes) -> None:
-        if kind == PING:
-            self._send(PING)
-        elif kind == START:
-            self._start(number, json.loads(payload.decode()))
+    def _obey(self, frame: Frame) -> None:
+        number = frame.fields.get("job", 0)
+        if frame.kind == "ping":
+            self.send("ping")
+        elif frame.kind == "start":
+            self._start(number, json.loads(frame.payload.decode()), frame.fields)
         elif number in self._jobs:
             job = self._jobs[number]
-            if kind == DATA:
-                self._take_input(number, job, payload)
-            elif kind == TAKEN:
-                job.room[stream] += NUMBER.unpack(payload)[0]
-            elif kind == KILL:
-                if job.pid:
-                    sessions.kill(job.pid)
-                self._send(KILL, number)
-            elif kind == CLOSE:
+            if frame.kind == "data":
+                self._take_input(number, job, frame.payload)
+            elif frame.kind == "taken":
+                job.room[frame.fields["stream"]] += frame.fields["size"]
+            elif frame.kind == "kill":
+                sessions.kill(job.pid, reaped=job.ended)
+                self.send("kill", job=number)
+            elif frame.kind == "close":
                 del self._jobs[number]
                 job.close()
 
@@ -198,19 +236,19 @@ class Daemon:
         self._feed(number, job)
 
     def _feed(self, number: int, job: Job) -> None:
-        """Write what a program takes of its input now."""
+        """Write what a process takes of its input now."""
         try:
             size = os.write(job.stdin, job.unwritten) if job.unwritten else 0
         except BlockingIOError:
             return
-        except OSError:  # nobody reads it
+        except OSError:  # nothing reads it
             job.close_stdin()
-            self._send(DATA, number, STDIN)
+            self.send("unread", job=number)
             return
         del job.unwritten[:size]
         job.taken += size
         if job.taken >= TELL_AFTER:
-            self._send(TAKEN, number, STDIN, NUMBER.pack(job.taken))
+            self.send("taken", job=number, size=job.taken)
             job.taken = 0
         if job.input_ended and not job.unwritten:
             job.close_stdin()
@@ -222,31 +260,75 @@ class Daemon:
         except BlockingIOError:
             return
         job.room[stream] -= len(data)
-        self._send(DATA, number, stream, data)
+        self.send("data", data, job=number, stream=stream)
         if not data:
             os.close(job.outputs.pop(stream))
 
-    # Processes
+    # Requests
 
-    def _start(self, number: int, request: dict[str, Any]) -> None:
-        """Start a process that does what is requested."""
-        with Pipes() as pipes:
-            try:
-                stdin = pipes.to_process()
-                outputs = {stream: pipes.from_process() for stream in OUTPUTS}
-                pid = _ACTIONS[request["do"]](request, pipes.theirs)
-            except (OSError, ValueError) as error:
-                pipes.close_ours()
-                self._send(DATA, number, REPORT, _complaint(error))
-                self._send(DATA, number, REPORT)
-                return
-        self._jobs[number] = Job(pid, stdin, outputs)
+    def _start(self, number: int, request: Request, fields: dict[str, Any]) -> None:
+        """Do what is requested, or start a process that does."""
+        count = fields.get("descriptors", 0)
+        given, self._descriptors = self._descriptors[:count], self._descriptors[count:]
+        try:
+            if request["do"] in self.operations:
+                report = self.operations[request["do"]](request, given)
+                self._report(number, json.dumps(report).encode())
+            else:
+                self._jobs[number] = self._begin(request, given)
+        except (OSError, ValueError) as error:
+            self._report(number, _complaint(error))
+            self.send("unread", job=number)
+        finally:
+            for descriptor in given:
+                os.close(descriptor)
 
-    def _reap(self) -> None:
+    def _report(self, number: int, report: bytes) -> None:
+        self.send("data", report, job=number, stream=REPORT)
+        self.send("data", job=number, stream=REPORT)
+
+    def _begin(self, request: Request, given: list[int]) -> Job:
+        task = request["do"]
+        act = self.tasks[task](request)
+        with _Pipes() as pipes:
+            stdin = -1 if given else pipes.to_process()
+            outputs = {
+                stream: pipes.from_process() for stream in OUTPUTS if stream == REPORT or not given
+            }
+            if task != "run":
+                _widen(pipes.theirs)
+            self._reap()  # what has ended counts as a process until then
+            pid = self.fork()
+            if not pid:
+                self._become(task, act, [*given, *pipes.theirs])
+            pipes.keep_ours()
+        return Job(pid, stdin, outputs)
+
+    def _become(self, task: str, act: Act, descriptors: list[int]) -> None:
+        """Perform a task in a fork of the daemon, as the leader of a session."""
+        code = FAILED
+        try:
+            os.setsid()
+            for number, descriptor in enumerate(descriptors):
+                os.dup2(descriptor, number, inheritable=number != REPORT)
+            self.close_from(REPORT + 1)
+            self.prepare(task)
+            act()
+            code = 0
+        except (OSError, ValueError) as error:
+            os.write(REPORT, _complaint(error))
+        finally:
+            os._exit(code)
+
+    def _wake_up(self) -> None:
         try:
             os.read(self._ended, CHUNK)
         except BlockingIOError:
             return
+        self._reap()
+
+    def _reap(self) -> None:
+        """Wait for processes that have ended, and tell the host of its own."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -255,14 +337,51 @@ class Daemon:
             if not pid:
                 return
             for number, job in self._jobs.items():
-                if job.pid == pid:
-                    job.pid = 0
-                    ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-                    code = 0 if ended_by else os.WEXITSTATUS(status)
-                    self._send(EXIT, number, payload=STATUS.pack(code, ended_by))
+                if job.pid == pid and not job.ended:
+                    job.ended = True
+                    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+                    killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+                    self.send("exit", job=number, code=code, signal=killed)
+
+    # Tasks
+
+    def run(self, request: Request) -> Act:
+        """Become a program."""
+        directory = encoded(request["cwd"])
+        argv = [encoded(argument) for argument in request["argv"]]
+        added = {encoded(name): encoded(value) for name, value in request["env"].items()}
+
+        def act() -> None:
+            if request["make_cwd"]:
+                os.makedirs(directory, exist_ok=True)
+            os.chdir(directory)
+            _reset_signals()
+            _execute(argv, {**self.environment, **added})
+
+        return act
+
+    def read(self, request: Request) -> Act:
+        """Copy a file to standard output."""
+
+        def act() -> None:
+            file = files.open_to_read(encoded(request["path"]), request["offset"])
+            os.dup2(STDERR, REPORT)  # which ends it: the file is open, and what fails is told there
+            files.send(file, request["length"])
+
+        return act
+
+    def write(self, request: Request) -> Act:
+        """Copy standard input to a file, and report its size."""
+
+        def act() -> None:
+            file = files.open_to_write(encoded(request["path"]), request["mode"])
+            self.admit(file)
+            os.write(REPORT, b"%d" % files.receive(file))
+
+        return act
 
 
-class Pipes:
+class _Pipes:
     """The pipes of a process: our ends, and those that it gets, which are closed in the end."""
 
     def __init__(self) -> None:
@@ -280,83 +399,56 @@ class Pipes:
         return self._add(ours, theirs)
 
     def _add(self, ours: int, theirs: int) -> int:
-        os.set_blocking(ours, False)
         self._ours.append(ours)
         self.theirs.append(theirs)
+        os.set_blocking(ours, False)
         return ours
 
-    def close_ours(self) -> None:
-        """Close those that nobody will need."""
-        for descriptor in self._ours:
-            os.close(descriptor)
+    def keep_ours(self) -> None:
+        """Leave our ends open, as the process was started."""
+        self._ours.clear()
 
-    def __enter__(self) -> Pipes:
+    def __enter__(self) -> _Pipes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for descriptor in self.theirs:
+        for descriptor in (*self.theirs, *self._ours):
             os.close(descriptor)
 
 
-def _run(request: dict[str, Any], descriptors: list[int]) -> int:
-    directory = _encoded(request["cwd"])
-    if request["make_cwd"]:
-        os.makedirs(directory, exist_ok=True)
-    added = {_encoded(name): _encoded(value) for name, value in request["env"].items()}
-    # Not a fork, which takes several times as long where a Python's memory is copied.
-    process = subprocess.Popen(
-        [_encoded(argument) for argument in request["argv"]],
-        stdin=descriptors[STDIN],
-        stdout=descriptors[STDOUT],
-        stderr=descriptors[STDERR],
-        cwd=directory,
-        env={**_ENVIRONMENT, **added},
-        start_new_session=True,
-    )
-    process.returncode = 0  # whoever waits for it: it is not this object
-    return process.pid
+def encoded(text: str) -> bytes:
+    """The bytes that a string of a request stands for."""
+    return text.encode("utf-8", "surrogateescape")
 
 
-def _read(request: dict[str, Any], descriptors: list[int]) -> int:
-    def read() -> None:
-        file = files.open_to_read(_encoded(request["path"]), request["offset"])
-        os.dup2(STDERR, REPORT)  # which ends it: the file is open, and what fails is told there
-        files.send(file, request["length"])
-
-    return _forked(read, descriptors)
-
-
-def _write(request: dict[str, Any], descriptors: list[int]) -> int:
-    def write() -> None:
-        file = files.open_to_write(_encoded(request["path"]), request["mode"])
-        os.write(REPORT, b"%d" % files.receive(file))
-
-    return _forked(write, descriptors)
-
-
-_ACTIONS = {"run": _run, "read": _read, "write": _write}
+def _execute(argv: list[bytes], environment: dict[bytes, bytes]) -> None:
+    """Become the program, looked for in PATH. Returns only by raising `OSError`."""
+    program = argv[0]
+    if b"/" in program:
+        os.execve(program, argv, environment)  # noqa: S606 - this is the machine's program
+    refused: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    for directory in environment.get(b"PATH", os.defpath.encode()).split(b":"):
+        try:
+            os.execve(directory + b"/" + program, argv, environment)  # noqa: S606 - as above
+        except (FileNotFoundError, NotADirectoryError):  # noqa: PERF203 - each may fail
+            continue
+        except PermissionError as error:
+            refused = error
+    raise refused
 
 
-def _forked(act: Callable[[], None], descriptors: list[int]) -> int:
-    """Do something in a process of its own, the leader of a session, and return its number."""
-    _widen(descriptors)
-    pid = os.fork()
-    if pid:
-        return pid
-    code = FAILED
-    try:
-        os.setsid()
-        for number, descriptor in enumerate(descriptors):
-            os.dup2(descriptor, number)
-        for name in os.listdir("/proc/self/fd"):
-            if int(name) > REPORT:
-                _close(int(name))
-        act()
-        code = 0
-    except OSError as error:
-        os.write(REPORT, _complaint(error))
-    finally:
-        os._exit(code)
+def _reset_signals() -> None:
+    """Undo for a program what Python's start, this daemon and whoever began it changed.
+
+    What runs under `nohup`, or in the background of a script, ignores signals, and so would all
+    that it starts.
+    """
+    for number in range(1, signal.NSIG):
+        try:
+            signal.signal(number, signal.SIG_DFL)
+        except (OSError, ValueError):  # noqa: PERF203 - some cannot be changed
+            continue
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _wake(_signal: int, _frame: object) -> None:
@@ -368,29 +460,25 @@ def _widen(pipes: list[int]) -> None:
     for descriptor in pipes:
         try:
             fcntl.fcntl(descriptor, F_SETPIPE_SZ, WIDE)
-        except OSError:  # noqa: PERF203 - no pipe, or the user may have no more of it
+        except OSError:  # noqa: PERF203 - the user may have no more of it
             continue
 
 
-def _encoded(text: str) -> bytes:
+def _complaint(error: OSError | ValueError) -> bytes:
+    if not isinstance(error, OSError):
+        return f"!0 {error}".encode(errors="replace")
+    place = f" ({error.filename})" if isinstance(error.filename, str) else ""
+    text = f"!{error.errno or 0} {error.strerror or error}{place}"
     return text.encode("utf-8", "surrogateescape")
 
 
-def _complaint(error: OSError | ValueError) -> bytes:
-    number, text = (error.errno, error.strerror) if isinstance(error, OSError) else (0, error)
-    return f"!{number or 0} {text}".encode()
-
-
-def _close(descriptor: int) -> None:
-    try:  # noqa: SIM105 - contextlib takes milliseconds to import
-        os.close(descriptor)
-    except OSError:
-        pass  # it was the one that listed the others
-
-
 def main() -> None:
-    """Serve the host."""
+    """Serve the host at standard input and output."""
     os.chdir("/")
     with open("/proc/self/comm", "w") as file:
         file.write(NAME)
-    Daemon().serve()
+    daemon = Daemon(0, 1)
+    with open("/proc/self/environ", "rb") as file:  # `os.environ` also has what Python sets
+        items = [item.split(b"=", 1) for item in file.read().split(b"\0") if b"=" in item]
+    daemon.environment.update((name, value) for name, value in items)
+    daemon.serve()

@@ -1,111 +1,158 @@
-"""The wire between the daemon in a machine and its host: frames, defined once for both halves.
+"""The framing of everything that our programs in machines and their hosts say to each other.
 
-A frame is a header and a payload. The header holds the payload's size, the frame's kind, and the
-stream and the job that it is about. The host numbers jobs, and uses no number twice.
+A frame is two big-endian 32-bit lengths, a JSON object as header, and a binary payload. The header
+holds the frame's kind and small facts; code, output and JSON values travel as payload. Which kinds
+there are is up to the two programs: see `frames` here and in the kernel's guest.
 
-Each stream of a job has a window: whoever sends may be ahead of its reader by so many bytes, and
-no more. So none holds up another, and what either half has to keep is bounded.
-
-This module does no I/O. It also runs on the machine's own Python: standard library only, 3.8.
+This module does no I/O. It also runs on the machine's own Python: standard library only, 3.8 and
+newer, and no import that would slow the start of a kernel or a machine.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
-READY = 0
-"""From the daemon, once, first of all."""
+MAX_HEADER = 64 * 1024
+"""Bytes of a header: it holds a few names and numbers, and a path of at most 4 KiB, escaped."""
 
-START = 1
-"""To the daemon. The payload is a JSON object: see `daemon`."""
+MAX_PAYLOAD = 32 * 1024 * 1024
+"""Bytes of a payload: 256 prompts of 100 KB each fit; what is larger belongs into a file."""
 
-DATA = 2
-"""A piece of a stream; an empty one ends it. To the daemon it is input. One from there that ends
-input says that nobody reads it any more."""
+MAX_VALUES = 500_000
+"""Values in one JSON payload: parsed, they take about 80 bytes each, whatever they look like."""
 
-TAKEN = 3
-"""To whoever sends a stream: its reader has taken as many bytes as the payload, a number, says."""
-
-EXIT = 4
-"""From the daemon: the process has ended. The payload is `STATUS`."""
-
-KILL = 5
-"""To the daemon: kill the job's session, unless its process has ended; answered by the same."""
-
-CLOSE = 6
-"""To the daemon: forget the job, and let go of its streams. The process may go on without them."""
-
-PING = 7
-"""To the daemon; answered by the same."""
-
-STDIN, STDOUT, STDERR, REPORT = range(4)
-"""A job's streams. The report is what the daemon's own code has to say in the place of a program:
-nothing where the program was started or the file opened, ``!ERRNO TEXT`` where that failed, and the
-size of a file that was written."""
-
-OUTPUTS = (STDOUT, STDERR, REPORT)
-
-WINDOW = 1024 * 1024
-"""Bytes: with 40 ms of round trip, one stream carries 25 MB a second."""
-
-TELL_AFTER = WINDOW // 4
-"""Bytes that are taken before the sender is told so: often enough that it never has to wait for a
-reader who keeps up, seldom enough to cost nothing."""
-
-MAX_FRAME = 4 * 1024 * 1024
-"""Bytes of the largest payload: twice what Linux allows for a program's arguments, escaped."""
-
-HEADER = struct.Struct("!IBBI")
-NUMBER = struct.Struct("!I")
-
-CHUNK = 64 * 1024 - HEADER.size
-"""Bytes of the largest piece of a stream: with its header what a pipe holds, and two packets of
-SSH."""
-
-STATUS = struct.Struct("!BB")
-"""An exit code, and the number of the signal that ended the process, or 0."""
+_LENGTHS = struct.Struct("!II")
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class FrameError(ValueError):
-    """Bytes that are no frame of this protocol, or a frame that breaks its rules."""
+    """Bytes that are not a frame of this protocol, or a frame that is over its limits."""
 
 
-def encode(kind: int, job: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
-    """The bytes of a frame. Raises `FrameError` when it would be too large."""
-    if len(payload) > MAX_FRAME:
-        raise FrameError(f"a frame of {len(payload):,} bytes; {MAX_FRAME:,} are the most")
-    return HEADER.pack(len(payload), kind, stream, job) + payload
+class Frame:
+    """One message: its kind, the other fields of its header, and its payload."""
+
+    __slots__ = ("fields", "kind", "payload")
+
+    def __init__(self, kind: str, fields: dict[str, Any], payload: bytes = b"") -> None:
+        self.kind = kind
+        self.fields = fields
+        self.payload = payload
+
+
+def encode(kind: str, fields: dict[str, Any], payload: bytes = b"") -> bytes:
+    """The bytes of a frame. Raises `FrameError` when it is over the limits."""
+    header = json.dumps({"kind": kind, **fields}, separators=(",", ":")).encode()
+    _check_lengths(len(header), len(payload))
+    return b"".join((_LENGTHS.pack(len(header), len(payload)), header, payload))
 
 
 class Decoder:
-    """Turns bytes, split anywhere, back into frames. Holds one that is not whole at most.
+    """Turns bytes, split anywhere, back into frames.
+
+    Holds at most one incomplete frame, and what was fed and not asked for. After a `FrameError` the
+    rest of the stream has no meaning.
 
     Args:
-        limit: Bytes of the largest payload that is taken.
+        kinds: The kinds of frames that are accepted.
+        max_payload: Bytes of the largest payload that is accepted.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, kinds: frozenset[str], max_payload: int = MAX_PAYLOAD) -> None:
+        self._kinds = kinds
+        self._max_payload = max_payload
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-        """The frames that `data` completes: kind, job, stream and payload.
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """The frames that `data` completes, each decoded when it is asked for.
 
-        Raises `FrameError`, after which the rest has no meaning.
+        What is left of an earlier feed comes first; its own iterator need not be used up.
         """
         self._buffer += data
-        start = 0
-        while len(self._buffer) - start >= HEADER.size:
-            size, kind, stream, job = HEADER.unpack_from(self._buffer, start)
-            if size > self._limit:
-                raise FrameError(f"a frame of {size:,} bytes; {self._limit:,} are the most")
-            end = start + HEADER.size + size
-            if len(self._buffer) < end:
-                break
-            yield kind, job, stream, bytes(self._buffer[start + HEADER.size : end])
-            start = end
-        del self._buffer[:start]
+        return self._whole_frames()
+
+    def _whole_frames(self) -> Iterator[Frame]:
+        while len(self._buffer) >= _LENGTHS.size:
+            header, payload = _LENGTHS.unpack_from(self._buffer)
+            _check_lengths(header, payload, self._max_payload)
+            start = _LENGTHS.size + header
+            if len(self._buffer) < start + payload:
+                return
+            with memoryview(self._buffer) as view:
+                head = bytes(view[_LENGTHS.size : start])
+                body = bytes(view[start : start + payload])
+            del self._buffer[: start + payload]
+            yield self._frame(head, body)
+
+    def _frame(self, head: bytes, body: bytes) -> Frame:
+        header: Any = load(head)
+        if not isinstance(header, dict):
+            raise FrameError(f"a frame's header is a JSON {type(header).__name__}, not an object")
+        fields: dict[str, Any] = header  # pyright: ignore[reportUnknownVariableType] - its keys are str
+        kind = fields.pop("kind", None)
+        if not isinstance(kind, str) or kind not in self._kinds:
+            raise FrameError(f"unknown kind of frame: {str(kind)[:40]!r}")
+        return Frame(kind, fields, body)
+
+
+def _check_lengths(header: int, payload: int, max_payload: int = MAX_PAYLOAD) -> None:
+    if header > MAX_HEADER:
+        raise FrameError(f"a header of {header} bytes is over the limit of {MAX_HEADER}")
+    if payload > max_payload:
+        raise FrameError(f"a payload of {payload} bytes is over the limit of {max_payload}")
+
+
+def dump(value: Any, *, most: int = MAX_VALUES) -> bytes:
+    """A JSON value as bytes. A str may hold lone surrogates, as names of files do.
+
+    Raises `FrameError` when the other half would refuse it for its size.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:
+        data = json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+    _check_lengths(0, len(data))
+    _check_values(data, most)
+    return data
+
+
+def load(data: bytes, *, most: int = MAX_VALUES, surrogates: bool = False) -> Any:
+    """The JSON value in `data`, which nobody vouches for.
+
+    Raises `FrameError` for what is not strict JSON (NaN and infinities included), nests too deep,
+    or would take much more memory than its bytes. Lone surrogates, which no UTF-8 can carry on,
+    become ``?`` unless `surrogates` are wanted.
+    """
+    _check_values(data, most)
+    try:
+        value = json.loads(data.decode(), parse_constant=_refuse_constant)
+        if not surrogates and _SURROGATE.search(data):
+            clean = json.dumps(value, ensure_ascii=False).encode(errors="replace")
+            value = json.loads(clean.decode())
+    except (ValueError, RecursionError) as error:
+        raise FrameError(f"not JSON: {str(error)[:200]}") from None
+    return value
+
+
+def _check_values(data: bytes, most: int) -> None:
+    """Refuse too many values; strings are only looked past when it matters."""
+    if _marks(data) > most and _marks(_STRINGS.sub(b"", data)) > most:
+        raise FrameError(f"a JSON payload holds more than {most} values")
+
+
+def _marks(data: bytes) -> int:
+    """How many values `data` holds, at most and but for one."""
+    return data.count(b",") + data.count(b"[") + data.count(b"{")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

@@ -49,8 +49,8 @@ DISTRIBUTION = re.compile(rb"(.+?)-(\d[^-]*)(?:-py[\d.]+)?\.(?:dist|egg)-info")
 """The directory that says which version of which Python package lies beside it."""
 
 
-def main(command: str, options: dict[str, Any]) -> None:
-    """Be one of the three."""
+def perform(command: str, options: dict[str, Any]) -> None:
+    """Act as lister, comparer or explainer."""
     if command == "list":
         for record in listing(options):
             tell(record)

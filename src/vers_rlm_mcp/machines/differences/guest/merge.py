@@ -44,8 +44,8 @@ TEMPORARY = ".vers-rlm-{}-{}"
 """The name of a file before it gets its own: the token of the transfer, and a number."""
 
 
-def main(command: str, options: dict[str, Any]) -> None:
-    """Be one of the three; an error of the system is told with its number."""
+def perform(command: str, options: dict[str, Any]) -> None:
+    """Digest, pack or unpack. An error of the system is told with its number."""
     try:
         if command == "digest":
             tell_items()

@@ -10,8 +10,8 @@ from anyio.streams.stapled import StapledObjectStream
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vers_rlm_mcp.kernel import wire
-from vers_rlm_mcp.kernel.wire import Decoder, Frame, FrameError, dump, encode, load
+from vers_rlm_mcp.machines.daemon.guest import wire
+from vers_rlm_mcp.machines.daemon.guest.wire import Decoder, Frame, FrameError, dump, encode, load
 
 KINDS = frozenset({"a", "b"})
 JSON = st.recursive(
@@ -63,13 +63,13 @@ def test_frames_survive_a_split_at_every_single_byte() -> None:
 async def test_two_halves_talk_over_memory_streams_one_byte_at_a_time() -> None:
     send, receive = anyio.create_memory_object_stream[bytes](1000)
     stream = StapledObjectStream(send, receive)
-    for byte in encode("run", {"id": 7, "cell": 1}, b"print()"):
+    for byte in encode("a", {"id": 7, "cell": 1}, b"print()"):
         await stream.send(bytes([byte]))
     await stream.send_eof()
-    decoder = Decoder(wire.TO_GUEST)
+    decoder = Decoder(KINDS)
     frames = [frame async for data in stream for frame in decoder.feed(data)]
     await stream.aclose()
-    assert [facts(frame) for frame in frames] == [("run", {"id": 7, "cell": 1}, b"print()")]
+    assert [facts(frame) for frame in frames] == [("a", {"id": 7, "cell": 1}, b"print()")]
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,0 @@
-"""What runs in machines. Nothing of it is imported here: it is sent over as it is written."""
