@@ -27,7 +27,11 @@ PACKAGE: Final = "vers_rlm_machines"
 COMPILE_SECONDS: Final = 60.0
 """How long starting Python and compiling a few modules may take on a loaded host."""
 
+LOADER_MARK: Final = "# Loads a program of vers-rlm."
+"""How an argument of every process begins whose program came by the loader."""
+
 _LOADER: Final = f"""\
+{LOADER_MARK}
 import os, sys
 source, size = map(int, sys.argv[1:3])
 archive = os.memfd_create("vers-rlm")
@@ -78,9 +82,9 @@ def pack(sources: Mapping[str, bytes], python: Path | None = None) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, source in sources.items():
-            # With a date of its own, an archive would never be the same again.
-            archive.writestr(zipfile.ZipInfo(name), source)
-            archive.writestr(zipfile.ZipInfo(f"{name}c"), compiled[name])
+            for path, data in ((name, source), (f"{name}c", compiled[name])):
+                # With a date of its own, an archive would never be the same again.
+                archive.writestr(zipfile.ZipInfo(path), data, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 
 

@@ -116,7 +116,7 @@ async def test_two_state_directories_share_what_their_machines_start_from(
             machine = await backend.create()
             seen = await sh(machine, "ls /etc/changed 2>/dev/null; touch /etc/changed; ls /bin/sh")
             assert seen == "/bin/sh\n"
-    assert sorted(name.partition("-")[0] for name in names(data)) == ["guest", "system"]
+    assert sorted(name.partition("-")[0] for name in names(data)) == ["system"]
     assert mode_of(data) == 0o700
 
 

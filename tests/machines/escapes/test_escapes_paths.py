@@ -10,7 +10,8 @@ import pytest
 
 from vers_rlm_mcp.errors import MachineError, PathRefused
 from vers_rlm_mcp.machines import read_bytes, run_command
-from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend, process
+from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
+from vers_rlm_mcp.machines.daemon import machine as daemon_machine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -204,7 +205,7 @@ async def test_fewer_descriptors_leave_none_of_pid_1_open(machine: Machine) -> N
 async def test_a_program_that_stops_all_others_makes_nobody_wait_for_ever(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(daemon_machine, "STALL_SECONDS", 0.5)
     large = bytes(4 << 20)
 
     async def act_again_and_again() -> None:

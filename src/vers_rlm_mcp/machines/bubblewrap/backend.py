@@ -21,13 +21,13 @@ from anyio import to_thread
 from vers_rlm_mcp.errors import BackendUnavailable, MachineError, UnknownHandle, unknown_handle
 
 from ..base import Backend, Capabilities, Commit, MachineInfo, MachineSpec
+from ..daemon import DaemonMachine, deleted
 from . import identity
 from .bases import HOST_BASE, Base, open_base
 from .cache import Cache
 from .config import BubblewrapConfig
 from .limits import Limits, controllers, mechanisms, noted, process_limits, sweep
-from .machine import BubblewrapMachine
-from .program import compiled_guest
+from .program import init_code
 from .running import Frozen, RunningMachine, not_made
 from .sandbox import Plan, Sandbox
 from .store import (
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from .rootfs import Rootfs
 
 MIB: Final = 1024 * 1024
 
@@ -55,6 +54,17 @@ OPEN_FILES: Final = 65536
 NO_CORE: Final = 1
 """Bytes of a core dump. With 0, a host whose cores are piped to a program would still run that, as
 its root, on what a machine prepared; 1 is the kernel's own mark for "not even then" (core(5))."""
+
+ENVIRONMENT: Final[Mapping[str, str]] = {
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+    "LOGNAME": "root",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "SHELL": "/bin/sh",
+    "TERM": "dumb",
+    "USER": "root",
+}
+"""What a program in a machine starts with, unless its base has other values."""
 
 ORPHAN_SECONDS: Final = 5.0
 """How long what a dead server left running may take to be gone."""
@@ -79,17 +89,17 @@ class BubblewrapBackend(Backend):
         self._changing: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         """Held while a machine is started or deleted, by its id."""
         self._bases: dict[str, Base] = {}
-        self._program: Path | None = None
+        self._code = b""
         self._preparing = anyio.Lock()
         self.capabilities = self._capabilities()
         self._store.open()
 
     async def create(
         self, spec: MachineSpec | None = None, *, labels: Mapping[str, str] | None = None
-    ) -> BubblewrapMachine:
+    ) -> DaemonMachine:
         return await self._make(self._record(spec or MachineSpec(), labels or {}, parent=None))
 
-    async def attach(self, machine_id: str) -> BubblewrapMachine:
+    async def attach(self, machine_id: str) -> DaemonMachine:
         async with self._changing[machine_id]:
             running = self._running.get(machine_id)
             if running and running.sandbox.alive:
@@ -107,7 +117,7 @@ class BubblewrapBackend(Backend):
         spec: MachineSpec | None = None,
         *,
         labels: Mapping[str, str] | None = None,
-    ) -> BubblewrapMachine:
+    ) -> DaemonMachine:
         with self._store.locked():
             commit = self._store.commit(commit_id)
             if commit is None:
@@ -160,13 +170,20 @@ class BubblewrapBackend(Backend):
                 for running in list(self._running.values()):
                     tasks.start_soon(self._forget, running)
             self._bases.clear()
-            self._program = None
             self._cache.close()
 
     # For machines
 
-    async def commit(self, machine: RunningMachine, intent: str | None) -> Commit:
+    async def info(self, machine_id: str) -> MachineInfo:
+        """What is known of a machine. Raises `MachineGone`."""
+        return self._machine(machine_id).record.info(running=True)
+
+    def release(self, machine_id: str) -> None:
+        """A machine runs until it is deleted or we end, whether there are handles or not."""
+
+    async def commit(self, machine_id: str, intent: str | None) -> Commit:
         """Freeze a machine in a new commit."""
+        machine = self._machine(machine_id)
         made: list[CommitRecord] = []
 
         def keep(frozen: Frozen) -> None:
@@ -187,15 +204,16 @@ class BubblewrapBackend(Backend):
         await machine.freeze(self._store, keep)
         return made[0].commit()
 
-    async def fork(
-        self, machine: RunningMachine, count: int, labels: Mapping[str, str]
-    ) -> Sequence[BubblewrapMachine]:
+    async def branch(
+        self, machine_id: str, count: int, labels: Mapping[str, str]
+    ) -> Sequence[DaemonMachine]:
         """Make running copies of a machine."""
+        machine = self._machine(machine_id)
         records: list[MachineRecord] = []
 
         def keep(frozen: Frozen) -> None:
             for _ in range(count):
-                record = self._record(machine.record.spec, labels, parent=machine.id)
+                record = self._record(machine.record.spec, labels, parent=machine.machine_id)
                 record = replace(record, layers=frozen.layers, base=machine.record.base)
                 self._store.add(record)
                 records.append(record)
@@ -224,7 +242,7 @@ class BubblewrapBackend(Backend):
             base=self._base_name,
         )
 
-    async def _make(self, record: MachineRecord) -> BubblewrapMachine:
+    async def _make(self, record: MachineRecord) -> DaemonMachine:
         try:
             if not self._store.home(record.id).exists():
                 with self._store.locked():
@@ -242,24 +260,24 @@ class BubblewrapBackend(Backend):
             raise not_made(error) from error
 
     async def _start(self, record: MachineRecord) -> RunningMachine:
-        base, program = await self._prepare(record.base)
+        base = await self._prepare(record.base)
         lock = await self._claim(record.id)
         try:
             self._store.sign(lock)
-            sandbox = await Sandbox.boot(self._plan(record, base.rootfs, program, lock))
+            sandbox = await Sandbox.boot(self._plan(record, base, lock))
         except BaseException as error:
             os.close(lock)
             if isinstance(error, OSError):
                 raise not_made(error) from error
             raise
         slots = frozenset(slot.name for slot in base.rootfs.slots)
-        running = RunningMachine(record, sandbox, lock, slots, base.environment)
+        running = RunningMachine(record, sandbox, lock, slots)
         self._running[record.id] = running
         return running
 
-    async def _start_all(self, records: Sequence[MachineRecord]) -> dict[str, BubblewrapMachine]:
+    async def _start_all(self, records: Sequence[MachineRecord]) -> dict[str, DaemonMachine]:
         """Start machines at the same time; the first error ends the attempt."""
-        made: dict[str, BubblewrapMachine] = {}
+        made: dict[str, DaemonMachine] = {}
         failed: list[MachineError] = []
         async with anyio.create_task_group() as tasks:
 
@@ -300,12 +318,12 @@ class BubblewrapBackend(Backend):
             f"{ORPHAN_SECONDS:g} s. Try again later."
         )
 
-    async def _prepare(self, name: str) -> tuple[Base, Path]:
-        """What a machine needs: its base, and the program of its PID 1."""
+    async def _prepare(self, name: str) -> Base:
+        """The base of a machine, once there is also the code of its PID 1."""
         async with self._preparing:
             try:
-                if self._program is None:
-                    self._program = await to_thread.run_sync(compiled_guest, self._cache)
+                if not self._code:
+                    self._code = await to_thread.run_sync(init_code)
                     await to_thread.run_sync(sweep, self._controllers)
                 if name not in self._bases:
                     self._bases[name] = await to_thread.run_sync(self._open_base, name)
@@ -313,12 +331,12 @@ class BubblewrapBackend(Backend):
                 # Of the many files that could not be copied, one tells enough.
                 why = error.args[0][0][2] if isinstance(error, shutil.Error) else error
                 raise BackendUnavailable(f"Machines cannot be prepared: {why}.") from error
-        return self._bases[name], self._program
+        return self._bases[name]
 
     def _open_base(self, name: str) -> Base:
         return open_base(self._cache, name, self.config.network, mapped=self._mapped)
 
-    def _plan(self, record: MachineRecord, root: Rootfs, program: Path, lock: int) -> Plan:
+    def _plan(self, record: MachineRecord, base: Base, lock: int) -> Plan:
         spec = record.spec
         memory = (spec.mem_size_mib or self.config.mem_size_mib) * MIB
         disk = (spec.fs_size_mib or self.config.fs_size_mib) * MIB
@@ -335,8 +353,9 @@ class BubblewrapBackend(Backend):
             lock=lock,
             layers_root=self._store.layers,
             layers=record.layers,
-            rootfs=root,
-            program=program,
+            rootfs=base.rootfs,
+            code=self._code,
+            environment={**ENVIRONMENT, **base.environment},
             mapped=self._mapped,
             network=self.config.network,
             resources={
@@ -386,8 +405,13 @@ class BubblewrapBackend(Backend):
     def _cgroup_note(self, machine_id: str) -> Path:
         return self._store.home(machine_id) / "cgroups"
 
-    def _handle(self, running: RunningMachine) -> BubblewrapMachine:
-        return BubblewrapMachine(self, running, self.capabilities)
+    def _handle(self, running: RunningMachine) -> DaemonMachine:
+        return DaemonMachine(self, running)
+
+    def _machine(self, machine_id: str) -> RunningMachine:
+        if machine_id not in self._running:
+            raise deleted(machine_id)
+        return self._running[machine_id]
 
     def _runs(self, machine_id: str) -> bool:
         running = self._running.get(machine_id)
@@ -398,8 +422,8 @@ class BubblewrapBackend(Backend):
 
     async def _forget(self, running: RunningMachine) -> None:
         await running.end()
-        if self._running.get(running.id) is running:
-            del self._running[running.id]
+        if self._running.get(running.machine_id) is running:
+            del self._running[running.machine_id]
 
     async def _empty_trash(self) -> None:
         """Remove files in a thread; one that is cancelled goes on there, or at the next time."""

@@ -1,58 +1,53 @@
-"""The program that runs as PID 1: our guest modules, compiled for the host's Python."""
+"""The program that runs as PID 1: our guest modules, for the host's Python."""
 
 from __future__ import annotations
 
-import shutil
+import importlib.util
 import subprocess
 import sys
-from functools import cache as cached
-from functools import partial
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from . import guest
+from ..code import guest_code
 
-if TYPE_CHECKING:
-    from .cache import Cache
+START_SECONDS: Final = 60.0
+"""How long starting Python may take on a loaded host."""
 
-COMPILE_SECONDS: Final = 60.0
-"""How long starting Python and compiling a few modules may take on a loaded host."""
+_SHOW_MAGIC: Final = """\
+import sys
+from _frozen_importlib_external import MAGIC_NUMBER
+sys.exit(sys.version_info < (3, 8) or print(MAGIC_NUMBER.hex()))
+"""
 
 
-@cached
+@cache
 def interpreter() -> Path:
     """The host's Python that runs PID 1: the system's, as every user can reach that, else ours."""
     for path in (Path("/usr/bin/python3"), Path("/usr/local/bin/python3")):
-        if path.exists() and _is_recent(path):
+        if path.exists() and _magic(path):
             return path.resolve()
     return Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
 
 
-def compiled_guest(cache: Cache) -> Path:
-    """A directory with the guest modules, compiled once. Raises OSError or SubprocessError.
+def init_code() -> bytes:
+    """The archive with PID 1, compiled for its Python. Raises OSError or SubprocessError.
 
-    To compile them at each boot would take longer than all the rest of it.
+    Compiling it at each boot would take longer than all the rest of that.
     """
-    sources = sorted(Path(guest.__file__).parent.glob("*.py"))
-    info = interpreter().stat()
-    content = [source.read_bytes() for source in sources]
-    about = (str(interpreter()), info.st_size, info.st_mtime_ns, content)
-    return cache.provide("guest", None, about, partial(_compile, sources))
+    python = interpreter()
+    ours = _magic(python) == importlib.util.MAGIC_NUMBER.hex()
+    return guest_code("daemon", "bubblewrap", python=None if ours else python)
 
 
-def _compile(sources: list[Path], directory: Path) -> None:
-    for source in sources:
-        shutil.copyfile(source, directory / source.name)
-    _python("-m", "compileall", "-q", "-b", str(directory))
-    for source in sources:
-        (directory / source.name).unlink()
-
-
-def _is_recent(path: Path) -> bool:
-    command = [path, "-I", "-S", "-c", "import sys; sys.exit(sys.version_info < (3, 8))"]
-    return subprocess.run(command, check=False, timeout=COMPILE_SECONDS).returncode == 0
-
-
-def _python(*arguments: str) -> None:
-    command = [interpreter(), "-I", "-S", *arguments]
-    subprocess.run(command, check=True, timeout=COMPILE_SECONDS, stdin=subprocess.DEVNULL)
+@cache
+def _magic(python: Path) -> str:
+    """What a Python marks its bytecode with; empty for one that is too old."""
+    result = subprocess.run(
+        [python, "-I", "-S", "-c", _SHOW_MAGIC],
+        stdout=subprocess.PIPE,
+        check=False,
+        timeout=START_SECONDS,
+        text=True,
+    )
+    return "" if result.returncode else result.stdout.strip()

@@ -6,20 +6,21 @@ import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 from anyio import to_thread
 
 from vers_rlm_mcp.errors import BackendUnavailable, MachineError, MachineFull, MachineGone
 
-from .sandbox import check_reply
+from ..daemon import parse_refusal, rest
+from .sandbox import nonsense
 from .store import new_id
-from .streams import Pipes, read_reply
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ..daemon import Job
     from .sandbox import Sandbox
     from .store import MachineRecord, Store
 
@@ -32,8 +33,6 @@ MAX_LAYERS: Final = 400
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 MAKE_ROOM: Final = "Make room on the host's disk: delete machines or commits that are not needed"
-
-COPY_KILLED: Final = [b"error", b"12", b"the copying process was killed"]
 
 Keep = Callable[["Frozen"], None]
 """Writes down who needs the layers of a frozen machine. Called once, with the store locked."""
@@ -65,22 +64,31 @@ class RunningMachine:
     """The descriptor that tells other servers that this machine is taken."""
     slots: frozenset[str]
     """The names of its writable directories."""
-    environment: Mapping[str, str] = field(default_factory=dict[str, str])
     _freezing: anyio.Lock = field(default_factory=anyio.Lock)
     """Held from before the machine is frozen until nothing of that is left to clean up."""
     gate: anyio.Lock = field(default_factory=anyio.Lock)
     """Held while something is started, and while the machine is frozen."""
 
     @property
-    def id(self) -> str:
+    def machine_id(self) -> str:
         """The machine's id."""
         return self.record.id
 
     def check(self) -> Sandbox:
         """The sandbox. Raises MachineGone when it has ended."""
         if not self.sandbox.alive:
-            raise MachineGone(f"Machine {self.id} has ended; what ran on it is lost.")
+            raise MachineGone(f"Machine {self.machine_id} has ended; what ran on it is lost.")
         return self.sandbox
+
+    async def start(self, request: Mapping[str, Any]) -> Job:
+        """Start a job, unless the machine is being frozen: then, afterwards."""
+        sandbox = self.check()
+        async with self.gate:
+            return sandbox.start(request)
+
+    async def fate(self) -> MachineError:
+        """The error for what ran when PID 1 ended."""
+        return MachineGone(f"Machine {self.machine_id} has ended; what ran on it is lost.")
 
     async def end(self) -> None:
         """Stop the machine; its files stay."""
@@ -94,20 +102,20 @@ class RunningMachine:
         """
         sandbox = self.check()
         async with self._freezing:
-            store.discard_copies(self.id)
+            store.discard_copies(self.machine_id)
             try:
                 merged = await self._merge()
                 async with self.gate:
-                    obstacle, *names = await _stop(sandbox, merged=merged) or [b""]
+                    frozen = await _stop(sandbox, merged=merged)
                     try:
-                        slots = [self._slot(name) for name in names]
+                        obstacle, slots = self._stopped(frozen)
                         await self._freeze(store, keep, obstacle, slots, merged=merged)
                     finally:
                         with anyio.CancelScope(shield=True):
-                            await sandbox.request(b"thaw")
+                            await sandbox.request("thaw")
             except BaseException as error:
                 with store.locked():  # What was made in vain may be what has filled the disk.
-                    store.discard_copies(self.id)
+                    store.discard_copies(self.machine_id)
                     store.drop_garbage()
                 await to_thread.run_sync(store.empty_trash, abandon_on_cancel=True)
                 if isinstance(error, OSError):
@@ -120,10 +128,10 @@ class RunningMachine:
         They never change: nothing has to stop for it. Without room for it, some more will do.
         """
         count = len(self.record.layers)
-        if count < MERGE_LAYERS or not await self.sandbox.request(b"changes"):
+        if count < MERGE_LAYERS or not await self.sandbox.request("changes"):
             return False
         try:
-            await self._copy([b"merged"])
+            await self._copy(merged=True)
         except MachineFull:
             if count >= MAX_LAYERS:
                 raise
@@ -131,14 +139,14 @@ class RunningMachine:
         return True
 
     async def _freeze(
-        self, store: Store, keep: Keep, obstacle: bytes, slots: list[str], *, merged: bool
+        self, store: Store, keep: Keep, obstacle: str, slots: list[str], *, merged: bool
     ) -> None:
         if not slots:
             with store.locked():
                 self._keep(store, keep, Frozen(self.record.layers))
         elif obstacle:
-            await self._copy([])
-            self._adopt(store, keep, obstacle.decode(errors="replace"), merged=merged)
+            await self._copy(merged=False)
+            self._adopt(store, keep, obstacle, merged=merged)
         else:
             with anyio.CancelScope(shield=True):
                 await self._switch(store, keep, slots, new_id() if merged else None)
@@ -149,8 +157,7 @@ class RunningMachine:
         with store.locked():
             frozen = store.put(self.record, slots, layer, merged)
         try:
-            arguments = [name.encode() for name in (layer, merged) if name]
-            await self.sandbox.request(b"switch", arguments)
+            await self.sandbox.request("switch", layer=layer, merged=[merged] if merged else [])
         except OSError:
             with store.locked():
                 store.take_back(frozen, slots)
@@ -164,60 +171,58 @@ class RunningMachine:
         note = f"What was written since the last commit had to be copied: {obstacle}."
         layer, older = new_id(), self.record.layers
         with store.locked():
-            store.adopt(self.id, layer)
+            store.adopt(self.machine_id, layer)
             if merged:
                 older = (new_id(),)
-                store.adopt_merged(self.id, older[0])
+                store.adopt_merged(self.machine_id, older[0])
             self._keep(store, keep, Frozen((layer, *older), (note,)))
 
     def _keep(self, store: Store, keep: Keep, frozen: Frozen) -> None:
         """Let it be written down, unless the machine was deleted meanwhile, and its layers too."""
-        if store.machine(self.id) is None:
-            raise MachineGone(f"Machine {self.id} was deleted while it was frozen.")
+        if store.machine(self.machine_id) is None:
+            raise MachineGone(f"Machine {self.machine_id} was deleted while it was frozen.")
         keep(frozen)
 
-    async def _copy(self, what: list[bytes]) -> None:
+    async def _copy(self, *, merged: bool) -> None:
         """Let the machine copy its layers; see `guest.init`."""
-        with Pipes() as pipes:
-            status, report = pipes.incoming(), pipes.incoming()
-            child = await self.sandbox.request(b"copy", what, pipes.theirs)
+        job = self.sandbox.daemon.start({"do": "copy", "merged": merged})
         try:
-            check_reply(await read_reply(report) or COPY_KILLED)
-        except OSError as error:
-            raise MachineFull(
-                f"Machine {self.id} cannot be copied: {error.strerror}. {MAKE_ROOM}, or close "
-                "files that are open for writing in the machine."
-            ) from error
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self.sandbox.request(b"kill", child[:1])
-            raise
+            report, status = await rest(job.report), await job.wait()
         finally:
-            status.close()
-            report.close()
+            await job.aclose()
+        if status is None:
+            raise await self.fate()
+        if not status.ok:
+            error = parse_refusal(report)
+            reason = error.strerror if error else "the copying process was killed"
+            raise MachineFull(
+                f"Machine {self.machine_id} cannot be copied: {reason}. {MAKE_ROOM}, or close "
+                "files that are open for writing in the machine."
+            )
 
     def _not_frozen(self, error: OSError) -> MachineError:
         if error.errno == errno.EFBIG:
             return MachineFull(
-                f"Machine {self.id} cannot be frozen: {error.strerror}. Frozen, that would fill "
-                "it for good: delete files in it first."
+                f"Machine {self.machine_id} cannot be frozen: {error.strerror}. Frozen, that would "
+                "fill it for good: delete files in it first."
             )
         if error.errno in NO_ROOM:
             return MachineFull(
-                f"Machine {self.id} cannot be frozen: {error.strerror}. {MAKE_ROOM}."
+                f"Machine {self.machine_id} cannot be frozen: {error.strerror}. {MAKE_ROOM}."
             )
-        return MachineError(f"Machine {self.id} cannot be frozen: {error}.")
+        return MachineError(f"Machine {self.machine_id} cannot be frozen: {error}.")
 
-    def _slot(self, name: bytes) -> str:
-        """The name of a slot that the machine told; only those of its base are believed."""
-        slot = name.decode(errors="replace")
-        if slot not in self.slots:
-            raise MachineGone(f"Machine {self.id} tells nonsense; delete it.")
-        return slot
+    def _stopped(self, frozen: Any) -> tuple[str, list[str]]:
+        """The obstacle and the slots that the machine tells; only those of its base are taken."""
+        match frozen:
+            case {"obstacle": str(obstacle), "slots": [*slots]} if self.slots.issuperset(slots):
+                return obstacle, slots
+            case _:
+                raise nonsense()
 
 
-async def _stop(sandbox: Sandbox, *, merged: bool) -> list[bytes]:
+async def _stop(sandbox: Sandbox, *, merged: bool) -> Any:
     """Freeze, even when cancelled, so that it is known whether to thaw."""
     with anyio.CancelScope(shield=True):
-        return await sandbox.request(b"freeze", [b"merged"] * merged)
+        return await sandbox.request("freeze", merged=merged)
     raise AssertionError("a shielded scope was left early")

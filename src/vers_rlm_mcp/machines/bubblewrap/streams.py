@@ -1,4 +1,4 @@
-"""Pipes as anyio byte streams, and replies read from them."""
+"""Pipes as anyio byte streams."""
 
 from __future__ import annotations
 
@@ -12,10 +12,6 @@ import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream
 from anyio.lowlevel import checkpoint
 
-from vers_rlm_mcp.errors import MachineGone
-
-from .guest import wire
-
 F_SETPIPE_SZ: Final = 1031
 
 WIDE_PIPE: Final = 1024 * 1024
@@ -27,12 +23,6 @@ COMPLAINT_SECONDS: Final = 2.0
 MAX_COMPLAINT: Final = 4096
 """Bytes that are kept of what a helper program wrote to standard error."""
 
-MAX_DIGITS: Final = 18
-"""Of a number in a reply: a file's size has no more, and Python refuses to read thousands."""
-
-MAX_REPLY: Final = 64 * 1024
-"""Bytes of a reply that are taken from a machine. Real ones have tens."""
-
 
 class PipeReceiveStream(ByteReceiveStream):
     """The reading end of a pipe."""
@@ -40,11 +30,6 @@ class PipeReceiveStream(ByteReceiveStream):
     def __init__(self, descriptor: int) -> None:
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
-
-    @property
-    def ready(self) -> bool:
-        """Whether there is something to receive by now, be it the end."""
-        return self._descriptor < 0 or is_readable(self._descriptor)
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """The next bytes, as soon as there are any."""
@@ -132,10 +117,6 @@ class Pipes:
         self._ours.append(stream)
         return stream
 
-    def nothing(self) -> None:
-        """The null device, in the place of a pipe."""
-        self.theirs.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
-
     def release(self) -> None:
         """Close the machine's ends on this side, once they have been sent."""
         while self.theirs:
@@ -165,31 +146,6 @@ async def read_text(stream: PipeReceiveStream) -> str:
         while True:
             data = data[-MAX_COMPLAINT:] + await stream.receive()
     return data[-MAX_COMPLAINT:].decode(errors="replace").strip()
-
-
-async def read_reply(stream: PipeReceiveStream) -> list[bytes]:
-    """The fields of one reply; none when the stream ends first.
-
-    Raises MachineGone when it is no reply: PID 1 is broken, or no longer ours.
-    """
-    data = bytearray()
-    try:
-        while len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "big"):
-            data += await stream.receive()
-            if len(data) > MAX_REPLY:
-                raise ValueError("too long")  # noqa: TRY301 - one reply for all nonsense
-        return wire.unpack(bytes(data[4:]))
-    except anyio.EndOfStream:
-        return []
-    except ValueError as error:
-        raise MachineGone(f"The machine's reply makes no sense: {error}.") from error
-
-
-def parse_number(field: bytes) -> int:
-    """A number that a machine tells. Raises MachineGone for anything else."""
-    if not field.isdigit() or len(field) > MAX_DIGITS:
-        raise MachineGone("The machine's reply makes no sense; delete it.")
-    return int(field)
 
 
 def _pipe(*, wide: bool) -> tuple[int, int]:

@@ -111,8 +111,12 @@ class Daemon:
         Raises `BackendUnavailable` where nothing can run it, or `anyio.BrokenResourceError` when
         the connection is lost.
         """
-        self._write(guest_code("daemon"))
+        self.send_code(guest_code("daemon"))
         await self.ready()
+
+    def send_code(self, code: bytes) -> None:
+        """Send the code of a daemon; see `begin`."""
+        self._write(code)
 
     async def ready(self) -> None:
         """Wait until the daemon runs; see `begin`."""

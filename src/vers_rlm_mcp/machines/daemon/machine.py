@@ -37,6 +37,9 @@ CHUNK: Final = 1024 * 1024
 MAX_REPORT: Final = 64 * 1024
 """Bytes of a report; real ones have tens."""
 
+MAX_REASON: Final = 4096
+"""Characters of an error."""
+
 NO_ROOM: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN, errno.ENOMEM, errno.EMFILE}
 )
@@ -48,9 +51,12 @@ _REFUSAL = re.compile(r"!(\d{1,4}) (.*)", re.DOTALL)
 class Link(Protocol):
     """The way to one machine's daemon."""
 
-    machine_id: str
+    @property
+    def machine_id(self) -> str:
+        """The machine."""
+        ...
 
-    def check(self) -> None:
+    def check(self) -> object:
         """Raise `MachineGone` if the machine is known to be no more."""
         ...
 
@@ -254,7 +260,7 @@ async def rest(stream: ByteReceiveStream) -> str:
 def parse_refusal(report: str) -> OSError | None:
     """The error that a report of the daemon tells of; None when it does not."""
     refused = _REFUSAL.fullmatch(report)
-    return OSError(int(refused[1]), refused[2]) if refused else None
+    return OSError(int(refused[1]), refused[2][:MAX_REASON]) if refused else None
 
 
 def _refused(report: str, what: str) -> MachineError | PathRefused:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vers_rlm_mcp.errors import MachineError
 
+from ..code import LOADER_MARK
 from ..paths import check_path
 from .changes import Difference, Entry, FactChange, FileChange, shown
 from .program import Guest, Program, work_with
@@ -89,7 +90,7 @@ async def diff(
         "roots": _outermost(roots),
         "skip": SKIPPED,
         "skip_names": SKIPPED_NAMES,
-        "own_programs": OWN_PROGRAMS,
+        "own_programs": [*OWN_PROGRAMS, LOADER_MARK],
         "limit": max_entries,
         "diff_chars": max_diff_chars,
         "file_diff_chars": FILE_DIFF_CHARS,

@@ -31,13 +31,6 @@ SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}
 KEYCTL_JOIN_SESSION_KEYRING = 1
 
-SIGCHLD = 17
-LAST_SIGNAL = 64
-SIG_UNBLOCK = 1
-SIG_BLOCK = 0
-SFD_CLOEXEC = 0o2000000
-SFD_NONBLOCK = 0o4000
-
 CAPABILITY_VERSION = 0x20080522
 LAST_CAPABILITY = 63
 
@@ -107,25 +100,6 @@ def close_from(first: int) -> None:
     """
     number = ctypes.c_long(SYS_CLOSE_RANGE)
     _check(_libc.syscall(number, first, HIGHEST_DESCRIPTOR, 0), "close_range")
-
-
-def child_signals() -> int:
-    """A descriptor that is readable when a child has ended."""
-    signals = (ctypes.c_ulong * 16)(1 << (SIGCHLD - 1))
-    _check(_libc.sigprocmask(SIG_BLOCK, signals, None), "sigprocmask")
-    return _check(_libc.signalfd(-1, signals, SFD_CLOEXEC | SFD_NONBLOCK), "signalfd")
-
-
-def default_signals() -> None:
-    """Undo for a program what `child_signals`, Python's start and whoever began us changed.
-
-    What runs under `nohup`, or in the background of a script, ignores signals, and so would all
-    that it starts.
-    """
-    signals = (ctypes.c_ulong * 16)(1 << (SIGCHLD - 1))
-    _check(_libc.sigprocmask(SIG_UNBLOCK, signals, None), "sigprocmask")
-    for number in range(1, LAST_SIGNAL + 1):
-        _libc.signal(number, None)  # Those that cannot be changed: EINVAL.
 
 
 def keep_capabilities(kept: int) -> None:

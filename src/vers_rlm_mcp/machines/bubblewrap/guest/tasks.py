@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
-ENDED = frozenset("ZX")
+from ...daemon.guest.sessions import ENDED, send, stat, table
+
 STOPPED = ENDED | frozenset("Tt")
-SIGKILL = 9
-SIGCONT = 18
-SIGSTOP = 19
 
 PATIENCE = 2.0
-"""Seconds that stopping or killing everything may take. Milliseconds are usual."""
+"""Seconds that stopping everything may take. Milliseconds are usual."""
 
 SETTLE = 0.1
 """Seconds after which a process that still waits in the kernel is taken as unable to run."""
 
 BLINK = 0.0005
 """Seconds between two looks at whether a process has stopped: about what a look costs."""
-
-
-def _stat(path: str) -> tuple[str, int, int]:
-    """The state, parent and session of a process or thread, from its ``stat`` file."""
-    with open(path, "rb") as file:
-        fields = file.read().rpartition(b")")[2].split()
-    return fields[0].decode(), int(fields[1]), int(fields[3])
-
-
-def table() -> dict[int, tuple[str, int, int]]:
-    """State, parent and session of every process but PID 1."""
-    found: dict[int, tuple[str, int, int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit() and name != "1":
-            try:
-                found[int(name)] = _stat(f"/proc/{name}/stat")
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    return found
 
 
 def threads() -> int:
@@ -64,20 +44,12 @@ def living() -> list[int]:
     return [pid for pid, (state, _, _) in table().items() if state not in ENDED]
 
 
-def signal(pid: int, number: int) -> None:
-    """Send a signal; a process that is gone is no error."""
-    try:  # noqa: SIM105 - contextlib takes milliseconds to import
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
-
-
 def _has_stopped(pid: int, *, waiting: bool) -> bool:
     """Whether no thread of a process can run; with `waiting`, one stuck in the kernel counts."""
     ended = STOPPED | {"D"} if waiting else STOPPED
     try:
         threads = os.listdir(f"/proc/{pid}/task")
-        return all(_stat(f"/proc/{pid}/task/{name}/stat")[0] in ended for name in threads)
+        return all(stat(f"/proc/{pid}/task/{name}/stat")[0] in ended for name in threads)
     except (FileNotFoundError, ProcessLookupError):
         return True
 
@@ -98,7 +70,7 @@ def stop_all() -> list[int]:
         rest = [pid for pid, (state, _, _) in table().items() if state not in STOPPED]
         fresh = [pid for pid in rest if pid not in stopped]
         for pid in rest:
-            signal(pid, SIGSTOP)
+            send(pid, signal.SIGSTOP)
         stopped += fresh
         now = time.monotonic()
         if not fresh and all(_has_stopped(pid, waiting=now > settled) for pid in stopped):
@@ -112,22 +84,4 @@ def stop_all() -> list[int]:
 def resume(pids: list[int]) -> None:
     """Let stopped processes go on."""
     for pid in pids:
-        signal(pid, SIGCONT)
-
-
-def kill_session(session: int) -> None:
-    """Kill the processes of a session until none is left, or patience ends."""
-    deadline = time.monotonic() + PATIENCE
-    while (doomed := _members(session)) and time.monotonic() < deadline:
-        for pid in doomed:
-            signal(pid, SIGKILL)
-        time.sleep(BLINK)
-
-
-def _members(session: int) -> list[int]:
-    """The live processes of a session, and its leader also when it is only about to begin it."""
-    return [
-        pid
-        for pid, (state, _, its) in table().items()
-        if session in (pid, its) and state not in ENDED
-    ]
+        send(pid, signal.SIGCONT)

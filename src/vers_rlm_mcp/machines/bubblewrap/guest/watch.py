@@ -151,7 +151,7 @@ class Watch:
         total = sum(sizes.values())
         while total > self._memory:
             largest = max(sizes, key=lambda pid: sizes[pid])
-            tasks.signal(largest, SIGKILL)
+            tasks.send(largest, SIGKILL)
             total -= sizes.pop(largest)
 
     def _glance(self, now: float) -> None:
@@ -234,7 +234,7 @@ class Watch:
             fresh = set(_programs()) - seen
             for pid in fresh:
                 if pid in self._limited and _file_limit(pid) > 0 and _writes(pid, mounts):
-                    tasks.signal(pid, SIGKILL)
+                    tasks.send(pid, SIGKILL)
                 _limit_files(pid, 0)
             seen |= fresh
         self._limited = seen
@@ -261,7 +261,7 @@ def _kill_busiest(before: dict[int, int], now: dict[int, int]) -> None:
     worked = {pid: ticks - before.get(pid, 0) for pid, ticks in now.items()}
     busiest = max(worked, key=lambda pid: worked[pid], default=0)
     if worked.get(busiest):
-        tasks.signal(busiest, SIGKILL)
+        tasks.send(busiest, SIGKILL)
 
 
 def _free() -> int:

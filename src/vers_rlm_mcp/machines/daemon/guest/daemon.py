@@ -110,7 +110,7 @@ class Daemon:
         report, a JSON value."""
         self._receive, self._send_to = receive, send
         self._decoder = Decoder(TO_DAEMON, MAX_REQUEST)
-        self._descriptors: list[int] = []
+        self.descriptors: list[int] = []
         """Those that were received and that no request has claimed yet."""
         self._jobs: dict[int, Job] = {}
         self._unsent = bytearray()
@@ -168,8 +168,9 @@ class Daemon:
         """Fork. Raises `OSError` when there may be no more processes."""
         return os.fork()
 
-    def prepare(self, task: str) -> None:
+    def prepare(self, task: str) -> None:  # noqa: ARG002 - others tell tasks apart
         """Get a forked process ready for its task."""
+        os.setsid()
 
     def close_from(self, first: int) -> None:
         """Close every descriptor from `first` on."""
@@ -269,7 +270,7 @@ class Daemon:
     def _start(self, number: int, request: Request, fields: dict[str, Any]) -> None:
         """Do what is requested, or start a process that does."""
         count = fields.get("descriptors", 0)
-        given, self._descriptors = self._descriptors[:count], self._descriptors[count:]
+        given, self.descriptors = self.descriptors[:count], self.descriptors[count:]
         try:
             if request["do"] in self.operations:
                 report = self.operations[request["do"]](request, given)
@@ -308,7 +309,6 @@ class Daemon:
         """Perform a task in a fork of the daemon, as the leader of a session."""
         code = FAILED
         try:
-            os.setsid()
             for number, descriptor in enumerate(descriptors):
                 os.dup2(descriptor, number, inheritable=number != REPORT)
             self.close_from(REPORT + 1)

@@ -103,16 +103,11 @@ def installed(fields: dict[bytes, bytes]) -> Iterator[tuple[str, str]]:
 def commands_running(own: list[str]) -> Iterator[str]:
     """The command lines of processes, without the machine's first one, and without ours.
 
-    Those are what this is a part of, and what has an argument that begins like one of `own`.
+    Those have an argument that begins like one of `own`.
     """
-    ours = arguments(b"self")[:5]
     for pid in os.listdir(ROOT + b"/proc") if os.path.isdir(ROOT + b"/proc") else ():
         words = arguments(pid) if pid.isdigit() and pid != b"1" else []
-        if (
-            words
-            and words[:5] != ours
-            and not any(decoded(w).startswith(tuple(own)) for w in words)
-        ):
+        if words and not any(decoded(word).startswith(tuple(own)) for word in words):
             yield decoded(b" ".join(words))[:MAX_COMMAND]
 
 
