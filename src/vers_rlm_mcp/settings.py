@@ -86,19 +86,19 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     backend: BackendName = Field(
-        "auto",
+        default="auto",
         description=f"Backend that provides machines: {_described(BACKENDS)}. `auto` selects Vers "
         "if there is a key for it, else microsandbox if it is installed and can boot a machine, "
         "else bubblewrap.",
     )
     model: str | None = Field(
-        None,
+        default=None,
         description="Model that writes the code, as `provider:model`: `anthropic:…`, `openai:…` "
         "(any OpenAI-compatible endpoint), `scripted:PATH` or `sampling`. By default, the default "
         "model of the provider whose key is set.",
     )
     sub_model: str | None = Field(
-        None, description="Model that answers `llmQuery`. By default, the same as `model`."
+        default=None, description="Model that answers `llmQuery`. By default, the same as `model`."
     )
     state_dir: Path = Field(
         default_factory=default_state_dir,
@@ -106,138 +106,142 @@ class Settings(BaseModel):
         "default, it is in `$XDG_STATE_HOME` if that is set.",
     )
     allow_dir: tuple[Path, ...] = Field(
-        (),
+        default=(),
         description="Host directories whose files may be copied into a run's machine. Separated "
         "by `:` in the environment.",
     )
     network: Literal["off", "on", "host"] = Field(
-        "off",
+        default="off",
         description="Network of machines on this computer: `off`; `on` (isolated: through pasta "
         "or slirp4netns for bubblewrap, limited to public addresses for microsandbox); `host` "
         "(the host's own network, including its local services).",
     )
     network_domains: tuple[str, ...] = Field(
-        (),
+        default=(),
         description="The only domains that microsandbox machines may reach if the network is "
         "`on`. Separated by `,` in the environment.",
     )
     image: str = Field(
-        "python:3.12-slim",
+        default="python:3.12-slim",
         description="Image that microsandbox machines start from: an OCI image with `python3`, "
         "fetched on first use, or the path of a docker-archive.",
     )
     base: Path | None = Field(
-        None,
+        default=None,
         description="Root file system that bubblewrap machines start from: a directory or a "
         "docker-archive. By default, a selection of the host's own system directories.",
     )
     vers_ssh_domain: str | None = Field(
-        None,
+        default=None,
         description="Domain of the host names of Vers machines. By default, `vm.X` for a service "
         "at `api.X`.",
     )
     vers_ssh_address: str | None = Field(
-        None,
+        default=None,
         description="`HOST:PORT` to connect to for every Vers machine, instead of port 443 of its "
         "own host name: for an emulator or a relay.",
     )
     vers_ca_file: Path | None = Field(
-        None, description="Certificate authorities to trust for Vers instead of the system's."
+        default=None,
+        description="Certificate authorities to trust for Vers instead of the system's.",
     )
     vers_insecure: bool = Field(
-        False, description="Accept any certificate and SSH host key from Vers. For testing only."
+        default=False,
+        description="Accept any certificate and SSH host key from Vers. For testing only.",
     )
     vers_fidelity: Literal["memory", "disk"] = Field(
-        "memory",
+        default="memory",
         description="What copies of Vers machines preserve. An emulator may preserve only the "
         "`disk`.",
     )
-    vcpu_count: int = Field(2, ge=1, description="Processors per machine.")
-    mem_size_mib: int = Field(2048, ge=128, description="Memory per machine, in MiB.")
+    vcpu_count: int = Field(default=2, ge=1, description="Processors per machine.")
+    mem_size_mib: int = Field(default=2048, ge=128, description="Memory per machine, in MiB.")
     fs_size_mib: int = Field(
-        8192, ge=64, description="Disk space that a machine may write, in MiB."
+        default=8192, ge=64, description="Disk space that a machine may write, in MiB."
     )
-    max_processes: int = Field(512, ge=16, description="Processes and threads per machine.")
+    max_processes: int = Field(default=512, ge=16, description="Processes and threads per machine.")
     max_machine_seconds: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="Seconds after which a microsandbox machine is ended, even if in use.",
     )
-    max_machines: int = Field(16, ge=1, description="Machines alive at once, per client.")
-    exec_timeout: float = Field(120, gt=0, description="Seconds a command may take.")
-    cell_timeout: float = Field(300, gt=0, description="Seconds a cell may take.")
+    max_machines: int = Field(default=16, ge=1, description="Machines alive at once, per client.")
+    exec_timeout: float = Field(default=120, gt=0, description="Seconds a command may take.")
+    cell_timeout: float = Field(default=300, gt=0, description="Seconds a cell may take.")
     checkpoints: Literal["off", "change", "step", "destructive"] = Field(
-        "change",
+        default="change",
         description="When a run commits its machine, so that it can be resumed from there: after "
         "each `step`; after a step that may have made a `change`, as long as checkpoints take no "
         "more than a tenth of the run's time; before code that looks `destructive`; or never "
         "(`off`).",
     )
     max_recoveries: int = Field(
-        3,
+        default=3,
         ge=0,
         description="How often a run may restore a machine that it broke from a checkpoint.",
     )
     max_record_mib: int = Field(
-        1024,
+        default=1024,
         ge=1,
         description="Disk space for records of runs, in MiB, per client. The oldest are deleted "
         "first.",
     )
-    max_seconds: float = Field(1800, gt=0, description="Seconds a run may take.")
-    max_tokens: int | None = Field(None, gt=0, description="Tokens a run may use.")
-    max_usd: float | None = Field(None, gt=0, description="Money a run may spend, in USD.")
+    max_seconds: float = Field(default=1800, gt=0, description="Seconds a run may take.")
+    max_tokens: int | None = Field(default=None, gt=0, description="Tokens a run may use.")
+    max_usd: float | None = Field(default=None, gt=0, description="Money a run may spend, in USD.")
     confirm_usd: float | None = Field(
-        None,
+        default=None,
         ge=0,
         description="Budget in USD above which the user is asked to confirm a run, if the client "
         "supports asking. By default, no confirmation is requested.",
     )
     token: tuple[str, ...] = Field(
-        (),
+        default=(),
         repr=False,
         description="Bearer tokens of HTTP clients, each with its own machines and runs. "
         "Separated by `,` in the environment.",
     )
     token_file: Path | None = Field(
-        None, description="File with further bearer tokens, one per line."
+        default=None, description="File with further bearer tokens, one per line."
     )
     allowed_hosts: tuple[str, ...] = Field(
-        (),
+        default=(),
         description="`Host` headers to accept over HTTP in addition to this computer's own, as "
         "`NAME` or `NAME:PORT`. Separated by `,` in the environment.",
     )
     allowed_origins: tuple[str, ...] = Field(
-        (),
+        default=(),
         description="`Origin` headers to accept over HTTP in addition to this computer's own, as "
         "`https://NAME`. Separated by `,` in the environment.",
     )
     toolsets: tuple[Literal["vm", "rlm"], ...] = Field(
-        ("vm", "rlm"),
+        default=("vm", "rlm"),
         description="Tools to offer: those for machines (`vm`), those for runs (`rlm`), or both. "
         "Separated by `,`.",
     )
     read_only: bool = Field(
-        False, description="Offer only tools that create, change and delete nothing."
+        default=False, description="Offer only tools that create, change and delete nothing."
     )
     max_calls: int = Field(
-        32, ge=1, description="Concurrent calls, and concurrent runs, per client."
+        default=32, ge=1, description="Concurrent calls, and concurrent runs, per client."
     )
     wait_seconds: float | None = Field(
-        None,
+        default=None,
         ge=0,
         description="Seconds after which a call that waits for a run answers that the run is "
         "still in progress. By default 50, or more for clients known to wait longer.",
     )
-    max_requests: float = Field(50, gt=0, description="HTTP requests per second, per client.")
+    max_requests: float = Field(
+        default=50, gt=0, description="HTTP requests per second, per client."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Lowest level that is logged."
+        default="info", description="Lowest level that is logged."
     )
     log_format: Literal["text", "json"] = Field(
-        "text", description="Log format: text for people, or one line of JSON per record."
+        default="text", description="Log format: text for people, or one line of JSON per record."
     )
     log_file: Path | None = Field(
-        None, description="File to append the log to, instead of standard error."
+        default=None, description="File to append the log to, instead of standard error."
     )
 
     @model_validator(mode="before")
