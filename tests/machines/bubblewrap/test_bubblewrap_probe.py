@@ -12,9 +12,9 @@ from vers_rlm_mcp.errors import BackendUnavailable
 from vers_rlm_mcp.machines.bubblewrap import (
     BubblewrapBackend,
     BubblewrapConfig,
+    init_program,
     network,
     probe,
-    program,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ async def test_a_failed_machine_comes_with_remedies(
 async def test_a_state_directory_that_cannot_hold_machines_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(program, "interpreter", lambda: Path(sys.executable))
+    monkeypatch.setattr(init_program, "interpreter", lambda: Path(sys.executable))
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(OSError, match="file"):

@@ -133,7 +133,7 @@ async def test_who_kills_all_python_programs_does_not_kill_the_daemon(machine: M
 async def test_a_machine_without_python_says_so(
     emulator: VersEmulator, backend: VersBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vers_rlm_mcp.machines.daemon.conversation.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("vers_rlm_mcp.machines.daemon.client.QUIET_SECONDS", 0.0)
     machine = await backend.create()
     await run_command(machine, "rm -f /usr/bin/python3*", timeout=20)
     (vm,) = [vm for vm in emulator.vms if vm.id == machine.id]
@@ -227,7 +227,7 @@ async def test_a_transfer_that_breaks_half_way_is_an_error(
 async def test_a_connection_that_was_lost_while_nothing_ran_is_opened_anew(
     emulator: VersEmulator, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vers_rlm_mcp.machines.daemon.conversation.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("vers_rlm_mcp.machines.daemon.client.QUIET_SECONDS", 0.0)
     (vm,) = [vm for vm in emulator.vms if vm.id == machine.id]
     for _ in range(3):
         vm.disconnect()
@@ -264,8 +264,8 @@ async def test_a_machine_that_stands_still_is_woken(
 async def test_a_machine_that_stands_still_meanwhile_is_noticed_and_woken(
     emulator: VersEmulator, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vers_rlm_mcp.machines.daemon.conversation.QUIET_SECONDS", 0.0)
-    monkeypatch.setattr("vers_rlm_mcp.machines.daemon.conversation.PING_SECONDS", 0.3)
+    monkeypatch.setattr("vers_rlm_mcp.machines.daemon.client.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("vers_rlm_mcp.machines.daemon.client.PING_SECONDS", 0.3)
     monkeypatch.setattr("vers_rlm_mcp.machines.vers.ssh.CONNECT_SECONDS", 2.0)
     await emulator.cloud.set_state(machine.id, "Sleeping")
     with anyio.fail_after(30):
@@ -275,7 +275,7 @@ async def test_a_machine_that_stands_still_meanwhile_is_noticed_and_woken(
 async def test_another_host_key_than_before_is_not_trusted(
     emulator: VersEmulator, backend: VersBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vers_rlm_mcp.machines.daemon.conversation.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("vers_rlm_mcp.machines.daemon.client.QUIET_SECONDS", 0.0)
     machine = await backend.create()
     (vm,) = [vm for vm in emulator.vms if vm.id == machine.id]
     image = vm.image

@@ -26,8 +26,8 @@ from . import identity
 from .bases import HOST_BASE, Base, open_base
 from .cache import Cache
 from .config import BubblewrapConfig
+from .init_program import init_code
 from .limits import Limits, controllers, mechanisms, noted, process_limits, sweep
-from .program import init_code
 from .running import Frozen, RunningMachine, not_made
 from .sandbox import Plan, Sandbox
 from .store import (

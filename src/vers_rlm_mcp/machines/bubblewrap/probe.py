@@ -16,7 +16,7 @@ from ..base import Finding
 from . import network
 from .backend import BubblewrapBackend
 from .config import BubblewrapConfig
-from .program import interpreter
+from .init_program import interpreter
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

@@ -27,9 +27,9 @@ from ..daemon import Daemon, Standard, parse_refusal, rest
 from ..daemon.guest.wire import FrameError, load
 from . import identity
 from .control import Control
+from .init_program import interpreter
 from .limits import Cgroup, confine
 from .network import Connection
-from .program import interpreter
 from .streams import (
     PipeReceiveStream,
     Pipes,

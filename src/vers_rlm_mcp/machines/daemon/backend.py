@@ -14,7 +14,7 @@ from .machine import DaemonMachine
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .conversation import Daemon
+    from .client import Daemon
 
 
 class DaemonBackend(Backend):
@@ -32,7 +32,7 @@ class DaemonBackend(Backend):
 
     @abstractmethod
     async def connect(self, machine_id: str) -> Daemon:
-        """Start a daemon in a machine, and return the conversation with it once it has begun.
+        """Start a daemon in a machine, and return our end of it once it runs.
 
         Raises `MachineGone` if there is no such machine, else `MachineError`. `connect_process`
         does it for a daemon that a local program reaches.

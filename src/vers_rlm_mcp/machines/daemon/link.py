@@ -11,7 +11,7 @@ from vers_rlm_mcp.errors import MachineError, MachineGone
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from .conversation import Daemon, Job
+    from .client import Daemon, Job
 
 
 class DaemonLink:
@@ -19,7 +19,7 @@ class DaemonLink:
 
     Args:
         machine_id: The machine.
-        connect: Starts a daemon there, and returns the conversation with it once it has begun.
+        connect: Starts a daemon there, and returns our end of it once it runs.
             Raises `MachineGone` if there is no such machine, and else `MachineError`.
         find: Raises `MachineGone` if there is no such machine, and `MachineError` when that cannot
             be learnt.

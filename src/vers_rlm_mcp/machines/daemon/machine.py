@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import ByteSendStream
 
-    from .conversation import Job
+    from .client import Job
 
 STALL_SECONDS: Final = 300.0
 """How long a daemon, or a process that reads or writes a file for it, may stand still. Programs of

@@ -9,7 +9,7 @@ import anyio
 
 from vers_rlm_mcp.errors import MachineError
 
-from .conversation import Daemon
+from .client import Daemon
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ BEGIN_SECONDS: Final = 60.0
 async def connect_process(argv: Sequence[str], **options: Any) -> Daemon:
     """Start a local program that becomes a daemon, or leads to one, and wait until that runs.
 
-    The program is killed when the conversation is lost or given up.
+    The program is killed when its connection is lost or given up.
 
     Args:
         argv: The program and its arguments, such as ``docker exec -i ID sh -c COMMAND`` with the

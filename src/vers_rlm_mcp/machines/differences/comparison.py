@@ -10,7 +10,7 @@ from vers_rlm_mcp.errors import MachineError
 from ..code import LOADER_MARK
 from ..paths import check_path
 from .changes import Difference, Entry, FactChange, FileChange, shown
-from .program import Guest, Program, work_with
+from .guest_programs import Guest, Program, work_with
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

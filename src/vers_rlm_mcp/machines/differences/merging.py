@@ -14,7 +14,7 @@ from vers_rlm_mcp.errors import MachineError, MachineFull, MergeConflict, PathRe
 
 from ..paths import WORKSPACE, check_path
 from .changes import shown
-from .program import Guest, Program, work_with
+from .guest_programs import Guest, Program, work_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

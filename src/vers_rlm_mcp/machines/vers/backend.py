@@ -20,11 +20,11 @@ from vers_rlm_mcp.errors import MachineError, MachineFull, PathRefused, unknown_
 from ..base import Capabilities, Commit, MachineInfo, MachineSpec
 from ..daemon import Daemon, DaemonBackend, DaemonMachine, deleted
 from .api import VersApi
-from .calls import together
 from .faults import NotThere, Refused
 from .link import STOPPED, reach
 from .making import OWN_LABELS, PARENT, REQUEST, Maker, Making, Origin, copies_of, unlabelled
 from .schema import UUID_PATTERN
+from .shielded import together
 from .ssh import Connector
 
 if TYPE_CHECKING:

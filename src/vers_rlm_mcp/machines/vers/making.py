@@ -28,8 +28,8 @@ import anyio
 from vers_rlm_mcp.errors import MachineError
 from vers_rlm_mcp.retries import with_retries
 
-from .calls import let_finish
 from .faults import NotThere, PassingVersFault
+from .shielded import let_finish
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

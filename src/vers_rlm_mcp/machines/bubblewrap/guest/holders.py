@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from . import calls, tasks
+from . import linux, tasks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def obstacle(frozen: list[Overlay]) -> str:
     protected: list[Overlay] = []
     for overlay in frozen:
         try:
-            overlay.protect(calls.MS_RDONLY)
+            overlay.protect(linux.MS_RDONLY)
         except OSError:
             for earlier in protected:
                 earlier.protect(0)

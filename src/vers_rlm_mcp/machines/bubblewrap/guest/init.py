@@ -19,7 +19,7 @@ import resource
 import sys
 
 from ...daemon.guest.daemon import WIDE, Daemon, encoded
-from . import calls, holders, merge, overlays, tasks, watch
+from . import flatten, holders, linux, overlays, tasks, watch
 
 HIDDEN = "/.vers"
 """The hidden directory, in the root that bwrap made and, later, below the machine's root."""
@@ -42,7 +42,7 @@ ENOUGH = 8
 MASKED_FILES = ("kcore", "keys", "latency_stats", "timer_list", "sched_debug", "sysrq-trigger")
 MASKED_DIRECTORIES = ("acpi", "asound", "scsi")
 READ_ONLY = ("bus", "fs", "irq", "sys")
-PROC_FLAGS = calls.MS_NOEXEC | calls.MS_RDONLY
+PROC_FLAGS = linux.MS_NOEXEC | linux.MS_RDONLY
 
 # CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE SYS_CHROOT SETFCAP:
 # what installing packages and running services takes, as in other containers.
@@ -102,14 +102,14 @@ class Init(Daemon):
         self.environment.update(
             (encoded(name), encoded(value)) for name, value in request["environment"].items()
         )
-        calls.set_undumpable()
-        calls.forget_keys()
-        calls.sethostname(request["hostname"].encode())
+        linux.set_undumpable()
+        linux.forget_keys()
+        linux.sethostname(request["hostname"].encode())
         os.umask(0)
         os.chdir(HIDDEN)
         for target, descriptor in zip(request["attached"], descriptors):
-            calls.move_mount(descriptor, target.encode())
-        calls.mount(b"tmpfs", b"root", b"tmpfs", overlays.FLAGS, b"mode=755,size=1m")
+            linux.move_mount(descriptor, target.encode())
+        linux.mount(b"tmpfs", b"root", b"tmpfs", overlays.FLAGS, b"mode=755,size=1m")
         for slot, base, layers, views in request["slots"]:
             overlay = overlays.Overlay(slot, base, layers, list(views.items()))
             overlay.start("root")
@@ -119,8 +119,8 @@ class Init(Daemon):
         for source, target in request["binds"].items():
             place = encoded(f"root{target}")
             os.makedirs(place, exist_ok=True)
-            calls.mount(encoded(source), place, b"", calls.MS_BIND)
-            calls.remount(place, calls.MS_RDONLY)
+            linux.mount(encoded(source), place, b"", linux.MS_BIND)
+            linux.remount(place, linux.MS_RDONLY)
         _mount_kernel_directories(request["shared"].encode(), request["processes"])
         _enter_root()
         for overlay in self._overlays:
@@ -148,7 +148,7 @@ class Init(Daemon):
             raise OSError(errno.EAGAIN, text) from None
 
     def close_from(self, first: int) -> None:
-        calls.close_from(first)
+        linux.close_from(first)
 
     def prepare(self, task: str) -> None:
         """Make an ordinary process of the machine of a fork of PID 1, without its rights."""
@@ -161,8 +161,8 @@ class Init(Daemon):
                 self._watch.full or resource.getrlimit(kind)[0] == 0  # PID 1 may be quicker.
             )
             resource.setrlimit(kind, (0 if full else value, value))
-        calls.keep_capabilities(KEPT_CAPABILITIES)
-        calls.filter_calls(self._filter)
+        linux.keep_capabilities(KEPT_CAPABILITIES)
+        linux.filter_calls(self._filter)
 
     def admit(self, file: int) -> None:
         """When the disk is full, let a file be written that does not lie on it."""
@@ -232,7 +232,7 @@ class Init(Daemon):
             for place, overlay, sources in work:
                 target = f"machine/{place}/{overlay.slot}/u"
                 os.makedirs(target)
-                merge.copy(sources, target)
+                flatten.copy(sources, target)
 
         return act
 
@@ -273,23 +273,23 @@ def _mount_kernel_directories(shared: bytes, processes: int) -> None:
     with open("/proc/sys/user/max_user_namespaces", "w") as file:
         file.write("0")
     for name in ("proc", "dev"):
-        calls.mount(f"/{name}".encode(), f"root/{name}".encode(), b"", calls.MS_MOVE)
+        linux.mount(f"/{name}".encode(), f"root/{name}".encode(), b"", linux.MS_MOVE)
     for path in (b"root/run", b"root/dev/shm"):
-        calls.mount(b"tmpfs", path, b"tmpfs", overlays.FLAGS, shared)
-    calls.remount(b"root/dev", calls.MS_RDONLY)
+        linux.mount(b"tmpfs", path, b"tmpfs", overlays.FLAGS, shared)
+    linux.remount(b"root/dev", linux.MS_RDONLY)
     os.chmod("root/dev/shm", 0o1777)  # noqa: S103 - as on every system
     os.chmod("root/run", 0o755)  # noqa: S103 - as on every system
     for name in MASKED_FILES:
         if os.path.exists(f"root/proc/{name}"):
-            calls.mount(b"root/dev/null", f"root/proc/{name}".encode(), b"", calls.MS_BIND)
+            linux.mount(b"root/dev/null", f"root/proc/{name}".encode(), b"", linux.MS_BIND)
     for name in MASKED_DIRECTORIES:
         if os.path.isdir(f"root/proc/{name}"):
             path = f"root/proc/{name}".encode()
-            calls.mount(b"tmpfs", path, b"tmpfs", PROC_FLAGS | overlays.FLAGS, b"size=0,mode=0")
+            linux.mount(b"tmpfs", path, b"tmpfs", PROC_FLAGS | overlays.FLAGS, b"size=0,mode=0")
     for name in READ_ONLY:
         path = f"root/proc/{name}".encode()
-        calls.mount(path, path, b"", calls.MS_BIND)
-        calls.remount(path, PROC_FLAGS)
+        linux.mount(path, path, b"", linux.MS_BIND)
+        linux.remount(path, PROC_FLAGS)
 
 
 def _limit_processes(count: int) -> None:
@@ -306,10 +306,10 @@ def _enter_root() -> None:
     os.mkdir(f"root{HIDDEN}", 0o700)
     hidden = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.chdir("root")
-    calls.pivot_root(b".", HIDDEN[1:].encode())
+    linux.pivot_root(b".", HIDDEN[1:].encode())
     cover = HIDDEN.encode()
-    calls.mount(b"tmpfs", cover, b"tmpfs", calls.MS_RDONLY | overlays.FLAGS, b"size=0,mode=0")
-    calls.remount(b"/", calls.MS_RDONLY)
+    linux.mount(b"tmpfs", cover, b"tmpfs", linux.MS_RDONLY | overlays.FLAGS, b"size=0,mode=0")
+    linux.remount(b"/", linux.MS_RDONLY)
     os.chdir("/")
     os.fchdir(hidden)
     os.close(hidden)
@@ -321,5 +321,5 @@ def main() -> None:
     kept = sorted([control, *others])
     for start, end in zip([2, *kept], kept):
         os.closerange(start + 1, end)
-    calls.close_from(kept[-1] + 1)
+    linux.close_from(kept[-1] + 1)
     Init(_socket.socket(fileno=control)).serve()

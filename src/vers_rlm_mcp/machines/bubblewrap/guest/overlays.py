@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import os
 
-from . import calls
+from . import linux
 
-FLAGS = calls.MS_NOSUID | calls.MS_NODEV
+FLAGS = linux.MS_NOSUID | linux.MS_NODEV
 
 ENOSPC = 28
 
@@ -94,7 +94,7 @@ class Overlay:
 
     def protect(self, flags: int) -> None:
         """Set it read-only (refused while a file is open for writing) or, with 0, writable."""
-        calls.mount(b"none", os.fsencode(self.live), b"", calls.MS_REMOUNT | FLAGS | flags)
+        linux.mount(b"none", os.fsencode(self.live), b"", linux.MS_REMOUNT | FLAGS | flags)
 
     def prepare(self, layer: str, merged: list[str]) -> None:
         """Build, out of sight, the overlay whose newest frozen layer is `layer`.
@@ -110,15 +110,15 @@ class Overlay:
         """Undo `prepare`, complete or not."""
         self.layers = self._before
         if os.path.ismount(self.fresh):
-            calls.detach(os.fsencode(self.fresh))
+            linux.detach(os.fsencode(self.fresh))
 
     def switch(self) -> None:
         """Put what `prepare` built in the place of the old overlay."""
         for _, target in self.views:
-            calls.detach(os.fsencode(target))
+            linux.detach(os.fsencode(target))
         live = os.fsencode(self.live)
-        calls.detach(live)
-        calls.mount(os.fsencode(self.fresh), live, b"", calls.MS_MOVE)
+        linux.detach(live)
+        linux.mount(os.fsencode(self.fresh), live, b"", linux.MS_MOVE)
         self._show("")
         self.look()
 
@@ -131,14 +131,14 @@ class Overlay:
         _clear(f"{work}/work/incompat")  # Left by a mount that ended with the host's server.
         lower = ":".join([_short(layer, self.slot) for layer in self.layers] + [self.base])
         options = f"lowerdir={lower},upperdir={self.upper},workdir={work},userxattr,volatile"
-        calls.mount(b"overlay", os.fsencode(target), b"overlay", FLAGS, options.encode())
+        linux.mount(b"overlay", os.fsencode(target), b"overlay", FLAGS, options.encode())
         if os.statvfs(target).f_flag & os.ST_RDONLY:  # It does without a work directory, then.
             raise OSError(ENOSPC, os.strerror(ENOSPC), target)
 
     def _show(self, root: str) -> None:
         for name, target in self.views:
             source = os.fsencode(f"{self.live}/{name}")
-            calls.mount(source, os.fsencode(root + target), b"", calls.MS_BIND)
+            linux.mount(source, os.fsencode(root + target), b"", linux.MS_BIND)
 
     def _below(self) -> str:
         return self.frozen[0] if self.layers else self.base.split(":")[0]

@@ -23,7 +23,7 @@ import select
 import signal
 import sys
 
-from . import files, sessions
+from . import file_tasks, sessions
 from .frames import (
     CHUNK,
     MAX_REQUEST,
@@ -364,9 +364,9 @@ class Daemon:
         """Copy a file to standard output."""
 
         def act() -> None:
-            file = files.open_to_read(encoded(request["path"]), request["offset"])
+            file = file_tasks.open_to_read(encoded(request["path"]), request["offset"])
             os.dup2(STDERR, REPORT)  # which ends it: the file is open, and what fails is told there
-            files.send(file, request["length"])
+            file_tasks.send(file, request["length"])
 
         return act
 
@@ -374,9 +374,9 @@ class Daemon:
         """Copy standard input to a file, and report its size."""
 
         def act() -> None:
-            file = files.open_to_write(encoded(request["path"]), request["mode"])
+            file = file_tasks.open_to_write(encoded(request["path"]), request["mode"])
             self.admit(file)
-            os.write(REPORT, b"%d" % files.receive(file))
+            os.write(REPORT, b"%d" % file_tasks.receive(file))
 
         return act
 
