@@ -2,8 +2,8 @@
 
 It finds the kernel of this machine by its socket in DIRECTORY or starts one, passes its own
 standard input and output on to it, and then only waits: frames go straight from the kernel to the
-host. The kernel is in a session of its own and lives on when this process is killed. The exit
-status says how the kernel ended, as a shell would, or one of the two below.
+host. The kernel is in a session of its own and survives if this process is killed. The exit status
+says how the kernel ended, as a shell would, or is one of the two below.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import os
 import struct
 import sys
 
-# The C core of `socket`, which itself would take a third of the time that a kernel takes to start;
-# for the same reason, neither `signal` nor `contextlib` are used here.
+# The C core of `socket`: the module itself takes a third of the time that a kernel takes to start.
+# For the same reason neither `signal` nor `contextlib` is used here.
 from _socket import (
     AF_UNIX,
     MSG_CMSG_CLOEXEC,
@@ -27,13 +27,13 @@ from _socket import (
 
 SOCKET = "kernel.sock"
 FAREWELL = b"\0"
-"""Sent by a kernel that lets go of an attachment; the end of the stream alone means it died."""
+"""Sent by a kernel that releases an attachment. A stream that ends without it means it died."""
 
-LET_GO = 121
-"""Exit status when the kernel goes on, but no longer for this host."""
+RELEASED = 121
+"""Exit status when the kernel still runs, but no longer for this host."""
 
 UNKNOWN_END = 120
-"""Exit status when the kernel was started by another process, which alone knows how it ended."""
+"""Exit status when another process started the kernel and only that one knows how it ended."""
 
 KILL_SECONDS = 5.0
 """A killed process is gone at once, unless the system itself hangs."""
@@ -45,7 +45,7 @@ _DESCRIPTORS = struct.Struct("2i")
 
 
 def main() -> None:
-    """Attach to the kernel (MODE `attach`), to a fresh one (`restart`), or only end it (`kill`)."""
+    """Attach to the kernel (MODE `attach`), to a new one (`restart`), or just kill it (`kill`)."""
     _, _, directory, variables, mode = sys.argv[1:]
     lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -77,7 +77,7 @@ def _connect(address: str) -> socket | None:
 
 
 def _kill(connection: socket) -> None:
-    """Kill the kernel that listens there, and whatever it is still the ancestor of."""
+    """Kill the kernel that listens there, and its descendants."""
     credentials = connection.getsockopt(SOL_SOCKET, SO_PEERCRED, _CREDENTIALS.size)
     kernel: int = _CREDENTIALS.unpack(credentials)[0]
     for pid in [kernel, *_descendants(kernel)]:
@@ -148,7 +148,7 @@ def _hand_over(connection: socket) -> None:
 
 
 def receive_descriptors(connection: socket) -> tuple[int, int]:
-    """The other end of `_hand_over`: what the host writes to, and what it reads from."""
+    """The counterpart of `_hand_over`: what the host writes to, and what it reads from."""
     _, ancillary, _, _ = connection.recvmsg(1, 256, MSG_CMSG_CLOEXEC)
     for level, kind, data in ancillary:
         if (level, kind) == (SOL_SOCKET, SCM_RIGHTS) and len(data) == _DESCRIPTORS.size:
@@ -157,7 +157,7 @@ def receive_descriptors(connection: socket) -> tuple[int, int]:
 
 
 def _last_word(connection: socket) -> bytes:
-    """Wait for what the kernel says when it lets go, which is nothing when it dies."""
+    """Wait for the kernel's farewell, which is empty if it dies."""
     try:
         return connection.recv(1)
     except OSError:
@@ -165,9 +165,9 @@ def _last_word(connection: socket) -> bytes:
 
 
 def _end(connection: socket, child: int) -> int:
-    """Wait until the kernel lets go or dies."""
+    """Wait until the kernel releases this host or dies, and return the exit status."""
     if _last_word(connection):
-        return LET_GO
+        return RELEASED
     if not child:
         return UNKNOWN_END
     _, status = os.waitpid(child, 0)

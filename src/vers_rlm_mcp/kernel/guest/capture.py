@@ -1,7 +1,7 @@
-"""What is written to standard output and error, by whomever: Python, C code or a child process.
+"""Captures standard output and error, written by Python, C code or a child process.
 
 Both descriptors lead into one pipe, so that the order of writing is kept. A thread empties it, so
-that nobody who writes is stalled; the first bytes of a cell's output are sent on at once, of the
+that no writer is stalled; the first bytes of a cell's output are sent on at once, of the
 rest only the end is kept.
 """
 
@@ -31,11 +31,11 @@ GATHER_SECONDS = 0.005
 """Between two looks at a pipe that fills slowly, so that a printing loop keeps the interpreter."""
 
 LOCK_SECONDS = 0.1
-"""A signal's handler may have interrupted who holds the lock, and then would wait for itself."""
+"""A signal handler may have interrupted the holder of the lock and would wait for itself."""
 
 BULK = 64 * 1024
 """Bytes of a cell's output after which lines are no longer written one by one, which costs ten
-times as much: nobody waits for each line of so many."""
+times as much: of so many lines none is awaited by itself."""
 
 _STARTS_CHILD = frozenset({"os.exec", "os.fork", "os.posix_spawn", "os.system", "subprocess.Popen"})
 """Audit events before something else may write to the same pipe, or would inherit the buffers."""
@@ -104,7 +104,7 @@ class Capture:
         self._streams = (_text_stream(1), _text_stream(2))
 
     def start(self, limit: int) -> None:
-        """Begin to take everything; of what is written outside of cells, `limit` bytes."""
+        """Begin to capture everything; of what is written outside of cells, `limit` bytes."""
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.close(nothing)
@@ -115,7 +115,7 @@ class Capture:
         threading.Thread(target=self._pump, daemon=True).start()
 
     def begin(self, limit: int, send: Send) -> None:
-        """A cell starts. What was written since the last one belongs to its output.
+        """Start the output of a cell, which includes what was written since the last one.
 
         `send` is called with a piece of output and the number of bytes left out before it.
         """
@@ -128,7 +128,7 @@ class Capture:
             self._forward()
 
     def finish(self) -> None:
-        """The cell is over: send what it has written up to now."""
+        """End the output of the cell: send what it has written up to now."""
         self.flush()
         with self._lock:
             self._take_all()
@@ -147,7 +147,7 @@ class Capture:
             data = data[os.write(self._write, data) :]
 
     def flush(self) -> None:
-        """Let nothing that was written linger in this process."""
+        """Flush the buffers of this process."""
         for stream in {*self._streams, sys.stdout, sys.stderr}:
             # A cell may have closed it or put something else in its place.
             with suppress(AttributeError, OSError, RuntimeError, ValueError):
@@ -175,7 +175,7 @@ class Capture:
             self._leave_nothing()
 
     def _leave_nothing(self) -> None:
-        """Send what was written before this process perhaps ends, and the thread with it."""
+        """Send what was written, because this process and its thread may be about to end."""
         self.flush()
         if self._lock.acquire(timeout=LOCK_SECONDS):
             try:
@@ -192,7 +192,7 @@ class Capture:
                 with self._lock:
                     taken = self._take()
             except (MemoryError, RuntimeError):  # RuntimeError: no room for a thread's stack
-                # A cell has left no memory, and would wait for this thread for ever.
+                # A cell has left no memory, and would wait for this thread indefinitely.
                 lift()
                 continue
             if taken < PIPE_SIZE // 2:
@@ -213,7 +213,7 @@ class Capture:
         self._forward()
         if self._by_line and self._output.total > BULK:
             self._by_line = False
-            # Not here: it flushes, and a full pipe is emptied by nobody but this thread.
+            # Not here: it flushes, and only this thread empties a full pipe.
             threading.Thread(target=self._set_line_buffering, args=(False,), daemon=True).start()
         return len(data)
 

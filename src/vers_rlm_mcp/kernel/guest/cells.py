@@ -79,7 +79,7 @@ _loop: Any = None
 
 
 def _await(coroutine: Any) -> Any:
-    """Run a coroutine on the loop that all cells share, so that its tasks live on between them."""
+    """Run a coroutine on the loop that all cells share; its tasks continue in later cells."""
     global _loop
     import asyncio
 
@@ -109,7 +109,7 @@ def represent(value: Any) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """The traceback as the writer of the cells wants it: only the frames of code they wrote."""
+    """The traceback without frames of libraries and of the kernel."""
     try:
         report = traceback.TracebackException.from_exception(error)
         _keep_own_frames(report, set())

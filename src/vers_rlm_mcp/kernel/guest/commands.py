@@ -30,7 +30,7 @@ def run(command: str, timeout: float | None) -> dict[str, Any]:
     """Run `command` with a shell, in a session of its own, and wait until it has ended.
 
     Returns `stdout`, `stderr` and `exit_code`; the latter is None when the time was up and the
-    command killed. What it left running in the background goes on, its output thrown away.
+    command killed. What it left in the background keeps running; its output is discarded.
     """
     process = subprocess.Popen(
         ["bash" if os.path.exists("/bin/bash") else "sh", "-c", os.fsencode(command)],
@@ -48,7 +48,7 @@ def run(command: str, timeout: float | None) -> dict[str, Any]:
         _kill(process)
         raise
     finally:
-        outputs.let_go()
+        outputs.release()
     if not ended:
         _kill(process)
     return {
@@ -107,8 +107,8 @@ class _Outputs:
                 del self._open[descriptor]
         return bool(ready)
 
-    def let_go(self) -> None:
-        """Close what has ended; keep reading, for nobody, what background children still hold."""
+    def release(self) -> None:
+        """Close the pipes that have ended; discard what background children write to the others."""
         for pipe in (self._process.stdout, self._process.stderr):
             assert pipe
             if pipe.fileno() in self._open:

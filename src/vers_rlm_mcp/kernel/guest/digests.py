@@ -1,4 +1,4 @@
-"""Digests of plain values, by which variables of two kernels can be told apart."""
+"""Digests of plain values, by which variables of two kernels can be compared."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ ATOMS: Any = (type(None), bool, int, float, complex, str, bytes, bytearray)
 
 
 def digest(value: Any) -> str | None:
-    """The same for equal values, in any kernel; None for what is large, or not plain data.
+    """A digest that equal values have in any kernel; None if the value is large or not plain data.
 
-    Of the types below only these very ones count, as others may have code of their own.
+    Subclasses of the types below do not count, since they may have code of their own.
     """
     found = hashlib.sha256()
     pending: list[Any] = [value]

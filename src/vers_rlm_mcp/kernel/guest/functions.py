@@ -1,4 +1,4 @@
-"""What cells can call: commands, files, machines, sub-models, and FINAL."""
+"""What cells can call: functions with code in the machine, and those of the host."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Functions:
         namespace: Where FINAL_VAR finds variables.
         calls: The way to the host.
         workplace: Left while this machine is copied.
-        save: Saves the variables before this machine is copied; returns what to tell the host.
+        save: Saves the variables before this machine is copied, and returns a report for the host.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class Functions:
         self.FINAL(**values, **by_output)
 
     def _choose(self, results: list[Record], judge: Any) -> list[Record]:
-        """Let the best of the branches that are right win, by a function of the cell's own."""
+        """Let the best of the right branches win, as a function of the cell judges."""
         best: Record | None = None
         try:
             for result in results:

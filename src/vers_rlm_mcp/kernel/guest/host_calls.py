@@ -52,11 +52,11 @@ class Calls:
         self._host: Attachment | None = None
 
     def open(self, host: Attachment) -> None:
-        """A cell of `host` starts: calls go to it."""
+        """Send calls to `host`, whose cell starts."""
         self._host = host
 
     def close(self) -> None:
-        """The cell is over: calls that other threads still wait for fail."""
+        """End with the cell: calls that other threads still wait for fail."""
         with self._sending:
             self._host = None
         self.fail("the cell that made this call is over")
@@ -90,7 +90,7 @@ class Calls:
                 raise HostError("the connection to the host was lost") from None
 
     def reply(self, frame: Frame) -> None:
-        """A reply came; one to a call that nobody waits for any more is dropped."""
+        """Settle the call that this answers. A reply to a call that was given up is dropped."""
         waiter = self._waiting.pop(frame.fields["id"], None)
         if waiter is None:
             return

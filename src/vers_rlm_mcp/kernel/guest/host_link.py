@@ -1,4 +1,4 @@
-"""Frames to and from the host that is attached. One is at a time: the newest wins."""
+"""Frames to and from the attached host. There is one at a time: the newest wins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..wire import Frame
 
     class Receiver(Protocol):
-        """What the link tells, from its own thread."""
+        """What the link calls, in its own thread."""
 
         def attached(self) -> None:
             """A host has attached; any former one is gone."""
@@ -37,7 +37,7 @@ HANDSHAKE_SECONDS = 2.0
 """The attaching program sends its descriptors at once; anything else is not one."""
 
 BLOCKED_POLL_MS = 100
-"""How often a blocked writer looks whether its attachment was closed meanwhile."""
+"""How often a blocked writer checks whether its attachment was closed."""
 
 
 class Detached(ConnectionError):
@@ -80,7 +80,7 @@ class Attachment:
         poll.poll(BLOCKED_POLL_MS)
 
     def close(self) -> None:
-        """Let go of the host, so that it sees the end of the stream."""
+        """Release the host, which sees the end of the stream."""
         self.closed = True
         with self._lock:
             os.close(self._send)
@@ -90,7 +90,7 @@ class Attachment:
             self.bridge.close()
 
     def forget(self) -> None:
-        """Close the descriptors in a forked child, where the lock may be held for ever."""
+        """Close the descriptors in a forked child, where the lock may be held indefinitely."""
         self.closed = True
         self._lock = threading.Lock()
         os.close(self._send)
@@ -108,7 +108,7 @@ class Link:
         os.register_at_fork(after_in_child=self._forget)
 
     def serve(self) -> None:
-        """Accept and read, for ever."""
+        """Accept and read until the process ends."""
         while True:
             attachment = self._attachment
             poll = select.poll()

@@ -18,7 +18,7 @@ MAX_INTEGER_BITS = 8192
 
 
 def to_json(value: Any, where: str, depth: int = 0) -> Any:
-    """The JSON equivalent of `value`; `where` is how an error calls it.
+    """The JSON equivalent of `value`; errors call it `where`.
 
     Tuples, sets, ranges and arrays become lists; dataclasses, named tuples and pydantic models
     objects; dates, paths and UUIDs text. Raises TypeError or ValueError, saying what to do.

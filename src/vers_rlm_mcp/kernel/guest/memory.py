@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from typing import Generator
 
 SHARE = 7 / 8
-"""Of the machine's memory; the rest is for other processes."""
+"""The share of the machine's memory that cells may take; the rest is for other processes."""
 
 STACK = 8 * 1024 * 1024
-"""Bytes of a thread's stack, where nobody has asked for another size."""
+"""Bytes of a thread's stack, unless another size was asked for."""
 
 _AT_FIRST = resource.getrlimit(resource.RLIMIT_DATA)
 
 
 def lift(pid: int = 0) -> None:
-    """Let a process (0: this one) have all the memory there is: for what must not fail."""
+    """Lift the limit of a process (0: this one), for what must not fail."""
     with suppress(ProcessLookupError):
         resource.prlimit(pid, resource.RLIMIT_DATA, _AT_FIRST)
 
 
 class MemoryBound:
-    """What the process may hold while a cell runs. Without a known size there is no bound."""
+    """Bounds what the process may hold while a cell runs, if the machine's memory is known."""
 
     def __init__(self) -> None:
         self._bytes: int | None = None
@@ -40,7 +40,7 @@ class MemoryBound:
         self._count_threads()
 
     def set(self, machine: int | None) -> None:
-        """Learn how many bytes of memory the machine has."""
+        """Set how many bytes of memory the machine has; None if that is not known."""
         self._bytes = None if machine is None else int(machine * SHARE)
 
     @contextmanager

@@ -26,7 +26,7 @@ SPARE_SIZE = 1024 * 1024
 MAX_REASON = 300
 
 ARCHIVE = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-"""What this program was started as: cloudpickle came along in it."""
+"""The archive that this program runs from. It also holds cloudpickle."""
 
 
 def write(
@@ -36,7 +36,7 @@ def write(
     extra: dict[str, Any],
     most: float = inf,
 ) -> tuple[list[str], dict[str, str]]:
-    """Write `values` to `path`; return which were kept, and why each other one was not.
+    """Write `values` to `path`; return which were kept, and why each of the others was not.
 
     Each is tried on its own, to find those that cannot be saved; the others are then written
     together, so that what they share stays shared. The file is complete, or there is none.
@@ -44,9 +44,9 @@ def write(
     Args:
         path: Of the file, which is replaced.
         values: By their names.
-        functions: Known by name wherever the file will be read.
-        extra: Goes along, for `read`. Must be plain data.
-        most: Bytes that all values together may have; one that goes beyond is not kept.
+        functions: Saved by name: they exist wherever the file will be read.
+        extra: Plain data that `read` returns.
+        most: Bytes that all values may have together; a value that exceeds them is not kept.
     """
     pickler = _pickler(functions)
     spare, lost = _try_each(values, pickler, most)
@@ -75,10 +75,10 @@ def write(
 
 
 def read(path: str) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
-    """What `write` wrote: the values, why others are missing, and what went along.
+    """What `write` wrote: the values, why others are missing, and its `extra`.
 
-    Also enters the directory that cells were in, and looks for modules where they did. Raises
-    FileNotFoundError, and for a file that is not of `write` anything.
+    Also enters the directory and takes the module search path that cells had. Raises
+    FileNotFoundError, and anything for a file that `write` did not write.
     """
     with open(path, "rb") as file:
         header = pickle.load(file)
@@ -117,7 +117,7 @@ def _try_each(
 
 
 def _read_each(header: dict[str, Any], reason: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values that were also saved on their own, since all together do not load."""
+    """The values that were also saved on their own, because all together do not load."""
     values: dict[str, Any] = {}
     lost: dict[str, str] = {}
     for name in header["names"]:
@@ -144,7 +144,7 @@ class _Timed:
 
 
 class _Sink:
-    """Takes what is written, up to `most` bytes, and keeps it as long as it is little."""
+    """Accepts up to `most` bytes, and keeps them while they are few."""
 
     def __init__(self, most: float) -> None:
         self.data: bytes | None = b""

@@ -54,7 +54,7 @@ class CommandOutput(Text):
     stdout: str
     stderr: str
     exit_code: int | None
-    """None when the command was killed because its time was up."""
+    """None if the command was killed because its time was up."""
 
     def __new__(cls, stdout: str, stderr: str, exit_code: int | None) -> CommandOutput:
         """All that was printed, with the exit code at the end when it is not 0."""

@@ -38,14 +38,14 @@ MAX_NAMES = 1000
 MAX_NAME = 80
 
 WARM_UP_SECONDS = 0.01
-"""How long after its start a kernel waits for requests before it gets ready for cells: a host that
-wants variables read asks at once."""
+"""How long a new kernel waits for requests before it imports what cells need: a host that wants
+variables read asks at once."""
 
 DEFAULT_OUTPUT_LIMIT = 1024 * 1024
 
 
 def serve(listener: socket, variables_path: str) -> None:
-    """Be the kernel behind `listener`, until this process is killed."""
+    """Run the kernel behind `listener` until this process is killed."""
     kernel = Kernel(listener, variables_path)
     kernel.serve()
 
@@ -92,7 +92,7 @@ class Kernel:
         self._link = Link(listener, self)
 
     def serve(self) -> None:
-        """Perform requests, for ever."""
+        """Perform requests until this process is killed."""
         self._capture.start(self._limit)
         signal.signal(signal.SIGINT, self._on_interrupt)
         threading.Thread(target=self._link.serve, daemon=True).start()
@@ -103,7 +103,7 @@ class Kernel:
                 continue  # meant for a request that ended at that very moment
 
     def _next_request(self) -> _Request:
-        """The next request; while there is none, get ready what the first cell will need."""
+        """The next request; while there is none, import what the first cell will need."""
         if not self._is_warm:
             with suppress(Empty):
                 return self._requests.get(timeout=WARM_UP_SECONDS)
@@ -111,18 +111,18 @@ class Kernel:
             _warm_up()
         return self._requests.get()
 
-    # What the link tells, from its thread.
+    # Called by the link, in its thread.
 
     def attached(self) -> None:
-        """A new host is there; what the former one asked for is of no use to it."""
+        """Interrupt what the former host asked for."""
         self._interrupt()
 
     def detached(self) -> None:
-        """Calls to a host that is gone will never be answered."""
+        """Fail calls to the former host, which will not answer them."""
         self._calls.fail("the connection to the host was lost")
 
     def received(self, frame: Frame, host: Attachment) -> None:
-        """Act on what cannot wait; the rest is for the main thread."""
+        """Act on frames that cannot wait; leave the others to the main thread."""
         if frame.kind == "reply":
             self._calls.reply(frame)
         elif frame.kind == "interrupt":
@@ -136,7 +136,7 @@ class Kernel:
             self._requests.put(_Request(frame, host))
 
     def _is_stopped(self, request: _Request) -> bool:
-        """Whether nobody wants the request to be performed any more."""
+        """Whether the request was interrupted, or its host is gone."""
         return request.host.closed or self._stopped == (request.host, request.id)
 
     def _interrupt(self) -> None:
@@ -163,7 +163,7 @@ class Kernel:
         fields = request.frame.fields
         if fields["protocol"] == PROTOCOL:  # of another one, only this field is known
             if self._functions.home not in ("", fields["home"]):
-                _be_another()
+                _reseed()
             self._functions.home, self._functions.current = fields["home"], fields["current"]
             self._limit, self._saving = fields["limit"], fields["saving"]
             self._memory.set(fields["memory"])
@@ -235,52 +235,44 @@ class Kernel:
         return "ok", None
 
     def _answer(self, request: _Request) -> None:
-        status, value = self._guarded(request, lambda: ("ok", self._operate(request)))
+        status, value = self._guarded(request, lambda: ("ok", self._operate(request.frame)))
         self._done(request, value, ok=status == "ok")
 
-    def _operate(self, request: _Request) -> Any:
-        fields = request.frame.fields
-        variables = self._variables
-        if request.frame.kind == "load":
-            return variables.load(fields["name"], fields["path"], fields["form"])
-        if request.frame.kind == "save":
+    def _operate(self, frame: Frame) -> Any:
+        fields = frame.fields
+        if frame.kind == "load":
+            return self._variables.load(fields["name"], fields["path"], fields["form"])
+        if frame.kind == "save":
             return self._save(fields["most"] or inf)
-        operations = {
-            "restore": self._restore,
-            "variables": variables.listing,
-        }
-        return operations[request.frame.kind]()
+        if frame.kind == "restore":
+            return self._restore()
+        return self._variables.listing()
 
     def _restore(self) -> dict[str, Any]:
-        """Read saved variables back, unless this kernel's own, which are newer, are there."""
+        """Read saved variables back, unless this kernel has its own, which are newer."""
         if self.cells or self._names():
             return {"kept": [], "lost": {}}
         return self._variables.restore()
 
     def _guarded(self, request: _Request, act: Callable[[], tuple[str, Any]]) -> tuple[str, Any]:
-        """Act for a request where cells work; meanwhile, an interrupt raises KeyboardInterrupt."""
+        """Act in the directory of cells. Until the end an interrupt raises KeyboardInterrupt."""
         with self._workplace.entered():
-            return self._interruptibly(request, act)
-
-    def _interruptibly(
-        self, request: _Request, act: Callable[[], tuple[str, Any]]
-    ) -> tuple[str, Any]:
-        try:
-            self._running = request
-            self._interruptible = True
-            if self._is_stopped(request):  # before it could be interrupted
-                raise KeyboardInterrupt
-            return act()
-        except KeyboardInterrupt:
-            return "interrupted", "interrupted"
-        except Exception as error:  # noqa: BLE001 - saving and listing run the code of any class
-            return "error", f"{type(error).__name__}: {error}"[:1000]
-        finally:
-            self._interruptible = False
-            self._running = None
+            try:
+                self._running = request
+                self._interruptible = True
+                if self._is_stopped(request):  # before it could be interrupted
+                    raise KeyboardInterrupt
+                return act()
+            except KeyboardInterrupt:
+                return "interrupted", "interrupted"
+            except Exception as error:  # noqa: BLE001 - saving and listing run the code of any class
+                return "error", f"{type(error).__name__}: {error}"[:1000]
+            finally:
+                self._interruptible = False
+                self._running = None
 
     def _shielded(self, act: Callable[[], None]) -> None:
-        """Act without being interrupted in the midst; an interrupt comes right after."""
+        """Act without being interrupted; an interrupt is raised right after."""
         if threading.get_ident() != self._main_thread:
             act()
             return
@@ -325,7 +317,7 @@ class Kernel:
 
     @staticmethod
     def _send(host: Attachment, kind: str, fields: dict[str, Any], payload: bytes) -> None:
-        with suppress(Detached):  # nobody is left to be told
+        with suppress(Detached):  # no host is left to tell
             host.send(kind, fields, payload)
 
 
@@ -338,15 +330,15 @@ def _main_namespace() -> dict[str, Any]:
     return main.__dict__
 
 
-def _be_another() -> None:
-    """This process is a copy: draw random numbers that its origin and its siblings do not."""
+def _reseed() -> None:
+    """Draw other random numbers than the process that this one is a copy of, and other copies."""
     for name in ("random", "numpy.random", "torch"):
         with suppress(Exception):  # not loaded, or a cell has put something else there
             sys.modules[name].seed()
 
 
 def _find_modules() -> None:
-    """Look for modules where every Python does, for which the host need not wait."""
+    """Set up the usual module search path. The host does not wait for this."""
     import site
 
     sys.path.pop(0)  # the archive; the rest of it is found through the package

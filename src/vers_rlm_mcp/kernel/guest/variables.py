@@ -67,9 +67,9 @@ class Variables:
         ]
 
     def save(self, most: float = inf) -> dict[str, Any]:
-        """Save variables of at most so many bytes; tell which were kept, and why others were not.
+        """Save variables of at most so many bytes; return which were kept, and why others were not.
 
-        Inputs that are still what they were are not written, but read from their files again.
+        Unchanged inputs are not written: they are read from their files again.
         """
         from . import pickles
 
@@ -101,18 +101,18 @@ class Variables:
         return {"kept": list(values), "lost": lost}
 
     def _disk(self) -> int | None:
-        """The device of files that copies carry. In an overlay a directory tells another."""
+        """The device of files that copies carry. A directory in an overlay reports another."""
         probe = self._path + ".probe"
         try:
             os.makedirs(os.path.dirname(probe), exist_ok=True)
             with open(probe, "wb") as file:
                 os.unlink(probe)
                 return os.fstat(file.fileno()).st_dev
-        except OSError:  # the disk is full: nothing can be said
+        except OSError:  # the disk is full
             return None
 
     def _holds(self, name: str, disk: int | None) -> bool:
-        """Whether a copy of the machine will find the very value of this input in its file."""
+        """Whether a copy of the machine will find the value of this input in its file."""
         entry = self._inputs[name]
         try:
             return (

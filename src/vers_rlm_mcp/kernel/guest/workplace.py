@@ -10,19 +10,19 @@ if TYPE_CHECKING:
     from typing import Generator
 
 ROOT = os.environ.get("MACHINE_ROOT", "")
-"""Where a machine that is no more than a directory begins, which is elsewhere in each copy."""
+"""The root of a machine that is only a directory, which is another one in each copy."""
 
 
 def here() -> str:
-    """The directory that this process is in, by the name that it has in copies, too."""
+    """The directory that this process is in, by a name that is valid in copies, too."""
     return os.getcwd().replace(ROOT, "", 1)
 
 
 class Workplace:
     """The process is in this directory only while it acts, and in ``/`` otherwise.
 
-    A machine made of layers can be copied at once while nothing is at work in them, and puts other
-    mounts in their place when it is.
+    A machine made of layers can be copied at once while no process works in them; otherwise it
+    replaces their mounts.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Workplace:
 
     @contextmanager
     def entered(self) -> Generator[None, None, None]:
-        """Be there. Where it has been deleted, stay in ``/``: the next command says so."""
+        """Work in it. If it was deleted, stay in ``/``; the next command reports that."""
         self._enter()
         try:
             yield
@@ -40,7 +40,7 @@ class Workplace:
 
     @contextmanager
     def left(self) -> Generator[None, None, None]:
-        """Be elsewhere for a moment, from within `entered`."""
+        """Leave it for a moment, from within `entered`."""
         self._leave()
         try:
             yield
