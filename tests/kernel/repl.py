@@ -13,7 +13,9 @@ from vers_rlm_mcp.runs.declarations import repl_functions
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vers_rlm_mcp.kernel import HostCall, Json, Kernel
+    from pydantic import JsonValue
+
+    from vers_rlm_mcp.kernel import HostCall, Kernel
     from vers_rlm_mcp.machines import Machine
     from vers_rlm_mcp.values import CellResult
 
@@ -30,7 +32,7 @@ class Host:
     def __init__(self) -> None:
         self.calls: list[HostCall] = []
 
-    async def __call__(self, call: HostCall) -> Json:
+    async def __call__(self, call: HostCall) -> JsonValue:
         self.calls.append(call)
         if call.name == "llmQueryBatched":
             prompts = call.arguments["prompts"]

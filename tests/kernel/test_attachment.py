@@ -17,7 +17,9 @@ from vers_rlm_mcp.kernel import Kernel
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 
-    from vers_rlm_mcp.kernel import HostCall, Json
+    from pydantic import JsonValue
+
+    from vers_rlm_mcp.kernel import HostCall
     from vers_rlm_mcp.machines import Machine, Process
     from vers_rlm_mcp.testing import FakeMachine
     from vers_rlm_mcp.values import CellResult
@@ -133,7 +135,7 @@ async def test_a_newer_host_interrupts_what_runs_for_the_former(machine: FakeMac
     asked = anyio.Event()
     results: list[CellResult] = []
 
-    async def handler(call: HostCall) -> Json:
+    async def handler(call: HostCall) -> JsonValue:
         asked.set()
         await anyio.sleep_forever()
 

@@ -10,11 +10,13 @@ import pytest
 
 from machine_proxy import MachineProxy
 from vers_rlm_mcp.errors import KernelError, KernelGone, WireError
-from vers_rlm_mcp.kernel import HostCall, Json, Kernel, host
+from vers_rlm_mcp.kernel import HostCall, Kernel, host
 from vers_rlm_mcp.kernel.guest.frames import MAX_CALLS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
+
+    from pydantic import JsonValue
 
     from vers_rlm_mcp.machines import Process
     from vers_rlm_mcp.testing import FakeMachine
@@ -74,7 +76,7 @@ class HostileMachine(MachineProxy):
         return 0
 
 
-async def echo(call: HostCall) -> Json:
+async def echo(call: HostCall) -> JsonValue:
     return call.name
 
 
@@ -153,7 +155,7 @@ async def test_more_calls_at_once_than_agreed_on_end_the_connection(
 ) -> None:
     handled = cancelled = 0
 
-    async def handler(call: HostCall) -> Json:
+    async def handler(call: HostCall) -> JsonValue:
         nonlocal handled, cancelled
         handled += 1
         try:
@@ -170,7 +172,7 @@ async def test_more_calls_at_once_than_agreed_on_end_the_connection(
 async def test_large_calls_wait_until_those_before_are_answered(machine: FakeMachine) -> None:
     at_once = most = 0
 
-    async def handler(call: HostCall) -> Json:
+    async def handler(call: HostCall) -> JsonValue:
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
@@ -213,7 +215,7 @@ async def test_a_text_in_a_call_that_utf8_cannot_carry_is_cleaned_but_for_paths(
 ) -> None:
     calls: list[HostCall] = []
 
-    async def handler(call: HostCall) -> Json:
+    async def handler(call: HostCall) -> JsonValue:
         calls.append(call)
         return None
 

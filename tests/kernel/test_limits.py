@@ -14,7 +14,9 @@ from vers_rlm_mcp.kernel import Kernel, cell_run, host
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from vers_rlm_mcp.kernel import HostCall, Json
+    from pydantic import JsonValue
+
+    from vers_rlm_mcp.kernel import HostCall
     from vers_rlm_mcp.testing import FakeMachine
     from vers_rlm_mcp.values import CellResult
 
@@ -53,7 +55,7 @@ async def test_the_time_limit_is_kept_while_the_cell_runs(repl: Repl, code: str)
 async def test_a_call_to_the_host_does_not_outlive_the_time_limit(repl: Repl) -> None:
     cancelled = False
 
-    async def handler(call: HostCall) -> Json:
+    async def handler(call: HostCall) -> JsonValue:
         nonlocal cancelled
         try:
             await anyio.sleep_forever()
@@ -70,7 +72,7 @@ async def test_a_call_to_the_host_does_not_outlive_the_time_limit(repl: Repl) ->
 async def test_a_call_that_is_interrupted_while_it_is_sent_does_no_harm(
     repl: Repl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def handler(call: HostCall) -> Json:
+    async def handler(call: HostCall) -> JsonValue:
         await anyio.sleep_forever()
 
     # The host takes one call, looks at a second, and then lets the pipe fill.
@@ -286,7 +288,7 @@ async def test_hundreds_of_calls_from_threads_are_answered_at_once(repl: Repl) -
     waiting = 0
     everyone = anyio.Event()
 
-    async def handler(call: HostCall) -> Json:
+    async def handler(call: HostCall) -> JsonValue:
         nonlocal waiting
         waiting += 1
         if waiting == 256:
@@ -326,7 +328,7 @@ async def test_calls_of_threads_that_outlive_their_cell_fail(repl: Repl) -> None
 
 
 async def test_an_error_of_the_handler_itself_comes_out_and_the_kernel_stays(repl: Repl) -> None:
-    async def handler(call: HostCall) -> Json:
+    async def handler(call: HostCall) -> JsonValue:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

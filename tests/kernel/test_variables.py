@@ -14,7 +14,9 @@ from vers_rlm_mcp.kernel import Carried, Kernel
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from vers_rlm_mcp.kernel import HostCall, Json
+    from pydantic import JsonValue
+
+    from vers_rlm_mcp.kernel import HostCall
     from vers_rlm_mcp.testing import FakeMachine
 
 
@@ -193,7 +195,7 @@ async def test_no_file_is_open_for_writing_while_a_copy_is_made(repl: Repl) -> N
     pid = await repl.output("import os; os.getpid()")
     writable: set[str] = set()
 
-    async def look(call: HostCall) -> Json:
+    async def look(call: HostCall) -> JsonValue:
         writable.update(writable_files(int(pid)))
         return "commit"
 

@@ -1,7 +1,7 @@
 """The REPL in a machine: a Python process that runs cells and keeps their variables.
 
-`Kernel` is the host's half. The other half, in `guest`, is sent to the machine and only talks
-frames (`wire`): nothing of it is imported here, and nothing it says is believed unchecked.
+`Kernel` is the host's half. The other half, `guest`, is sent to the machine and speaks frames
+(`wire`). Nothing of it is imported here, and every frame from it is checked.
 """
 
 from .attachment import has_kernel
@@ -9,7 +9,6 @@ from .base import (
     Carried,
     Handler,
     HostCall,
-    Json,
     Variable,
 )
 from .host import Kernel
@@ -18,7 +17,6 @@ __all__ = [
     "Carried",
     "Handler",
     "HostCall",
-    "Json",
     "Kernel",
     "Variable",
     "has_kernel",

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+from pydantic import JsonValue
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,12 @@ class HostCall:
     """A call from a cell to a function of the host. Only its form has been checked."""
 
     name: str
-    arguments: dict[str, Json]
+    arguments: dict[str, JsonValue]
     carried: Carried | None = None
     """What the cell saved of its variables, if it is about to copy the kernel's own machine."""
 
 
-Handler: TypeAlias = Callable[[HostCall], Awaitable[Json]]
+Handler: TypeAlias = Callable[[HostCall], Awaitable[JsonValue]]
 """Answers a call. A `VersRlmError` is raised in the cell with its text; any other error ends the
 cell and is raised by `Kernel.run`. Calls are handled concurrently and cancelled with their cell."""
 

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from anyio.abc import TaskGroup
+    from pydantic import JsonValue
 
     from .attachment import Attachment
-    from .base import Handler, HostCall, Json
+    from .base import Handler, HostCall
     from .guest_frames import Done
     from .wire import Frame
 
@@ -171,7 +172,7 @@ class CellRun:
         with suppress(Lost):  # the task that receives frames notices it, too
             await self._reply(number, value, ok=ok)
 
-    async def _reply(self, number: int, value: Json, *, ok: bool) -> None:
+    async def _reply(self, number: int, value: JsonValue, *, ok: bool) -> None:
         try:
             payload = dump(value) if ok else str(value).encode(errors="replace")
         except FrameError as error:

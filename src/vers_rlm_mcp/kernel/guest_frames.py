@@ -6,14 +6,17 @@ All functions raise `WireError` for anything that our own kernel would not send.
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal, TypeGuard, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast, get_args
 
 from vers_rlm_mcp.errors import KernelError, WireError
 from vers_rlm_mcp.values import CellStatus, Final
 
-from .base import Carried, HostCall, Json, Variable
+from .base import Carried, HostCall, Variable
 from .guest.frames import MAX_CALL_VALUES, PROTOCOL
 from .wire import MAX_VALUES, Frame, FrameError, load
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
 MAX_NAME = 256
 MAX_TEXT = 64 * 1024
@@ -80,7 +83,7 @@ def parse_done(frame: Frame) -> Done:
     return Done(cast("Ending", status), error=error, final=final, names=names)
 
 
-def parse_answer(frame: Frame, request: int) -> Json:
+def parse_answer(frame: Frame, request: int) -> JsonValue:
     """The value of another request's `done` frame. Raises `Refused` if it reports a failure."""
     if frame.kind != "done" or integer(frame, "id") != request:
         raise _violation(f"a frame of kind {frame.kind!r} where an answer was due")
@@ -101,7 +104,7 @@ def parse_call(frame: Frame) -> HostCall:
     )
 
 
-def parse_carried(value: Json) -> Carried:
+def parse_carried(value: JsonValue) -> Carried:
     """Which variables were saved or restored."""
     fields = _object(value)
     lost = _object(fields.get("lost"))
@@ -109,7 +112,7 @@ def parse_carried(value: Json) -> Carried:
     return Carried(_names(fields.get("kept")), reasons)
 
 
-def parse_variables(value: Json) -> tuple[Variable, ...]:
+def parse_variables(value: JsonValue) -> tuple[Variable, ...]:
     """The listing of the variables."""
     return tuple(_variable(_object(item)) for item in _list(value))
 
@@ -126,7 +129,7 @@ def _error_text(frame: Frame) -> str:
     return frame.payload[:MAX_TEXT].decode(errors="replace")
 
 
-def _variable(item: dict[str, Json]) -> Variable:
+def _variable(item: dict[str, JsonValue]) -> Variable:
     length = item.get("length")
     if length is not None and not _is_count(length):
         raise _violation("a length that is not one")
@@ -140,11 +143,11 @@ def _variable(item: dict[str, Json]) -> Variable:
     )
 
 
-def _final(value: dict[str, Json]) -> Final:
+def _final(value: dict[str, JsonValue]) -> Final:
     return Final(_list(value.get("args")), _object(value.get("kwargs")))
 
 
-def _load(frame: Frame, *, most: int = MAX_VALUES, surrogates: bool = False) -> Json:
+def _load(frame: Frame, *, most: int = MAX_VALUES, surrogates: bool = False) -> JsonValue:
     try:
         return load(frame.payload, most=most, surrogates=surrogates)
     except FrameError as error:
@@ -161,16 +164,16 @@ def _text(value: Any, longest: int) -> str:
     return value
 
 
-def _list(value: Any) -> list[Json]:
+def _list(value: Any) -> list[JsonValue]:
     if not isinstance(value, list):
         raise _violation("something else where a list belongs")
-    return cast("list[Json]", value)
+    return cast("list[JsonValue]", value)
 
 
-def _object(value: Any) -> dict[str, Json]:
+def _object(value: Any) -> dict[str, JsonValue]:
     if not isinstance(value, dict):
         raise _violation("something else where an object belongs")
-    return cast("dict[str, Json]", value)
+    return cast("dict[str, JsonValue]", value)
 
 
 def _flag(frame: Frame, name: str) -> bool:

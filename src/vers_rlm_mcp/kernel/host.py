@@ -35,10 +35,12 @@ from .wire import MAX_PAYLOAD, dump
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
+    from pydantic import JsonValue
+
     from vers_rlm_mcp.machines import Machine
     from vers_rlm_mcp.values import ReplFunction
 
-    from .base import Carried, Handler, Json, Variable
+    from .base import Carried, Handler, Variable
 
 OUTPUT_LIMIT = 1024 * 1024
 """Bytes of a cell's output that are kept: a hundred times what a model is shown."""
@@ -337,7 +339,7 @@ class Kernel:
     # Other requests.
 
     async def _request(
-        self, kind: str, seconds: float, parse: Callable[[Json], Answer], **fields: Any
+        self, kind: str, seconds: float, parse: Callable[[JsonValue], Answer], **fields: Any
     ) -> Answer:
         """Ask for anything but a cell. Raises `Refused` if the kernel could not do it."""
         with self._exclusive():
