@@ -42,7 +42,6 @@ __all__ = [
     "SubCallFinished",
     "SubCallStarted",
     "Verified",
-    "read_event",
 ]
 
 

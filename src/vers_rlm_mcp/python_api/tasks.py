@@ -1,0 +1,204 @@
+"""`RLM`: tasks that a model works on."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+
+from vers_rlm_mcp import rlm, runs
+from vers_rlm_mcp.errors import InputError
+from vers_rlm_mcp.models import Model, open_model
+from vers_rlm_mcp.store import Journals
+
+from .run_stream import RunStream
+from .session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from anyio.abc import TaskGroup
+
+    from vers_rlm_mcp.events import Event
+
+OPTIONS = {field.name for field in fields(runs.RunRequest)} - {"signature", "inputs"}
+"""What a call of `RLM` takes besides inputs."""
+
+
+class RLM(Session):
+    """Runs tasks: a model writes Python in a machine until it hands in typed outputs.
+
+    ::
+
+        async with RLM(model="anthropic:claude-opus-4-5") as rlm:
+            result = await rlm("log, task -> cause: str", log=Path("access.log"), task="Why?")
+            result.outputs["cause"]
+
+    An instance may perform many runs at once, each on machines of its own. Leaving the
+    ``async with`` cancels what is under way and deletes every machine that was not to be kept.
+
+    Args:
+        model: The model that writes the code, as ``provider:model``. None takes the provider
+            whose key is set.
+        sub_model: The model that ``llmQuery`` asks; by default `model`.
+        settings: Any setting of the README's table by its flag's name, as in ``max_usd=2.0`` or
+            ``backend="bubblewrap"``. `backend` may also be a `Backend` of your own, which is
+            closed at the end.
+
+    Raises:
+        SettingsError: A setting is unknown or has a wrong value.
+    """
+
+    def __init__(
+        self, model: str | None = None, sub_model: str | None = None, **settings: Any
+    ) -> None:
+        named = {"model": model, "sub_model": sub_model}
+        super().__init__(settings | {name: value for name, value in named.items() if value})
+        self._models: dict[str | None, Model] = {}
+        self._tasks: TaskGroup | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open the backend and the model.
+
+        Raises:
+            BackendUnavailable: No machine can be made; the message says what to do.
+            ModelUnavailable: `model` was named and cannot be used.
+        """
+        if self._settings.model:
+            self._model(self._settings.model)
+        await super().__aenter__()
+        self._tasks = await anyio.create_task_group().__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        tasks, self._tasks = self._tasks, None
+        try:
+            if tasks:
+                tasks.cancel_scope.cancel()
+                await tasks.__aexit__(None, None, None)
+        finally:
+            await super().__aexit__(exc_type, exc, traceback)
+
+    async def __call__(self, signature: str, /, **values: Any) -> runs.RunResult:
+        """Run one task to its end; cancelling the call cancels the run.
+
+        Args:
+            signature: Typed inputs and outputs, as in ``"log, task -> cause: str"``.
+            values: The inputs that the signature names, and options: any other field of
+                `RunRequest`, such as ``instructions``, ``max_iterations``, ``files``, ``verify`` or
+                ``max_usd``. A `Path` as an input of type ``str`` stands for the text of a host
+                file, of any size.
+
+        Returns:
+            The result, also where the run ended early: see `RunResult.status`.
+
+        Raises:
+            UsageError: Signature, inputs or options are wrong; nothing was spent.
+            ModelUnavailable: The model cannot be used.
+            MachineError: No machine could be made.
+        """
+        return await self._perform(signature, values, lambda _: None)
+
+    def stream(self, signature: str, /, **values: Any) -> RunStream:
+        """Run one task and iterate over its events as they happen; arguments as for a call.
+
+        ::
+
+            events = rlm.stream("task -> answer", task="…")
+            async for event in events:
+                ...
+            events.result
+
+        Leaving the loop early and dropping the stream cancels the run; so does ``async with``.
+        """
+        self._opened()
+        assert self._tasks
+        return RunStream(self._tasks, lambda publish: self._perform(signature, values, publish))
+
+    async def resume(
+        self, run_id: str, *, step: int | None = None, **changes: Any
+    ) -> runs.RunResult:
+        """Resume a run of this state directory after a step, by default its last checkpoint.
+
+        The models are those that this `RLM` names, else those of the run. Replies on record are
+        used again where the same is asked.
+
+        Args:
+            run_id: `RunResult.run_id`, also of a run of the server or the command line.
+            step: Resume from the checkpoint at the end of this step; 0 is the beginning.
+            changes: Any field of `Changes`: ``instructions``, ``max_iterations``, limits.
+
+        Raises:
+            UsageError: It cannot be resumed from there; the message says from where it can.
+        """
+        fleet = self._opened()
+        past = runs.recall(Journals(self._settings.state_dir, fleet.principal).of(run_id))
+        return await runs.resume(
+            run_id,
+            step=step,
+            changes=runs.Changes(**changes),
+            fleet=fleet,
+            model=self._model(self._settings.model or past.model),
+            sub_model=self._model(
+                self._settings.sub_model or self._settings.model or past.sub_model
+            ),
+            settings=self._settings,
+        )
+
+    async def _perform(
+        self,
+        signature: str,
+        values: Mapping[str, Any],
+        publish: Callable[[Event], None],
+    ) -> runs.RunResult:
+        fleet, settings = self._opened(), self._settings
+        inputs, options = _split(signature, values)
+        paths = {name: str(value) for name, value in inputs.items() if isinstance(value, Path)}
+        everywhere = [Path("/")]  # a program may read what its user may
+        with (
+            runs.opened_files(options.pop("files", ()), everywhere) as files,
+            runs.opened_files(paths, everywhere) as opened,
+        ):
+            if both := files.keys() & opened.keys():
+                raise InputError(f"Given both as an input and in `files`: {', '.join(both)}.")
+            request = runs.RunRequest(
+                signature=signature,
+                inputs={name: value for name, value in inputs.items() if name not in paths},
+                files=files | opened,
+                **options,
+            )
+            return await runs.run(
+                request,
+                fleet=fleet,
+                model=self._model(settings.model),
+                sub_model=self._model(settings.sub_model or settings.model),
+                settings=settings,
+                on_event=publish,
+            )
+
+    def _model(self, name: str | None) -> Model:
+        if name not in self._models:
+            model = self._models[name] = open_model(name)
+            self._resources.push_async_callback(model.aclose)
+        return self._models[name]
+
+
+def _split(signature: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The inputs that the signature names, and the options of a run. Raises `UsageError`."""
+    named = {field.name for field in rlm.Signature.parse(signature).inputs}
+    inputs = {name: value for name, value in values.items() if name in named}
+    options = {name: value for name, value in values.items() if name not in named}
+    if unknown := options.keys() - OPTIONS:
+        raise InputError(
+            f"{', '.join(sorted(unknown))}: neither an input of {signature!r} nor an option of a "
+            f"run. The options are {', '.join(sorted(OPTIONS))}."
+        )
+    return inputs, options
