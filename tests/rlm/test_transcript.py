@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from vers_rlm_mcp.rlm import PREVIEW_CHARS, describe, truncate
 from vers_rlm_mcp.rlm.transcript import EMPTY_REPLY, Transcript

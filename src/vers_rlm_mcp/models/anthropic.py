@@ -19,8 +19,8 @@ if TYPE_CHECKING:
         MessageParam,
         RawMessageStreamEvent,
         TextBlockParam,
+        Usage as AnthropicUsage,
     )
-    from anthropic.types import Usage as AnthropicUsage
 
 DEFAULT_MODEL = "claude-sonnet-5-5"
 DEFAULT_URL = "https://api.anthropic.com"

@@ -7,8 +7,7 @@ import struct
 import anyio
 import pytest
 from anyio.streams.stapled import StapledObjectStream
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from vers_rlm_mcp.machines.daemon.guest import wire
 from vers_rlm_mcp.machines.daemon.guest.wire import Decoder, Frame, FrameError, dump, encode, load
