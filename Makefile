@@ -1,19 +1,28 @@
 # Two commands do everything on a machine with python3 (3.11 or newer) and make:
 #   make demo   runs the main job, end to end, in a real machine
-#   make test   runs the tests
+#   make test   runs the tests, but for the slow ones: make test-slow
 # The figures of the README: make bench, or a part of it, once: make bench BENCH="machine --quick"
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: demo test test-microvm conformance mcpb bench emulator check format readme clean
+.PHONY: demo test test-slow test-microvm conformance mcpb bench emulator check format readme clean
 
 demo: $(STAMP)
 	$(BIN)/vers-rlm-mcp demo
 
+# More workers than cores, as many tests wait. A worker that has nothing left to do takes over tests
+# of another.
+WORKERS ?= 4
+PYTEST  := $(BIN)/pytest -n $(WORKERS) --dist worksteal
+
 test: $(STAMP)
-	$(BIN)/pytest -n 2 $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+# Load, long histories and random schedules.
+test-slow: $(STAMP)
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 # Real micro-VMs, in an emulated computer where this one has no KVM: everything, or MICROVM=smoke
 # for each thing once, =machines or =kernel for a part, or =shell to look around in that computer.

@@ -11,6 +11,8 @@ import users
 if TYPE_CHECKING:
     from users import User
 
+pytestmark = pytest.mark.slow
+
 GIB = 1 << 30
 FLAT = 96
 """MiB by which the server's memory may grow; a gigabyte would be ten times as much."""

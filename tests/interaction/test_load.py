@@ -16,6 +16,8 @@ from mcp import MCPError
 if TYPE_CHECKING:
     from users import User
 
+pytestmark = pytest.mark.slow
+
 RUNS = 50
 SECONDS = 90
 """Some fifteen are usual on two processors that do nothing else."""

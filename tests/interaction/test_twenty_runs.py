@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from users import User
 
+pytestmark = pytest.mark.slow
+
 RUNS = 20
 FEWER = 8
 """For the other ways, which differ from the first in what the runs' last moments are like."""

@@ -62,6 +62,7 @@ async def ids(backend: Backend) -> set[str]:
     return {found.id for found in (*await backend.list(), *await backend.commits())}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests already run as an ordinary user")
 @pytest.mark.timeout(600)
 def test_bubblewrap_keeps_every_promise_for_an_ordinary_user() -> None:

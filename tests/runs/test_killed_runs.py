@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from killing import Point
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.slow]
 
 REQUESTS = 16
 """Of the whole run: three of its own, and of the branches six, five and two."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp.store import MachineRecord
 
+pytestmark = pytest.mark.slow
+
 SEEDS = int(os.environ.get("VERS_RLM_TEST_SEEDS", "12"))
 REAL_SEEDS = max(2, SEEDS // 10)
 FIRST_CUT, LAST_CUT = 3, 150

@@ -20,6 +20,7 @@ CHOSEN = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests already run as an ordinary user")
 @pytest.mark.timeout(300)
 def test_all_holds_for_an_ordinary_user() -> None:

@@ -41,7 +41,7 @@ except OSError as error:
     [
         {"network": "off"},
         {"network": "on"},
-        {"network": "on", "network_domains": ("pypi.org", "files.pythonhosted.org")},
+        {"network": "on", "network_domains": ("example.org", "files.example.org")},
         {"network": "host"},
     ],
     ids=["off", "on", "domains", "host"],

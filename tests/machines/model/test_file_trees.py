@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from hypothesis.stateful import MultipleResults
     from subjects import Subject
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES: Final = int(os.environ.get("MACHINE_MODEL_EXAMPLES", "0"))
 
 SETTINGS: Final = settings(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp.machines import Backend, Machine
 
+pytestmark = pytest.mark.slow
+
 SECONDS: Final = 60.0
 MAX_OUTPUT: Final = 1 << 20
 

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 SCHEDULES = 200
 
 LANES = 4

@@ -176,6 +176,7 @@ async def test_an_odd_path_is_only_a_path_and_its_content_is_exact(
         await machine.read("/tmp/x")
 
 
+@pytest.mark.slow
 async def test_a_file_of_300_megabytes_comes_back_as_it_was(machine: Machine) -> None:
     sent, received = hashlib.sha256(), hashlib.sha256()
 
