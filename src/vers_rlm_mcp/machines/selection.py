@@ -77,10 +77,10 @@ async def open_fleet(settings: Settings, backend: Backend | None = None) -> Asyn
         BackendUnavailable: No machine can be made here; the message says what to do.
     """
     reason = "it was given"
+    _make_state_dir(settings)
     if backend is None:
         choice = await to_thread.run_sync(choose_backend, settings)
         backend, reason = choice.factory.open(settings), choice.reason
-    _make_state_dir(settings)
     async with backend:
         can = backend.capabilities
         logger.info(
