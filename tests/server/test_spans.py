@@ -6,7 +6,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 from clients import COMMAND, call, environment_in, error, script
@@ -63,7 +63,7 @@ def provider(exporter: InMemorySpanExporter) -> TracerProvider:
     return provider
 
 
-def ended(status: str) -> events.RunFinished:
+def ended(status: Literal["finished", "failed"]) -> events.RunFinished:
     return events.RunFinished(
         run_id="run-1",
         status=status,

@@ -141,11 +141,6 @@ async def vers_rlm(
     return await _outcome(context, live, models)
 
 
-class RunsFields(TypedDict):
-    runs: list[dict[str, Any]]
-    next_offset: int | None
-
-
 @TOOLS.tool("rlmResult", "Result of a run", READS)
 async def get_result(
     context: Context,
@@ -170,6 +165,11 @@ async def get_result(
                 while journal.is_open():  # noqa: ASYNC110 - it is another process's
                     await anyio.sleep(POLL_SECONDS)
     return await describe_run(app, runId, cursor)
+
+
+class RunsFields(TypedDict):
+    runs: list[dict[str, Any]]
+    next_offset: int | None
 
 
 @TOOLS.tool("rlmRuns", "List runs", READS)
