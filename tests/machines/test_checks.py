@@ -98,8 +98,8 @@ def never_gone(_: FakeMachine) -> None:
 
 
 BROKEN: Sequence[tuple[str, object, str, Callable[..., object]]] = [
-    ("killing_takes_children_along", FakeProcess, "kill", kill_the_leader_only),
-    ("exit_codes_are_told", FakeProcess, "wait", one_exit_code),
+    ("killing_includes_children", FakeProcess, "kill", kill_the_leader_only),
+    ("exit_codes_are_reported", FakeProcess, "wait", one_exit_code),
     ("slices_are_exact", FakeMachine, "read", ignore_the_offset),
     ("content_is_exact", FakeMachine, "write", add_a_newline),
     ("names_are_only_names", FakeMachine, "read", quote_like_json),
@@ -142,11 +142,11 @@ def run_checks(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_checks_are_run_from_a_terminal() -> None:
     fake = "vers_rlm_mcp.testing:FakeBackend"
-    result = run_checks(fake, "slices_are_exact", "programs_go_on_in_copies")
+    result = run_checks(fake, "slices_are_exact", "programs_keep_running_in_copies")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
         "passed   slices_are_exact",
-        "skipped  programs_go_on_in_copies: its copies carry only the disk",
+        "skipped  programs_keep_running_in_copies: its copies carry only the disk",
     ]
 
 
@@ -158,8 +158,8 @@ def test_a_broken_promise_is_printed_with_what_was_seen(
     result = run_checks("mine:Nameless", "a_new_machine_is_described")
     assert result.returncode == 1
     assert result.stdout == (
-        "FAILED   a_new_machine_is_described: A new machine is listed, with its labels, and says "
-        "what it is. its backend: wanted 'mine', got 'fake'\n"
+        "FAILED   a_new_machine_is_described: A new machine describes itself, labels included, and "
+        "is listed. its backend: wanted 'mine', got 'fake'\n"
     )
 
 

@@ -53,7 +53,7 @@ async def test_copies_that_lose_their_programs_are_found_out(state: Path) -> Non
         backend.capabilities = replace(backend.capabilities, fidelity="memory")
         return backend
 
-    (check,) = [check for check in CHECKS if check.name == "programs_go_on_in_copies"]
+    (check,) = [check for check in CHECKS if check.name == "programs_keep_running_in_copies"]
     with pytest.raises(CheckFailed, match="the program does not run in"):
         await check(claims_to_copy_memory)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,13 +34,13 @@ def test_every_backend_of_the_settings_has_a_room_that_opens_it() -> None:
 
 
 def test_a_backend_that_is_named_is_taken_untried(state: Path) -> None:
-    choice = choose_backend(Settings(backend="vers", state_dir=state))
+    choice = choose_backend(settings(backend="vers", state_dir=state))
     assert (choice.name, choice.reason) == ("vers", "it was asked for")
 
 
 def test_a_name_that_is_no_backends_is_refused() -> None:
     with pytest.raises(ValidationError, match="'auto', 'vers', 'microsandbox' or 'bubblewrap'"):
-        Settings(backend="docker")
+        settings(backend="docker")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_auto_takes_the_first_that_is_usable_and_says_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     find(monkeypatch, found)
-    choice = choose_backend(Settings(state_dir=state))
+    choice = choose_backend(settings(state_dir=state))
     assert (choice.name, choice.reason) == (name, reason)
 
 
@@ -67,19 +68,26 @@ def test_where_none_is_usable_every_reason_is_given(
 ) -> None:
     find(monkeypatch, (False, False, False))
     with pytest.raises(BackendUnavailable, match="here: of vers, and of microsandbox, and of bub"):
-        choose_backend(Settings(state_dir=state))
+        choose_backend(settings(state_dir=state))
 
 
 async def test_a_state_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    settings = Settings(backend="bubblewrap", state_dir=tmp_path / "file" / "state")
+    chosen = settings(backend="bubblewrap", state_dir=tmp_path / "file" / "state")
     with pytest.raises(BackendUnavailable, match="VERS_RLM_STATE_DIR"):
-        async with open_fleet(settings):
+        async with open_fleet(chosen):
             pass
+
+
+def settings(**values: object) -> Settings:
+    return Settings.model_validate(values)
 
 
 def find(monkeypatch: pytest.MonkeyPatch, found: Sequence[bool]) -> None:
     """Let each backend in turn be usable or not."""
     for name, yes in zip(BACKENDS, found, strict=True):
-        usable = Usable(yes, f"of {name}")
-        monkeypatch.setattr(load_factory(name), "usable", lambda _, usable=usable: usable)
+        monkeypatch.setattr(load_factory(name), "usable", partial(_usable, yes, f"of {name}"))
+
+
+def _usable(yes: bool, reason: str, _: Settings) -> Usable:
+    return Usable(yes, reason)

@@ -1,14 +1,15 @@
-"""A machine that is only a directory: proves the interface and lets rooms above be tested fast.
+"""A machine without isolation: a directory, whose programs are plain processes of this host.
 
-A machine is a directory tree; its programs are plain processes of this host, each in a session of
-its own. `/workspace`, `/tmp`, `/run`, `/root` and `/home` are the machine's own; every other path
-is the host's, to be read only. Where an argument or an environment value starts with a path of the
-machine's own, it is replaced by the real path before the program starts, so that
-``spawn(["python3", "/run/kernel/guest.py", "/run/kernel/socket"])`` works. `MACHINE_ROOT` in the
-environment holds the prefix, for programs that make up such paths themselves.
+It proves that the contract can be kept in another way, and makes tests of what needs machines fast.
 
-What it is not: isolated. A program sees the whole host, absolute paths inside a shell script or
-behind a symlink are the host's, and nothing is limited. Users cannot select it.
+``/workspace``, ``/tmp``, ``/run``, ``/root`` and ``/home`` are the machine's own. Every other path
+is the host's and can only be read. An argument or environment value that starts with a path of the
+machine's own is replaced by the real path before the program starts, so that
+``spawn(["python3", "/run/kernel/guest.py", "/run/kernel/socket"])`` works. ``MACHINE_ROOT`` in the
+environment holds the prefix, for programs that form such paths themselves.
+
+A program sees the whole host, absolute paths within a shell script or behind a symlink are the
+host's, and nothing is limited. The settings cannot select it.
 """
 
 # ruff: noqa: D102 - the methods promise what the interface's docstrings say
@@ -27,7 +28,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 from anyio import to_thread
@@ -165,7 +166,7 @@ class FakeMachine(Machine):
             descriptor = await to_thread.run_sync(open_to_write, real, mode)
         try:
             async for chunk in _chunks(data):
-                with translated(path):  # Errors of the source are not the machine's.
+                with translated(path):  # not errors of the source
                     size += await to_thread.run_sync(write_all, descriptor, chunk)
         finally:
             os.close(descriptor)
@@ -204,16 +205,13 @@ class FakeMachine(Machine):
     async def delete(self) -> None:
         await self._backend.delete(self.id)
 
-    async def aclose(self) -> None:
-        """There is no connection to let go of."""
-
     def _check(self) -> None:
         if not self._home.is_dir():
             raise MachineGone(f"Machine {self.id} was deleted; what ran on it is lost.")
 
     def _mapped(self, text: str) -> str:
         own = any(text == top or text.startswith(f"{top}/") for top in OWN)
-        # This very Python may lie below one of them, and is the host's all the same.
+        # The running Python may lie below one of them, and is the host's nevertheless.
         own = own and not text.startswith((f"{sys.prefix}/", f"{sys.base_prefix}/"))
         return f"{self._root}{text}" if own else text
 
@@ -222,7 +220,7 @@ class FakeMachine(Machine):
         return Path(self._mapped(posixpath.normpath(path)))
 
     async def _copy_frozen(self, target: Path, about: dict[str, Any]) -> None:
-        """Copy the tree while no process of the machine runs, so that it is from one instant."""
+        """Copy the tree while every process of the machine is stopped."""
         frozen = freeze(self._root)
         try:
             await self._backend.place(self._root, target, about)
@@ -231,9 +229,9 @@ class FakeMachine(Machine):
 
 
 class FakeBackend(Backend):
-    """Keeps machines and commits as directories under `root`, or under a temporary directory.
+    """Keeps machines and commits as directories below `root`.
 
-    Given a root, machines survive the object; without one, all goes when it is closed.
+    Without `root`, they are kept in a temporary directory, which closing the backend removes.
     """
 
     name = "fake"
@@ -296,9 +294,6 @@ class FakeBackend(Backend):
                 await self.delete(info.id)
             await _remove(self._root)
 
-    async def __aenter__(self) -> Self:
-        return self
-
     async def make(
         self,
         spec: MachineSpec | None,
@@ -306,7 +301,7 @@ class FakeBackend(Backend):
         parent: str | None,
         source: Path | None,
     ) -> FakeMachine:
-        """Make a machine whose tree is a copy of that in `source`, or empty."""
+        """Make a machine with a copy of the tree in `source`, or an empty one."""
         machine_id = _new_id("fake")
         about = {
             "id": machine_id,
@@ -319,7 +314,7 @@ class FakeBackend(Backend):
         return FakeMachine(self, machine_id)
 
     async def place(self, source: Path | None, target: Path, about: dict[str, Any]) -> None:
-        """Put a copy of a tree and its description at `target`: whole, or not at all."""
+        """Put a copy of a tree and its description at `target`, whole or not at all."""
         building = self.making / secrets.token_hex(8)
         try:
             (building / "root").mkdir(parents=True)
@@ -337,7 +332,7 @@ class FakeBackend(Backend):
 
 
 class _Slice(ByteReceiveStream):
-    """The first `length` bytes of another stream; all of it when that is None."""
+    """The first `length` bytes of another stream; all of it if None."""
 
     def __init__(self, stream: ByteReceiveStream, length: int | None) -> None:
         self._stream = stream
@@ -365,7 +360,7 @@ async def _chunks(data: bytes | AsyncIterable[bytes]) -> AsyncIterable[bytes]:
 
 
 async def _remove(directory: Path) -> None:
-    """Remove a tree that may not be there; runs to its end even when cancelled."""
+    """Remove a tree that may not exist, even when cancelled."""
     with anyio.CancelScope(shield=True):
         await to_thread.run_sync(lambda: shutil.rmtree(directory, ignore_errors=True))
 
@@ -391,6 +386,6 @@ def _new_id(kind: str) -> str:
 
 
 def _path() -> str:
-    """The usual directories, then that of our own Python, so that there is a python3 anywhere."""
+    """The usual directories, then that of our own Python, so that there is a python3."""
     usual = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     return f"{usual}:{Path(sys.executable).parent}"

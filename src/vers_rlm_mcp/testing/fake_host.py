@@ -1,4 +1,4 @@
-"""What the fake machine needs of its host: plain files, and ways to find and end processes."""
+"""How the fake machine uses its host: plain files, and finding and ending processes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 ROOT_VARIABLE: Final = "MACHINE_ROOT"
-"""In the environment of every program of a machine: where its tree really lies."""
+"""In the environment of every program of a machine: the real path of its tree."""
 
 KILL_SECONDS: Final = 5.0
-"""How long a killed process may take to be gone; only one stuck in the kernel takes longer."""
+"""How long a killed process may take to end. Only one that is stuck in the kernel takes longer."""
 
 KILL_POLL: Final = 0.005
-"""Seconds between two looks at whether the killed are gone: about what one look costs."""
+"""Seconds between two looks at whether processes have ended: about what one look costs."""
 
 
 @contextlib.contextmanager
 def translated(path: str) -> Generator[None]:
-    """Turn errors about a file into the project's own."""
+    """Translate errors about a file into the project's own."""
     try:
         yield
     except OSError as error:
@@ -39,7 +39,7 @@ def translated(path: str) -> Generator[None]:
 
 
 def open_to_read(path: Path, offset: int) -> int:
-    """Open a regular file at an offset; a negative one counts from the end."""
+    """Open a regular file at an offset. A negative one counts from the end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         _require_regular(descriptor)
@@ -52,7 +52,7 @@ def open_to_read(path: Path, offset: int) -> int:
 
 
 def open_to_write(path: Path, mode: int) -> int:
-    """Open a regular file, empty; a new one gets this mode, an old one keeps its own."""
+    """Open a regular file and empty it. A new one gets this mode."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
@@ -69,7 +69,7 @@ def open_to_write(path: Path, mode: int) -> int:
 
 
 def write_all(descriptor: int, data: bytes) -> int:
-    """Write everything, and return how much that was."""
+    """Write all of `data`, and return its size."""
     left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]
@@ -106,14 +106,14 @@ def in_machine(root: Path) -> Iterator[int]:
 
 
 def send_signal(processes: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to those that are still there."""
+    """Send a signal to those processes that still exist."""
     for pid in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def freeze(root: Path) -> Sequence[int]:
-    """Stop every process of a machine, those that it forked meanwhile as well."""
+    """Stop every process of a machine, including those that are forked in the meantime."""
     frozen: list[int] = []
     while found := [pid for pid in in_machine(root) if pid not in frozen]:
         send_signal(found, signal.SIGSTOP)

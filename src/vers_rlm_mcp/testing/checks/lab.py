@@ -1,4 +1,4 @@
-"""What a check works with: machines that are removed afterwards, and ways to say what was wrong."""
+"""What checks share: machines that are removed afterwards, and expectations."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.machines import Backend, Capabilities, Commit, Machine, MachineSpec
 
 OpenBackend = Callable[[], "Backend"]
-"""Makes a backend object over the same state each time it is called."""
+"""Returns a new backend object over the same machines each time it is called."""
 
 Needs = Callable[["Capabilities"], "str | None"]
-"""Says why a check does not apply to a backend; None when it does."""
+"""Why a check does not apply to a backend; None if it does."""
 
 COMMAND_SECONDS: Final = 60.0
-"""How long one command of a check may take: most take milliseconds, over a network seconds."""
+"""How long a command of a check may take. Most take milliseconds, over a network seconds."""
 
 END_SECONDS: Final = 5.0
-"""How long a killed process may be seen; one look at it takes up to 3 s over a network."""
+"""How long a killed process may remain visible. Over a network one look takes up to 3 s."""
 
 CLEAN_SECONDS: Final = 60.0
-"""How long removing what a check made may take, on a slow remote service."""
+"""How long removing what a check made may take on a slow remote service."""
 
 MEMORY_LIMIT: Final = 24 * 1024 * 1024
-"""Bytes that streaming may take at its peak, however much is streamed: buffers of both ends."""
+"""Bytes of memory that streaming may take at its peak: the buffers of both ends."""
 
 MIB: Final = 1024 * 1024
 
@@ -41,7 +41,7 @@ Error = TypeVar("Error", bound=Exception)
 
 
 class CheckFailed(AssertionError):
-    """A backend does not keep a promise; the message says which and how."""
+    """A backend breaks a promise. The message says how."""
 
 
 class Lab:
@@ -82,7 +82,7 @@ class Lab:
         return commit
 
     async def reopen(self) -> Backend:
-        """Close the backend and open another object over the same state, as a restart does."""
+        """Close the backend and open another object over the same machines, as a restart does."""
         await self.backend.aclose()
         self.backend = self._open()
         return self.backend
@@ -103,7 +103,7 @@ class Lab:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One promise of the interface, and a way to see whether a backend keeps it."""
+    """A promise of the contract, and a function that tries whether a backend keeps it."""
 
     run: Callable[[Lab], Awaitable[None]]
     needs: Needs | None = None
@@ -119,7 +119,7 @@ class Check:
         return (self.run.__doc__ or "").partition("\n")[0]
 
     def inapplicable(self, capabilities: Capabilities) -> str | None:
-        """Why the check says nothing about a backend; None when it applies."""
+        """Why the check does not apply to a backend; None if it does."""
         return self.needs and self.needs(capabilities)
 
     async def __call__(self, open_backend: OpenBackend) -> None:
@@ -142,14 +142,14 @@ def check(run: Callable[[Lab], Awaitable[None]]) -> Check:
 
 
 def check_if(needs: Needs) -> Callable[[Callable[[Lab], Awaitable[None]]], Check]:
-    """Decorate a check that applies to some backends only."""
+    """Decorate a check that applies to some backends."""
     return lambda run: Check(run, needs)
 
 
 def isolation(capabilities: Capabilities) -> str | None:
     """Needs programs that see the machine and not the host."""
     if capabilities.isolation == "none":
-        return "its programs are processes of the host, whose files and paths they see"
+        return "its programs see the files and processes of the host"
     return None
 
 
@@ -168,7 +168,7 @@ def limited(what: str) -> Needs:
 
 
 def expect(truth: bool, otherwise: str) -> None:
-    """Fail the check, saying what was seen, unless `truth` holds."""
+    """Fail the check with this message unless `truth` holds."""
     if not truth:
         raise CheckFailed(otherwise)
 
@@ -179,7 +179,7 @@ def expect_equal(seen: object, wanted: object, what: str) -> None:
 
 
 async def expect_error(kind: type[Error], attempt: Awaitable[object], what: str) -> Error:
-    """Fail the check unless the attempt raises this kind of error, in time."""
+    """Fail the check unless the attempt raises this kind of error in time."""
     try:
         with anyio.fail_after(COMMAND_SECONDS):
             await attempt
@@ -211,7 +211,7 @@ async def content(machine: Machine, path: str) -> bytes:
 
 
 async def is_running(machine: Machine, pid: int) -> bool:
-    """Whether a process of the machine is there and no zombie."""
+    """Whether a process of the machine exists and is no zombie."""
     result = await run(machine, ["cat", f"/proc/{pid}/stat"])
     state = result.stdout.text.rpartition(")")[2].split()
     return bool(state) and state[0] not in {"Z", "X"}
@@ -224,11 +224,11 @@ async def expect_end(machine: Machine, pids: Sequence[int], what: str) -> None:
             while await is_running(machine, pid):  # noqa: ASYNC110 - the machine gives no event
                 await anyio.sleep(0.01)
         return
-    raise CheckFailed(f"{what}: a process of {list(pids)} goes on")
+    raise CheckFailed(f"{what}: a process of {list(pids)} still runs")
 
 
 class MemoryMeter:
-    """Fails the check if the host's Python memory grew much within its ``with``."""
+    """Fails the check if this process's Python memory grew much within the ``with``."""
 
     def __enter__(self) -> Self:
         self._was_tracing = tracemalloc.is_tracing()

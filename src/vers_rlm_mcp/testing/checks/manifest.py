@@ -1,4 +1,4 @@
-"""Prints what a directory holds, one line per entry. Runs in the machine; standard library only."""
+"""Prints what a directory holds, one line per entry. Runs in the machine's own Python."""
 
 # ruff: noqa: PTH115, PTH118, PTH123, T201 - paths are bytes, which pathlib does not take
 
@@ -11,7 +11,7 @@ import sys
 
 
 def entry(path: bytes, first_names: dict[int, bytes]) -> list[str]:
-    """What must be the same of one path; `first_names` tells which files are hard links."""
+    """What must be the same in copies. `first_names` holds a name of each file, for hard links."""
     info = os.lstat(path)
     parts = [repr(path), oct(info.st_mode)]
     if stat.S_ISLNK(info.st_mode):

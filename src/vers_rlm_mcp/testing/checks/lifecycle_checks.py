@@ -1,4 +1,4 @@
-"""Promises about making, finding and deleting machines."""
+"""What a backend promises about making, finding and deleting machines."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 STATE: Final = "/workspace/state"
 
 UNKNOWN: Final = ("no-such-id", "", ".", "..", "../machines", "/", "a/b", "nul\0", "x" * 300)
-"""Ids that nobody made, among them some that would be harmful as file names."""
+"""Ids that do not exist, some of which would be harmful as file names."""
 
 CANCEL_AFTER: Final = (0.0, 0.001, 0.005, 0.01, 0.02, 0.05)
-"""Seconds after which making is cancelled: early, in the middle, about when it is done."""
+"""Seconds after which making is cancelled: early, half-way, and when it is nearly done."""
 
 
 @check
 async def a_new_machine_is_described(lab: Lab) -> None:
-    """A new machine is listed, with its labels, and says what it is."""
+    """A new machine describes itself, labels included, and is listed."""
     machine = await lab.create(labels={"purpose": "a check", "odd": "ä'\n"})
     info = await machine.info()
     expect_equal(info.id, machine.id, "its id")
@@ -60,7 +60,7 @@ async def machines_are_listed_oldest_first(lab: Lab) -> None:
 
 @check
 async def attaching_finds_the_machine(lab: Lab) -> None:
-    """An attached handle is the same machine."""
+    """Attaching returns another handle on the same machine."""
     machine = await lab.create()
     other = await lab.backend.attach(machine.id)
     await machine.write(STATE, b"shared")
@@ -74,7 +74,7 @@ async def attaching_finds_the_machine(lab: Lab) -> None:
 
 @check
 async def unknown_ids_are_refused(lab: Lab) -> None:
-    """An id that nobody made is refused, and the valid ones are named."""
+    """An unknown id is refused, and the error names valid ones."""
     machine = await lab.create()
     commit = await lab.snapshot(machine)
     for unknown in UNKNOWN:
@@ -86,7 +86,7 @@ async def unknown_ids_are_refused(lab: Lab) -> None:
 
 @check
 async def deleting_the_unknown_does_nothing(lab: Lab) -> None:
-    """Deleting an id that nobody made is no error and harms nothing."""
+    """Deleting an unknown id is no error and does no harm."""
     machine = await lab.create()
     commit = await lab.snapshot(machine)
     for unknown in UNKNOWN:
@@ -98,7 +98,7 @@ async def deleting_the_unknown_does_nothing(lab: Lab) -> None:
 
 @check
 async def a_deleted_machine_is_gone(lab: Lab) -> None:
-    """Every call on a deleted machine raises MachineGone; deleting it again is no error."""
+    """Calls on a deleted machine raise MachineGone. Deleting it again is no error."""
     machine = await lab.create()
     await machine.delete()
     await machine.delete()
@@ -115,19 +115,19 @@ async def a_deleted_machine_is_gone(lab: Lab) -> None:
 
 @check
 async def deleting_ends_programs(lab: Lab) -> None:
-    """Deleting a machine ends its programs; whoever waits for one is told."""
+    """Deleting a machine ends its programs, and a call that waits for one returns."""
     machine = await lab.create()
     process = await machine.spawn(["sleep", "1000"])
     with anyio.fail_after(COMMAND_SECONDS):
         await machine.delete()
         with suppress(MachineGone):
-            expect(not (await process.wait()).ok, "a program that was killed ended well")
+            expect(not (await process.wait()).ok, "a program that was killed reports success")
         await process.aclose()
 
 
 @check
-async def deleting_runs_at_once(lab: Lab) -> None:
-    """Machines and commits are deleted at the same time, also the same one twice, without harm."""
+async def deletions_may_be_concurrent(lab: Lab) -> None:
+    """Machines and commits may be deleted concurrently, even the same one twice."""
     machines = [await lab.create() for _ in range(4)]
     commits = [await lab.snapshot(machine) for machine in machines]
     with anyio.fail_after(COMMAND_SECONDS):
@@ -142,13 +142,13 @@ async def deleting_runs_at_once(lab: Lab) -> None:
 
 
 @check
-async def making_runs_at_once(lab: Lab) -> None:
-    """Machines are made, copied and used at the same time without harm."""
+async def copies_may_be_concurrent(lab: Lab) -> None:
+    """Machines may be made, copied and used concurrently."""
     machine = await lab.create()
     await machine.write(STATE, b"shared")
 
     async def copy(take: Callable[[], Awaitable[Machine]]) -> None:
-        expect_equal(await content(await take(), STATE), b"shared", "a copy made meanwhile")
+        expect_equal(await content(await take(), STATE), b"shared", "a concurrent copy")
 
     async def branch() -> Machine:
         return (await lab.branch(machine))[0]
@@ -160,13 +160,13 @@ async def making_runs_at_once(lab: Lab) -> None:
         async with anyio.create_task_group() as tasks:
             for take in (branch, commit, branch, commit):
                 tasks.start_soon(copy, take)
-            tasks.start_soon(sh, machine, "echo meanwhile > other")
+            tasks.start_soon(sh, machine, "echo concurrent > other")
             tasks.start_soon(lab.create)
 
 
 @check
 async def cancelled_making_leaves_nothing(lab: Lab) -> None:
-    """Cancelling create, branch or snapshot half-way leaves no machine and no commit."""
+    """Cancelling create, branch or snapshot leaves no machine and no commit."""
     machine = await lab.create()
 
     async def known() -> set[str]:
@@ -194,12 +194,12 @@ async def cancelled_making_leaves_nothing(lab: Lab) -> None:
 
 @check
 async def a_restart_keeps_machines(lab: Lab) -> None:
-    """A second backend object over the same state knows the machines and commits of the first."""
+    """Machines and commits survive a restart: a second backend object finds and uses them."""
     machine = await lab.create(labels={"purpose": "to last"})
     await machine.write(STATE, b"durable")
     intent = uuid.uuid4().hex
     commit = await lab.snapshot(machine, intent)
-    expect_equal(commit.intent, intent, "what the commit was asked under")
+    expect_equal(commit.intent, intent, "the intent of the commit")
     (branch,) = await lab.branch(machine)
     backend = await lab.reopen()
     infos = {info.id: info for info in await backend.list()}

@@ -1,4 +1,4 @@
-"""Promises about files in a machine."""
+"""What a machine promises about files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.machines import Machine
 
 LARGE: Final = 100
-"""MiB of the file that must be streamed: more than memory may grow by."""
+"""MiB of the file that is streamed: more than memory may grow by."""
 
 ODD_NAMES: Final = (
     "with space",
@@ -85,7 +85,7 @@ async def content_is_exact(lab: Lab) -> None:
 
 @check
 async def large_files_are_streamed(lab: Lab) -> None:
-    """A hundred megabytes go in and out in constant memory."""
+    """A hundred megabytes are written and read in constant memory."""
     machine = await lab.create()
     sent, received = hashlib.sha256(), hashlib.sha256()
 
@@ -107,7 +107,7 @@ async def large_files_are_streamed(lab: Lab) -> None:
 
 @check
 async def slices_are_exact(lab: Lab) -> None:
-    """Reading honours offset and length, counts a negative offset from the end, and then ends."""
+    """Reading honours offset and length, and counts a negative offset from the end."""
     machine = await lab.create()
     await machine.write("/workspace/digits", b"0123456789")
     for offset, length, wanted in SLICES:
@@ -120,8 +120,8 @@ async def slices_are_exact(lab: Lab) -> None:
 
 
 @check
-async def a_read_can_be_given_up(lab: Lab) -> None:
-    """A stream that is closed before its end takes no more and leaves the machine as it was."""
+async def a_read_can_be_abandoned(lab: Lab) -> None:
+    """Closing a stream before its end does no harm."""
     machine = await lab.create()
     await machine.write("/workspace/file", bytes(8 * MIB))
     stream = await machine.read("/workspace/file")
@@ -133,7 +133,7 @@ async def a_read_can_be_given_up(lab: Lab) -> None:
 
 @check
 async def names_are_only_names(lab: Lab) -> None:
-    """A name may hold spaces, quotes, `$()`, newlines, dashes and bytes that are not UTF-8."""
+    """Names may hold spaces, quotes, `$()`, newlines, dashes and bytes that are not UTF-8."""
     machine = await lab.create()
     for number, name in enumerate(ODD_NAMES):
         path = f"/workspace/odd/{name}"
@@ -148,7 +148,7 @@ async def names_are_only_names(lab: Lab) -> None:
 
 @check
 async def reading_refuses_what_is_no_file(lab: Lab) -> None:
-    """A FIFO, a directory, a device, a missing or a malformed path is refused without blocking."""
+    """Reading a FIFO, directory, device, missing or malformed path is refused at once."""
     machine = await lab.create()
     await sh(
         machine, "mkfifo fifo; mkdir dir; ln -s nowhere dangling; ln -s loop loop; echo > file"
@@ -161,7 +161,7 @@ async def reading_refuses_what_is_no_file(lab: Lab) -> None:
 
 @check
 async def writing_refuses_what_is_no_file(lab: Lab) -> None:
-    """A FIFO, a directory or a malformed path is refused without blocking, and left alone."""
+    """Writing a FIFO, directory, device or malformed path is refused at once, without harm."""
     machine = await lab.create()
     await sh(machine, "mkfifo fifo; mkdir dir; ln -s loop loop; echo content > file")
     names = ("fifo", "dir", "dir/", "loop", "file/below", "nul\0", "n" * 300)
@@ -174,7 +174,7 @@ async def writing_refuses_what_is_no_file(lab: Lab) -> None:
 
 @check
 async def parents_are_made(lab: Lab) -> None:
-    """Writing makes the directories that are missing."""
+    """Writing makes missing parent directories."""
     machine = await lab.create()
     await machine.write("/workspace/a/b c/d/file", b"deep")
     expect_equal(await sh(machine, "cat 'a/b c/d/file'"), "deep", "the file")
@@ -182,7 +182,7 @@ async def parents_are_made(lab: Lab) -> None:
 
 @check
 async def modes_are_kept(lab: Lab) -> None:
-    """A new file gets the given mode, an existing one keeps its own."""
+    """A new file gets the given mode. An existing one keeps its own."""
     machine = await lab.create()
     for mode in (0o644, 0o600, 0o755, 0o666):
         await machine.write(f"/workspace/{mode:o}", b"1", mode=mode)
@@ -195,7 +195,7 @@ async def modes_are_kept(lab: Lab) -> None:
 
 @check
 async def writing_replaces(lab: Lab) -> None:
-    """Nothing of a longer old content is left after a write."""
+    """Writing leaves nothing of a longer old content."""
     machine = await lab.create()
     await machine.write("/workspace/file", b"a long old content")
     await machine.write("/workspace/file", b"new")
@@ -204,7 +204,7 @@ async def writing_replaces(lab: Lab) -> None:
 
 @check
 async def symlinks_are_followed(lab: Lab) -> None:
-    """Reading and writing go through a symlink to the file it names."""
+    """Reading and writing follow symlinks."""
     machine = await lab.create()
     await sh(machine, "mkdir -p real; echo old > real/file; ln -s real/file link; ln -s real there")
     expect_equal(await content(machine, "/workspace/link"), b"old\n", "what is read through a link")
@@ -215,7 +215,7 @@ async def symlinks_are_followed(lab: Lab) -> None:
 
 @check_if(isolation)
 async def symlinks_stay_inside(lab: Lab) -> None:
-    """An absolute symlink names a file of the machine, never one of the host."""
+    """An absolute symlink leads to a file of the machine, never to one of the host."""
     machine = await lab.create()
     await sh(machine, "echo inside > file; ln -s /workspace/file absolute")
     expect_equal(await content(machine, "/workspace/absolute"), b"inside\n", "an absolute link")
@@ -227,7 +227,7 @@ async def symlinks_stay_inside(lab: Lab) -> None:
 
 @check
 async def programs_and_transfers_agree(lab: Lab) -> None:
-    """A program sees what was written, and reading sees what a program wrote, at once."""
+    """Programs see what was written, and reading sees what they wrote, immediately."""
     machine = await lab.create()
     for number in range(5):
         await machine.write("/workspace/in", b"%d" % number)
@@ -236,8 +236,8 @@ async def programs_and_transfers_agree(lab: Lab) -> None:
 
 
 @check
-async def transfers_run_at_once(lab: Lab) -> None:
-    """Ten files are written and read at the same time."""
+async def transfers_may_be_concurrent(lab: Lab) -> None:
+    """Ten files are written and read concurrently."""
     machine = await lab.create()
 
     async def round_trip(number: int) -> None:
@@ -252,8 +252,8 @@ async def transfers_run_at_once(lab: Lab) -> None:
 
 
 @check
-async def a_broken_source_is_no_harm(lab: Lab) -> None:
-    """When the data that is written fails half-way, its error comes out and the machine goes on."""
+async def a_broken_source_does_no_harm(lab: Lab) -> None:
+    """An error of the source of a write is raised. The machine remains usable."""
     machine = await lab.create()
 
     async def source() -> AsyncIterator[bytes]:
@@ -268,7 +268,7 @@ async def a_broken_source_is_no_harm(lab: Lab) -> None:
 
 @check_if(isolation)
 async def files_of_the_host_are_hidden(lab: Lab) -> None:
-    """A machine sees no private file of the host; it may have one of that name."""
+    """A machine sees no private file of the host. It may have one of the same name."""
     machine = await lab.create()
     with tempfile.NamedTemporaryFile() as secret:
         secret.write(b"secret")
@@ -278,8 +278,8 @@ async def files_of_the_host_are_hidden(lab: Lab) -> None:
 
 
 @check_if(limited("disk"))
-async def a_full_disk_is_told(lab: Lab) -> None:
-    """A write that does not fit raises MachineFull, and the machine goes on."""
+async def a_full_disk_is_reported(lab: Lab) -> None:
+    """A write that does not fit raises MachineFull. The machine remains usable."""
     machine = await lab.create(MachineSpec(fs_size_mib=64))
 
     async def endless() -> AsyncIterator[bytes]:
@@ -293,7 +293,7 @@ async def a_full_disk_is_told(lab: Lab) -> None:
 
 
 async def _expect_room(machine: Machine, path: str, data: bytes) -> None:
-    """Write what fits, as soon as whoever measures the disk has seen that it does."""
+    """Write what fits, once the backend has noticed that there is room."""
     with anyio.move_on_after(END_SECONDS):
         while True:
             try:
@@ -302,7 +302,7 @@ async def _expect_room(machine: Machine, path: str, data: bytes) -> None:
                 await anyio.sleep(0.05)
             else:
                 return
-    raise CheckFailed("a machine that was full stays so after its files were deleted")
+    raise CheckFailed("a full machine stays full after its files were deleted")
 
 
 async def _expect_hidden(machine: Machine, path: str) -> None:

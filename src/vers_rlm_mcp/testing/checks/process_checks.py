@@ -1,4 +1,4 @@
-"""Promises about programs in a machine."""
+"""What a machine promises about programs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ ODD_ARGUMENTS: Final = (
 
 @check
 async def streams_can_be_opened_by_name(lab: Lab) -> None:
-    """A program reads and writes its standard streams as files, as shell scripts do."""
+    """A program may open its standard streams as files, as shell scripts do."""
     machine = await lab.create()
     script = "cat /dev/stdin > /dev/stdout; echo err > /dev/stderr"
     result = await run_command(machine, script, timeout=COMMAND_SECONDS, stdin=b"in")
@@ -62,7 +62,7 @@ async def streams_can_be_opened_by_name(lab: Lab) -> None:
 
 @check
 async def streams_are_exact(lab: Lab) -> None:
-    """Twelve megabytes go through a program in both directions at once, byte for byte."""
+    """Twelve megabytes pass through a program in both directions at once, byte for byte."""
     machine = await lab.create()
     echoed = b""
     data = random.Random(1).randbytes(12 * MIB)  # noqa: S311 - test data
@@ -72,7 +72,7 @@ async def streams_are_exact(lab: Lab) -> None:
                 tasks.start_soon(_send, process.stdin, data)
                 echoed = await _receive(process.stdout)
             expect_equal(await process.wait(), ExitStatus(0), "the end of cat")
-    expect(echoed == data, f"{len(data):,} bytes went in, {len(echoed):,} other ones came out")
+    expect(echoed == data, f"{len(data):,} bytes went in, {len(echoed):,} different ones came out")
 
 
 @check
@@ -84,7 +84,7 @@ async def outputs_are_separate(lab: Lab) -> None:
 
 @check
 async def unread_output_waits(lab: Lab) -> None:
-    """A program that writes much waits for its reader and does not fill the host's memory."""
+    """A program waits for the reader of its output, which does not fill the host's memory."""
     machine = await lab.create()
     total = 0
     with MemoryMeter():
@@ -97,18 +97,18 @@ async def unread_output_waits(lab: Lab) -> None:
 
 @check
 async def output_outlives_its_program(lab: Lab) -> None:
-    """Output can be read after the program has ended, and its end be asked for again."""
+    """Output can be read after the program has ended, and its status can be asked for again."""
     machine = await lab.create()
     async with await machine.spawn(["sh", "-c", "echo late; exit 3"]) as process:
         with anyio.fail_after(COMMAND_SECONDS):
             expect_equal(await process.wait(), ExitStatus(3), "the end")
-            expect_equal(await process.wait(), ExitStatus(3), "the end, asked for again")
+            expect_equal(await process.wait(), ExitStatus(3), "the end, when asked for again")
             expect_equal(await _receive(process.stdout), b"late\n", "the output")
 
 
 @check
-async def exit_codes_are_told(lab: Lab) -> None:
-    """A program's exit code is told as it is, also one that looks like a signal's."""
+async def exit_codes_are_reported(lab: Lab) -> None:
+    """Exit codes are reported as they are, even those by which shells stand for signals."""
     machine = await lab.create()
     for code in (0, 1, 2, 126, 127, 137, 143, 255):
         result = await run(machine, ["sh", "-c", f"exit {code}"])
@@ -116,8 +116,8 @@ async def exit_codes_are_told(lab: Lab) -> None:
 
 
 @check
-async def signals_are_told(lab: Lab) -> None:
-    """A program that a signal ended says which one."""
+async def signals_are_reported(lab: Lab) -> None:
+    """The status of a program that was ended by a signal names the signal."""
     machine = await lab.create()
     for number in (1, 9, 15):
         result = await run(machine, ["sh", "-c", f"kill -{number} $$"])
@@ -126,7 +126,7 @@ async def signals_are_told(lab: Lab) -> None:
 
 @check
 async def arguments_are_exact(lab: Lab) -> None:
-    """Arguments reach the program as they are: empty, quoted, with newlines, not UTF-8."""
+    """Arguments reach the program unchanged: empty, quoted, with newlines, not UTF-8."""
     script = 'printf "%s\\0" "$@"'
     result = await run(await lab.create(), ["sh", "-c", script, "sh", *ODD_ARGUMENTS])
     seen = tuple(os.fsdecode(part) for part in result.stdout.data.split(b"\0")[:-1])
@@ -135,7 +135,7 @@ async def arguments_are_exact(lab: Lab) -> None:
 
 @check
 async def environment_is_the_machines_own(lab: Lab) -> None:
-    """No variable of the host reaches a program; those given do, for this program only."""
+    """No variable of the host reaches a program. Given ones reach this program only."""
     machine = await lab.create()
     os.environ[CANARY] = "host"
     try:
@@ -143,15 +143,15 @@ async def environment_is_the_machines_own(lab: Lab) -> None:
         plain = await run(machine, ["env", "-0"])
     finally:
         del os.environ[CANARY]
-    expect(b"A=b c\n'$D'\0" in given.stdout.data, "a given variable does not arrive as it is")
+    expect(b"A=b c\n'$D'\0" in given.stdout.data, "a given variable arrives changed")
     expect(b"\0PATH=" in b"\0" + given.stdout.data, "given variables replace the machine's own")
     expect(b"A=b c" not in plain.stdout.data, "a given variable stays for the next program")
     expect(CANARY.encode() not in plain.stdout.data, "a variable of the host reaches a program")
 
 
 @check
-async def programs_start_where_told(lab: Lab) -> None:
-    """A program starts in /workspace, or in the directory that was given."""
+async def programs_start_in_their_directory(lab: Lab) -> None:
+    """A program starts in /workspace, or in the directory that is given."""
     machine = await lab.create()
     await sh(machine, "echo default > here")
     expect_equal(await content(machine, "/workspace/here"), b"default\n", "/workspace/here")
@@ -163,7 +163,7 @@ async def programs_start_where_told(lab: Lab) -> None:
 
 @check
 async def impossible_programs_are_refused(lab: Lab) -> None:
-    """What cannot be started is refused by name: no such program or directory, no permission."""
+    """A missing or forbidden program or directory is refused, and the error names it."""
     machine = await lab.create()
     await machine.write("/workspace/plain", b"#!/bin/sh\n", mode=0o644)
     for program in ("no-such-program", "/workspace/missing", "/workspace/plain", "/workspace"):
@@ -177,7 +177,7 @@ async def impossible_programs_are_refused(lab: Lab) -> None:
 
 @check
 async def impossible_arguments_are_refused(lab: Lab) -> None:
-    """An argument that is too long or holds a NUL is refused, and the machine goes on."""
+    """An argument that is too long or holds a NUL is refused. The machine remains usable."""
     machine = await lab.create()
     for argument in ("x" * 200_000, "nul\0"):
         attempt = machine.spawn(["echo", argument])
@@ -186,8 +186,8 @@ async def impossible_arguments_are_refused(lab: Lab) -> None:
 
 
 @check
-async def killing_takes_children_along(lab: Lab) -> None:
-    """Kill ends the program and what it started, also children that ignore SIGTERM."""
+async def killing_includes_children(lab: Lab) -> None:
+    """Killing ends the program and its children, even those that ignore SIGTERM."""
     machine = await lab.create()
     script = "trap '' TERM HUP INT; sleep 1000 & echo $!; sh -c 'sleep 1000; true' & echo $!; wait"
     async with await machine.spawn(["sh", "-c", script]) as process:
@@ -201,8 +201,8 @@ async def killing_takes_children_along(lab: Lab) -> None:
 
 
 @check
-async def a_session_of_its_own_is_spared(lab: Lab) -> None:
-    """What has left the program's session goes on, such as a kernel that outlives its host."""
+async def other_sessions_are_spared(lab: Lab) -> None:
+    """Killing spares processes that left the session, as a kernel does to outlive its host."""
     machine = await lab.create()
     script = "setsid sh -c 'echo $$; exec sleep 1000 >/dev/null 2>&1' & wait"
     async with await machine.spawn(["sh", "-c", script]) as process:
@@ -210,12 +210,12 @@ async def a_session_of_its_own_is_spared(lab: Lab) -> None:
         with anyio.fail_after(COMMAND_SECONDS):
             await process.kill()
             await process.wait()
-    expect(await is_running(machine, child), "a session of its own was killed with another")
+    expect(await is_running(machine, child), "a process of another session was killed")
 
 
 @check
 async def closing_kills(lab: Lab) -> None:
-    """Closing a process that runs ends it with its children, and closes its streams."""
+    """Closing a running process kills it and its children, and closes its streams."""
     machine = await lab.create()
     process = await machine.spawn(["sh", "-c", "trap '' TERM HUP; sleep 1000 & echo $!; wait"])
     children = await _numbers(process.stdout, 1)
@@ -233,29 +233,29 @@ async def closing_kills(lab: Lab) -> None:
 
 @check
 async def cancelling_leaves_no_process(lab: Lab) -> None:
-    """A command that is cancelled is gone, with its children."""
+    """Cancelling a command kills it and its children."""
     machine = await lab.create()
     await sh(machine, "mkfifo started")
     script = "sleep 1000 & echo $! $$ > started; wait"
     seen = ""
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_run_for_ever, machine, script)
+        tasks.start_soon(_run_indefinitely, machine, script)
         seen = await sh(machine, "cat started")
         tasks.cancel_scope.cancel()
     await expect_end(machine, [int(pid) for pid in seen.split()], "after a cancellation")
 
 
 @check
-async def background_programs_go_on(lab: Lab) -> None:
-    """What a program left in the background goes on when that program has ended and is closed."""
+async def background_programs_keep_running(lab: Lab) -> None:
+    """A program in the background outlives the program that started it."""
     machine = await lab.create()
     pid = int(await sh(machine, "sleep 1000 >/dev/null 2>&1 & echo $!"))
     expect(await is_running(machine, pid), "a background program ended with its parent")
 
 
 @check
-async def twenty_programs_run_at_once(lab: Lab) -> None:
-    """Twenty programs run at the same time, each with its own streams."""
+async def programs_may_be_concurrent(lab: Lab) -> None:
+    """Twenty programs run concurrently, each with its own streams."""
     machine = await lab.create()
 
     async def echo(number: int) -> None:
@@ -264,15 +264,15 @@ async def twenty_programs_run_at_once(lab: Lab) -> None:
             await _send(process.stdin, b"%d" % number)
             expect_equal(await _receive(process.stdout), b"%d" % number, "the echo")
 
-    everybody = anyio.Event()
+    all_arrived = anyio.Event()
     waiting = 0
 
     async def arrive() -> None:
         nonlocal waiting
         waiting += 1
         if waiting == 20:
-            everybody.set()
-        await everybody.wait()
+            all_arrived.set()
+        await all_arrived.wait()
 
     with anyio.fail_after(COMMAND_SECONDS):
         async with anyio.create_task_group() as tasks:
@@ -282,7 +282,7 @@ async def twenty_programs_run_at_once(lab: Lab) -> None:
 
 @check_if(isolation)
 async def programs_see_no_process_of_the_host(lab: Lab) -> None:
-    """Programs see the machine's processes only."""
+    """Programs see no process but the machine's."""
     machine = await lab.create()
     async with await anyio.open_process(["sleep", "98765.4321"]) as canary:
         try:
@@ -306,14 +306,14 @@ async def _receive(stream: ByteReceiveStream) -> bytes:
 
 
 async def _numbers(stream: ByteReceiveStream, count: int) -> list[int]:
-    """The numbers that a program writes first, one a line."""
+    """The numbers that a program writes first, one per line."""
     received = b""
     with anyio.move_on_after(COMMAND_SECONDS):
         while received.count(b"\n") < count:
             received += await stream.receive()
         return [int(line) for line in received.split(b"\n")[:count]]
-    raise CheckFailed("the program did not get to its first line")
+    raise CheckFailed("the program wrote too few lines")
 
 
-async def _run_for_ever(machine: Machine, script: str) -> None:
+async def _run_indefinitely(machine: Machine, script: str) -> None:
     await run_command(machine, ["sh", "-c", script], timeout=1000)

@@ -1,4 +1,4 @@
-"""Promises about snapshots, branches and what is restored."""
+"""What a machine promises about snapshots, branches and restored machines."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 STATE: Final = "/workspace/state"
 
 CHAIN: Final = 20
-"""Commits of commits: deeper than a user goes, and beyond what some overlays can stack."""
+"""Commits in a row: more than users make, and more than some overlays can stack."""
 
 FIRST_STAGE: Final = """
 mkdir -p tree/empty tree/moved/inner tree/gone tree/becomes-file; cd tree
@@ -57,8 +57,8 @@ while read -r line; do
   echo counted
 done
 """
-"""Writes the same number into `a` and then into `b`, each in one step. Where it goes on in copies
-it comes to a rest there, since nobody asks for more."""
+"""Writes the same number into `a` and then into `b`, each atomically, ten times per line of input.
+Where it keeps running in a copy it gets no input, and so comes to rest."""
 
 AT_REST: Final = """
 until [ "$(cat a b)" = "$last" ]; do last=$(cat a b); sleep 0.5; done
@@ -67,7 +67,7 @@ until [ "$(cat a b)" = "$last" ]; do last=$(cat a b); sleep 0.5; done
 
 @check
 async def commits_do_not_change(lab: Lab) -> None:
-    """A commit holds the state at its moment, whatever the machine does later."""
+    """A commit keeps the state of its instant, whatever the machine does later."""
     machine = await lab.create()
     commits: dict[bytes, Commit] = {}
     for state in (b"one", b"two", b"three"):
@@ -81,10 +81,10 @@ async def commits_do_not_change(lab: Lab) -> None:
 
 @check
 async def commits_are_described(lab: Lab) -> None:
-    """A commit says where it comes from and what it carries, and is listed until it is deleted."""
+    """A commit names its machine and its fidelity, and is listed until it is deleted."""
     machine = await lab.create()
     commit = await lab.snapshot(machine)
-    expect_equal(commit.machine_id, machine.id, "the machine it is from")
+    expect_equal(commit.machine_id, machine.id, "its machine")
     expect_equal(commit.fidelity, machine.capabilities.fidelity, "its fidelity")
     expect(commit in await lab.backend.commits(), "it is not listed")
     await lab.backend.delete_commit(commit.id)
@@ -95,7 +95,7 @@ async def commits_are_described(lab: Lab) -> None:
 
 @check
 async def restored_machines_are_independent(lab: Lab) -> None:
-    """Two machines from one commit share nothing that either changes."""
+    """Machines restored from one commit share no change."""
     machine = await lab.create()
     await machine.write(STATE, b"common")
     commit = await lab.snapshot(machine)
@@ -109,7 +109,7 @@ async def restored_machines_are_independent(lab: Lab) -> None:
 
 @check
 async def branches_are_independent(lab: Lab) -> None:
-    """Branches start with the machine's state, and share nothing that anyone changes."""
+    """Branches start with the machine's state and share no change."""
     machine = await lab.create()
     await machine.write(STATE, b"common")
     branches = await lab.branch(machine, 3, labels={"purpose": "a branch"})
@@ -127,27 +127,27 @@ async def branches_are_independent(lab: Lab) -> None:
 
 @check
 async def copies_are_from_one_instant(lab: Lab) -> None:
-    """Branches taken while a program writes are all from the same moment."""
+    """Copies made while a program writes are each from one instant, branches from the same."""
     machine = await lab.create()
     copies: list[Machine] = []
     async with await machine.spawn(["sh", "-c", COUNTING]) as process:
         await _count(process)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_go_on_counting, process)
+            tasks.start_soon(_keep_counting, process)
             copies += await lab.branch(machine, 3)
             copies.append(await lab.restore(await lab.snapshot(machine)))
             tasks.cancel_scope.cancel()
-    goes_on = lab.backend.capabilities.fidelity == "memory"
-    look = f"{AT_REST if goes_on else ''}cat a b"
+    keeps_running = lab.backend.capabilities.fidelity == "memory"
+    look = f"{AT_REST if keeps_running else ''}cat a b"
     pairs = [[int(number) for number in (await sh(copy, look)).split()] for copy in copies]
-    expect(pairs[0] == pairs[1] == pairs[2], f"branches are from different moments: {pairs}")
+    expect(pairs[0] == pairs[1] == pairs[2], f"branches are from different instants: {pairs}")
     for a, b in pairs:
-        expect(a - b in {0, 1}, f"a copy mixes two moments: {a} was written before {b}")
+        expect(a - b in {0, 1}, f"a copy mixes two instants: {a} was written before {b}")
 
 
 @check
-async def the_parent_goes_on(lab: Lab) -> None:
-    """A program that runs in a machine goes on through its snapshots and branches."""
+async def parents_keep_running(lab: Lab) -> None:
+    """A program keeps running while its machine is snapshotted and branched."""
     machine = await lab.create()
     async with await machine.spawn(["cat"]) as process:
         for take in (lab.snapshot, lab.branch):
@@ -160,7 +160,7 @@ async def the_parent_goes_on(lab: Lab) -> None:
 
 @check
 async def children_outlive_their_parents(lab: Lab) -> None:
-    """Branches and commits live on when the machine they come from is deleted."""
+    """Branches and commits outlive the machine that they come from."""
     machine = await lab.create()
     await machine.write(STATE, b"inherited")
     commit = await lab.snapshot(machine)
@@ -177,7 +177,7 @@ async def children_outlive_their_parents(lab: Lab) -> None:
 
 @check
 async def chains_can_be_long(lab: Lab) -> None:
-    """Twenty commits in a row, each from a machine of the one before, keep everything."""
+    """Twenty commits, each of a machine restored from the one before, keep everything."""
     machine = await lab.create()
     for number in range(CHAIN):
         await sh(machine, 'echo "$1" > "$1"; rm -f -- "$2"', str(number), str(number - 2))
@@ -190,7 +190,7 @@ async def chains_can_be_long(lab: Lab) -> None:
 
 @check
 async def one_machine_can_be_snapshotted_often(lab: Lab) -> None:
-    """Twenty snapshots of one machine keep each its own state."""
+    """Twenty snapshots of one machine each keep their own state."""
     machine = await lab.create()
     commits: list[Commit] = []
     for number in range(CHAIN):
@@ -217,8 +217,8 @@ async def trees_come_out_identical(lab: Lab) -> None:
 
 
 @check_if(memory)
-async def programs_go_on_in_copies(lab: Lab) -> None:
-    """What runs in a machine runs in its branches and commits too, from the same instant on."""
+async def programs_keep_running_in_copies(lab: Lab) -> None:
+    """Programs of a machine keep running in its branches and restored commits."""
     machine = await lab.create()
     count = (
         "n=0; while :; do n=$((n + 1)); echo $n > /dev/shm/new; mv /dev/shm/new /dev/shm/n; "
@@ -233,10 +233,10 @@ async def programs_go_on_in_copies(lab: Lab) -> None:
         wait = 'while [ "$(cat /dev/shm/n)" -le "$1" ]; do sleep 0.1; done'
         await sh(copy, wait, str(seen))
     await sh(branch, 'kill -9 "$1"', str(pid))
-    expect(await is_running(machine, pid), "what was killed in a branch ended in the machine")
+    expect(await is_running(machine, pid), "killing a program in a branch ended it in the machine")
 
 
-async def _go_on_counting(process: Process) -> None:
+async def _keep_counting(process: Process) -> None:
     while True:
         await _count(process)
 
