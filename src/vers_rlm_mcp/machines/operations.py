@@ -70,7 +70,7 @@ class Captured:
         return self.head.decode(errors="replace") + gap + self.tail.decode(errors="replace")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CommandResult:
     """The outcome of a command."""
 
@@ -128,7 +128,9 @@ async def run_command(
     started = time.monotonic()
     async with await machine.spawn(argv, env=env, cwd=cwd) as process:
         status, stdout, stderr = await _communicate(process, stdin, timeout, limit)
-    return CommandResult(status, stdout, stderr, time.monotonic() - started)
+    return CommandResult(
+        status=status, stdout=stdout, stderr=stderr, seconds=time.monotonic() - started
+    )
 
 
 async def read_bytes(machine: Machine, path: str, *, offset: int = 0, length: int) -> bytes:

@@ -1,8 +1,8 @@
-"""What differs between two machines, and bringing files of one into another."""
+"""Comparing two machines, and merging files of one into the other."""
 
 from __future__ import annotations
 
-from .changes import Difference, Entry, FactChange, FileChange, shown
+from .changes import Difference, Entry, FactChange, FileChange, printable
 from .comparison import diff
 from .merging import Digest, bring_back, digest
 
@@ -15,5 +15,5 @@ __all__ = [
     "bring_back",
     "diff",
     "digest",
-    "shown",
+    "printable",
 ]

@@ -1,4 +1,4 @@
-"""What differs between two machines: data, and the text that a model or a person reads."""
+"""The difference between two machines, as data and as text for models and people."""
 
 from __future__ import annotations
 
@@ -30,58 +30,58 @@ _UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is at a path in one machine."""
+    """What a path is in one machine."""
 
     mode: int
     """Type and permissions, as in ``st_mode``."""
     size: int
-    """Bytes of a file, or of all files below a directory whose entries are only counted; the number
-    of a device; else 0."""
+    """The size of a file in bytes, of all files below a directory whose entries are only counted,
+    or the number of a device; else 0."""
     owner: tuple[int, int]
     """User and group."""
     target: str
-    """Of a symlink, else empty."""
+    """The target of a symlink; else empty."""
 
     @property
     def kind(self) -> str:
-        """What it is: ``file``, ``directory``, ``symlink``, …, or ``unknown``."""
+        """``file``, ``directory``, ``symlink``, …, or ``unknown``."""
         return _KINDS.get(stat.S_IFMT(self.mode), "unknown")
 
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """A path that is not the same in both machines. It was added when there is no `old`."""
+    """A path that differs between the machines: added without an `old`, removed without a `new`."""
 
     path: str
-    """Bytes that are not UTF-8 are surrogates, as `os.fsdecode` makes them."""
+    """Bytes that are not UTF-8 are surrogates, as in `os.fsdecode`."""
     old: Entry | None
     new: Entry | None
     content: bool
-    """Whether the contents were seen to differ."""
+    """Whether the contents are known to differ."""
     below: int
-    """Entries below it that came or went with it and are not told of one by one."""
+    """The number of entries below it that were added or removed with it and are not listed."""
     diff: str
-    """The lines that differ in the usual form, without a header; empty where they are unknown."""
+    """A unified diff without its header; empty if there is none."""
 
     @property
     def text(self) -> str:
-        """One line, without the lines that differ."""
+        """The change in one line, without `diff`."""
         shape = self.new or self.old
         assert shape
-        name = shown(self.path)
+        name = printable(self.path)
         if self.old and self.new:
             return f"~ {name} ({', '.join(self._aspects(self.old, self.new))})"
         sign = "+" if self.new else "-"
         if self.below:
             return f"{sign} {name}/ ({self.below:,} entries, {_size(shape.size)})"
         facts = {"file": f" ({_size(shape.size)})", "directory": "/"}
-        facts["symlink"] = f" -> {shown(shape.target)}"
+        facts["symlink"] = f" -> {printable(shape.target)}"
         return f"{sign} {name}{facts.get(shape.kind, f' ({shape.kind})')}"
 
     def as_json(self) -> dict[str, str]:
-        """The same as values of JSON."""
+        """The same as JSON."""
         change = "added" if self.old is None else "removed" if self.new is None else "changed"
-        fields = {"path": shown(self.path), "change": change, "summary": self.text}
+        fields = {"path": printable(self.path), "change": change, "summary": self.text}
         return {**fields, "diff": self.diff} if self.diff else fields
 
     def _aspects(self, old: Entry, new: Entry) -> list[str]:
@@ -94,7 +94,7 @@ class FileChange:
         elif self.content:
             aspects.append("content")
         if old.target != new.target:
-            aspects.append(f"{shown(old.target)} → {shown(new.target)}")
+            aspects.append(f"{printable(old.target)} → {printable(new.target)}")
         if old.mode != new.mode:
             aspects.append(f"mode {stat.S_IMODE(old.mode):04o} → {stat.S_IMODE(new.mode):04o}")
         if old.owner != new.owner:
@@ -104,31 +104,31 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True)
 class FactChange:
-    """A package, a process or a variable that is not the same in both machines."""
+    """A package, a process or a variable that differs between the machines."""
 
     kind: FactKind
     name: str
-    """Of a Python package: with the directory it is in. Of a process: its command line."""
+    """A Python package includes its directory, a process is named by its command line."""
     old: str | None
-    """A version, how many processes there are, or a variable's type and value."""
+    """A version, a number of processes, or a variable's type and value."""
     new: str | None
 
     @property
     def text(self) -> str:
-        """One line."""
-        name = shown(self.name)
+        """The change in one line."""
+        name = printable(self.name)
         if self.old is None or self.new is None:
-            value = shown(self.old or self.new or "")
+            value = printable(self.old or self.new or "")
             sign = "+" if self.old is None else "-"
             if self.kind == "process":
                 return f"{sign} {name}" + (f" ({value} times)" if value != "1" else "")
             return f"{sign} {name}{':' if self.kind == 'variable' else ''} {value}"
-        return f"~ {name}: {shown(self.old)} → {shown(self.new)}"
+        return f"~ {name}: {printable(self.old)} → {printable(self.new)}"
 
     def as_json(self) -> dict[str, str]:
-        """The same as values of JSON."""
+        """The same as JSON."""
         fields = {"kind": self.kind, "name": self.name, "old": self.old, "new": self.new}
-        return {name: shown(value) for name, value in fields.items() if value is not None}
+        return {name: printable(value) for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,27 +136,27 @@ class Difference:
     """How the second of two machines differs from the first."""
 
     files: tuple[FileChange, ...]
-    """In the order of their paths; not all of them, if there are many."""
+    """Ordered by path. If there are many, only the first ones."""
     facts: tuple[FactChange, ...]
     counts: dict[str, int]
-    """How many there are, told or not: ``added``, ``removed``, ``changed`` paths, ``unread`` ones,
-    and changes of each kind of fact."""
+    """The number of all ``added``, ``removed``, ``changed`` and ``unread`` paths, and of changes of
+    each kind of fact, including those that are not listed."""
     unread: tuple[str, ...]
-    """Paths that could not be compared because they cannot be read."""
+    """Paths that could not be read, and so not be compared."""
     skipped: tuple[str, ...]
-    """Paths, and names wherever they are, that were not looked at."""
+    """Paths, and names in any directory, that were not compared."""
     notes: tuple[str, ...] = ()
-    """Whole sentences on what else was not compared."""
+    """Sentences on what else was not compared."""
 
     @property
     def text(self) -> str:
-        """All of it, grouped: paths, packages, processes, variables, then lines of files."""
+        """Everything as text: paths, packages, processes, variables, then diffs."""
         blocks = [self._files(), *map(self._facts, _HEADINGS), "\n".join(self._remarks())]
-        blocks += [f"--- {shown(c.path)}\n{c.diff.rstrip()}" for c in self.files if c.diff]
+        blocks += [f"--- {printable(c.path)}\n{c.diff.rstrip()}" for c in self.files if c.diff]
         return "\n\n".join(block for block in blocks if block)
 
     def as_json(self) -> dict[str, Any]:
-        """The same as values of JSON; what is None, empty or 0 is left out."""
+        """The same as JSON. Values that are None, empty or 0 are left out."""
         return {
             "counts": {name: count for name, count in self.counts.items() if count},
             "files": [change.as_json() for change in self.files],
@@ -168,26 +168,26 @@ class Difference:
         counts = [self.counts.get(name, 0) for name in ("added", "removed", "changed")]
         if not any(counts):
             return "Files: no difference"
-        told = sum(1 + change.below for change in self.files)
+        listed = sum(1 + change.below for change in self.files)
         head = "Files: {:,} added, {:,} removed, {:,} changed".format(*counts)
-        return _block(head, [change.text for change in self.files], sum(counts) - told)
+        return _block(head, [change.text for change in self.files], sum(counts) - listed)
 
     def _facts(self, kind: str) -> str:
         lines = [fact.text for fact in self.facts if fact.kind == kind]
         return _block(_HEADINGS[kind], lines, self.counts.get(kind, 0) - len(lines))
 
     def _remarks(self) -> list[str]:
-        """Whole sentences on what is not known."""
+        """Sentences on what was not compared."""
         remarks = [*self.notes, f"Not compared: {', '.join(self.skipped)}."]
         if self.unread:
             more = self.counts.get("unread", 0) - len(self.unread)
-            named = ", ".join(map(shown, self.unread))
+            named = ", ".join(map(printable, self.unread))
             remarks.insert(0, f"Cannot be read: {named}" + (f", and {more} more." if more else "."))
         return remarks
 
 
-def shown(text: str) -> str:
-    """A path, or other text from a machine, on one line and without orders to a terminal."""
+def printable(text: str) -> str:
+    """Text from a machine on one line and without control characters."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

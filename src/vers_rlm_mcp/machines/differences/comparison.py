@@ -9,7 +9,7 @@ from vers_rlm_mcp.errors import MachineError
 
 from ..code import LOADER_MARK
 from ..paths import check_path
-from .changes import Difference, Entry, FactChange, FileChange, shown
+from .changes import Difference, Entry, FactChange, FileChange, printable
 from .guest_programs import Guest, Program, work_with
 
 if TYPE_CHECKING:
@@ -20,37 +20,37 @@ if TYPE_CHECKING:
     from ..base import Machine
 
 SKIPPED: Final = ("/dev", "/proc", "/run", "/sys", "/tmp/.vers-rlm", "/workspace/.vers-rlm")  # noqa: S108 - in a machine
-"""What is the kernel's, or is ours: our programs and saved variables."""
+"""What belongs to the kernel or to us, such as saved variables."""
 
 SKIPPED_NAMES: Final = ("__pycache__",)
-"""Directories that hold nothing but what can be made again."""
+"""Directories whose content can be made again."""
 
 OWN_PROGRAMS: Final = ("/run/vers-rlm/", "/tmp/.vers-rlm/")  # noqa: S108 - in a machine
-"""Where programs lie that were put into a machine to serve this one."""
+"""Where the programs lie that this server runs in machines."""
 
 MAX_ENTRIES: Final = 100
-"""Changes of each kind that are told unless more are asked for: some 5,000 tokens."""
+"""Changes of each kind that are listed by default: some 5,000 tokens."""
 
 MAX_DIFF_CHARS: Final = 20_000
-"""Characters of all lines that differ, unless more are asked for: some 5,000 tokens."""
+"""Characters of all diffs by default: some 5,000 tokens."""
 
 FILE_DIFF_CHARS: Final = 4_000
-"""Of one file: so one that was rewritten leaves room for others."""
+"""Characters of the diff of one file, so that a rewritten one leaves room for others."""
 
 SECONDS: Final = 120.0
 """A Debian system takes a second or two, a machine with a million files most of this."""
 
 MAX_TEXT: Final = 8192
-"""Characters of a path, or of a fact: more than Linux takes in a path."""
+"""Characters of a path or a fact: more than Linux allows in a path."""
 
 SLACK: Final = 1000
-"""Characters of lines that say how many were left out."""
+"""Characters of lines that say how much was left out."""
 
 MAX_NUMBER: Final = 2**64
-"""No size and no owner is larger, and no count can be."""
+"""An upper bound of sizes, owners and counts."""
 
 COUNTED: Final = ("added", "removed", "changed", "unread", "debian", "python", "process")
-"""What `Difference.counts` holds."""
+"""The keys of `Difference.counts`."""
 
 
 async def diff(
@@ -62,29 +62,29 @@ async def diff(
     max_diff_chars: int = MAX_DIFF_CHARS,
     seconds: float = SECONDS,
 ) -> Difference:
-    """How the second machine differs from the first: files, packages and processes.
+    """Compare the files, packages and processes of two machines.
 
-    Paths are compared by type, permissions, owner, size, link target and content. Times do not
-    count, nor do inode numbers, other names of a file, or extended attributes. A file of the same
-    size and modification time (in ns) is taken for the same, unless it is small and from the last
-    day: copies of a machine keep the times of files, and a program that changes a file and then
-    sets its time back is not found out. A directory that only one machine has is told with its
-    entries when these are few, and else with their number.
+    Paths are compared by type, permissions, owner, size, link target and content, not by times,
+    inode numbers, hard links or extended attributes. Files of the same size and modification time
+    (in ns) are taken to be the same, unless they are small and less than a day old: copies of a
+    machine keep the times of files. A program that changes a file and resets its time is not
+    detected. A directory that only one machine has is listed with its entries if they are few, and
+    else with their number.
 
-    Nothing is trusted that a machine tells. One that lies spoils the result; it learns the other's
-    names of files, and the text of short ones that differ.
+    Nothing that a machine says is trusted. One that lies spoils the result. Each machine learns
+    file names of the other, and the text of short files that differ.
 
     Args:
         first: The machine as it was.
         second: The machine as it is.
-        roots: The directories to look at, on all file systems below them.
-        max_entries: Changes of each kind to tell; the rest is counted.
-        max_diff_chars: Characters of lines that differ, in all files together.
+        roots: The directories to compare, including all file systems below them.
+        max_entries: Changes of each kind to list. The rest is counted.
+        max_diff_chars: Characters of all diffs together.
         seconds: How long it may take.
 
     Raises:
-        PathRefused: One of `roots` is no absolute path.
-        MachineError: A machine has no Python, it took too long, or what was told makes no sense.
+        PathRefused: One of `roots` is not an absolute path.
+        MachineError: A machine has no Python, it took too long, or an answer makes no sense.
     """
     options = {
         "roots": _outermost(roots),
@@ -107,9 +107,9 @@ async def diff(
         tasks.start_soon(listing.feed, comparison)
         tasks.start_soon(comparison.feed, explanation)
         try:
-            return await _heard(explanation, max_entries, max_diff_chars)
+            return await _receive_difference(explanation, max_entries, max_diff_chars)
         except MachineError:
-            for guest in guests:  # who failed first made the others fail
+            for guest in guests:  # the first one that failed made the others fail
                 if not await guest.ended_well():
                     raise await guest.failure() from None
             raise
@@ -117,8 +117,8 @@ async def diff(
     return await work_with(programs, act, seconds=seconds)
 
 
-async def _heard(guest: Guest, most: int, diff_chars: int) -> Difference:
-    """Gather what is told, up to the end that was agreed on."""
+async def _receive_difference(guest: Guest, most: int, diff_chars: int) -> Difference:
+    """Receive findings up to the line that ends them."""
     files: list[FileChange] = []
     facts: list[FactChange] = []
     unread: list[str] = []
@@ -149,7 +149,7 @@ async def _heard(guest: Guest, most: int, diff_chars: int) -> Difference:
 
 
 def _file(old: Any, new: Any, below: int, content: bool, diff: str) -> FileChange:
-    """The change of a path; `ValueError` for what is none."""
+    """The change of a path. Raises `ValueError` if the line is not one."""
     records = [record for record in (old, new) if record is not None]
     paths = {_text(record[0]) for record in records if isinstance(record, list) and record}
     if len(paths) != 1:
@@ -188,12 +188,12 @@ def _number(value: Any) -> int:
 
 
 def _printed(text: str) -> str:
-    """Lines of a file without what is neither text nor a tab or a newline."""
-    return "\n".join("\t".join(map(shown, line.split("\t"))) for line in text.split("\n"))
+    """Lines of a file without control characters but tab and newline."""
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
 
 
 def _outermost(roots: Sequence[str]) -> list[str]:
-    """The roots in their plain form, without those that lie in another."""
+    """The roots, normalized, without those that lie in another one."""
     for root in roots:
         check_path(root)
     plain = sorted({posixpath.normpath(root).replace("//", "/") for root in roots})

@@ -1,4 +1,4 @@
-"""Brings named files of a machine into the one that it was copied from."""
+"""Merges named files of a machine into the machine that it was copied from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import anyio
 from vers_rlm_mcp.errors import MachineError, MachineFull, MergeConflict, PathRefused
 
 from ..paths import WORKSPACE, check_path
-from .changes import shown
+from .changes import printable
 from .guest_programs import Guest, Program, work_with
 
 if TYPE_CHECKING:
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
     from ..base import Machine
 
 MAX_PATHS: Final = 100
-"""Paths that may be named; a directory is one of them, whatever is in it."""
+"""Paths that may be named. A directory counts as one."""
 
 MAX_ITEMS: Final = 20_000
-"""Files at and below the named paths: the host holds some 10 MB of them, for three looks each."""
+"""Paths at and below the named ones. The host holds some 10 MB of them, three times."""
 
 MAX_LISTED: Final = 20
 """Paths that an error names."""
 
 LOOK_SECONDS: Final = 120.0
-"""To read all named files once: some 50 GB that are at hand."""
+"""To read all named files once: some 50 GB on a local disk."""
 
 CARRY_SECONDS: Final = 600.0
-"""To bring files over: some 100 GB locally, 6 GB through a usual line."""
+"""To transfer files: some 100 GB locally, 6 GB over a usual network."""
 
 UNDO_SECONDS: Final = 5.0
-"""To remove what was made ready, when a transfer is broken off."""
+"""To remove what was staged, when a transfer is aborted."""
 
 REFUSED: Final = ("/dev", "/proc", "/sys")
-"""What is the kernel's."""
+"""File systems of the kernel."""
 
 KINDS: Final = ("file", "directory", "symlink", "other")
 MAX_MODE: Final = 0o7777
@@ -52,28 +52,28 @@ NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOME
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What counts of a path. Two that are equal have the same content."""
+    """A path as it is compared. Two that are equal have the same content."""
 
     kind: str
     """``file``, ``directory``, ``symlink`` or ``other``."""
     mode: int
     detail: str
-    """A digest of a file's content, or a symlink's target."""
+    """The digest of a file or the target of a symlink."""
 
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """How certain paths were in a machine, at one time."""
+    """The state of some paths of a machine at one time."""
 
     paths: tuple[str, ...]
-    """As they were named, in their plain form, without those that lie in another."""
+    """The named paths, normalized, without those that lie in another one."""
     items: Mapping[str, Item]
     """Everything at and below them."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What makes the parent's files those of the child, where the child has changed them."""
+    """The changes that give the parent the child's files, where the child has changed them."""
 
     drops: tuple[str, ...]
     puts: Mapping[str, Item]
@@ -86,7 +86,7 @@ class _Plan:
         return [path for path, item in self.puts.items() if item.kind == "file"]
 
     def lines(self, tops: Sequence[str]) -> Iterator[tuple[object, ...]]:
-        """The plan as the guest's `Transfer` reads it: what is above comes first."""
+        """The plan as the guest's `Transfer` reads it, directories before what is in them."""
         for top in tops:
             yield "top", top
             yield from (("drop", path) for path in self.drops if _is_within(path, top))
@@ -96,15 +96,15 @@ class _Plan:
 
 
 async def digest(machine: Machine, paths: Sequence[str]) -> Digest:
-    """How these paths are now, with all that is below those that are directories.
+    """Digest these paths, with everything below those that are directories.
 
     Args:
-        machine: Where.
-        paths: Files and directories, there or not; relative ones begin at the machine's working
-            directory. Symlinks among the directories above them are followed, others are not.
+        machine: The machine.
+        paths: Files and directories, which need not exist. Relative ones begin at ``/workspace``.
+            Symlinks among the directories above them are followed, others are not.
 
     Raises:
-        PathRefused: A path is none, there are too many, or something cannot be read.
+        PathRefused: A path is malformed, there are too many, or something cannot be read.
         MachineError: The machine has no Python, or it took too long.
     """
     tops = _tops(paths)
@@ -119,34 +119,33 @@ async def digest(machine: Machine, paths: Sequence[str]) -> Digest:
 
 
 async def bring_back(child: Machine, parent: Machine, before: Digest) -> tuple[str, ...]:
-    """Do to the parent's files what the child has done to its own since they were the same.
+    """Apply to the parent what the child has changed since both were the same.
 
-    Files arrive byte for byte, with their permissions and holes; symlinks as links. What the child
-    has removed is removed. What only the parent has changed stays. Owners, times and extended
-    attributes are not carried: what arrives belongs to who runs programs in the parent.
+    Files arrive byte for byte, with their permissions and holes, and symlinks as symlinks. What the
+    child has removed is removed. What only the parent has changed stays. Owners, times and extended
+    attributes are not transferred: new files belong to the user that runs programs in the parent.
 
-    All contents are first brought beside where they belong; then the parent is looked at once more,
-    and then each file appears at once, by a rename, one after the other. So nothing is carried when
-    anything is wrong before that. Who looks at the parent in that moment may see some new files and
-    some old, as an error of the system half-way would leave them, and what a program of the parent
-    writes in that very moment is lost.
+    All contents are first staged beside their destinations. Then the parent is digested once more,
+    and each file is renamed into place. Any error before that leaves the parent unchanged. During
+    the renames a program may see some files new and some old, as a system error half-way would
+    leave them, and what it writes to these files at that time is lost.
 
     Args:
-        child: The machine whose changes count.
-        parent: The machine that gets them.
-        before: What `digest` said of the child when it was still like the parent.
+        child: The machine whose changes are applied.
+        parent: The machine that they are applied to.
+        before: What `digest` returned for the child while it was the same as the parent.
 
     Returns:
-        The paths in the parent that are changed by it, sorted.
+        The paths that were changed in the parent, sorted.
 
     Raises:
-        MergeConflict: Both have changed a path, and not alike; nothing was carried.
-        PathRefused: A named path is nowhere, or is what cannot be carried, such as a socket.
+        MergeConflict: Both have changed a path differently. Nothing was changed.
+        PathRefused: A named path does not exist, or cannot be transferred, such as a socket.
         MachineFull: The parent has no room.
-        MachineError: It took too long, or a file changed meanwhile.
+        MachineError: It took too long, or a file changed during the transfer.
     """
     after = await digest(child, before.paths)
-    plan = await _planned(before, after, parent)
+    plan = await _plan_merge(before, after, parent)
     if not plan.changed:
         return ()
     token = secrets.token_hex(8)
@@ -162,10 +161,10 @@ async def bring_back(child: Machine, parent: Machine, before: Digest) -> tuple[s
             await unpacking.tell(*plan.lines(before.paths), ["end"])
             await packing.pour(unpacking)
             await _expect(unpacking, "staged", parent, "Nothing was changed")
-            if await _planned(before, after, parent) != plan:
+            if await _plan_merge(before, after, parent) != plan:
                 raise MachineError(
-                    f"Files of machine {parent.id} were changed while files were brought there, "
-                    "and so none was. Try again when nothing writes them."
+                    f"Files of machine {parent.id} changed during the transfer, and so nothing was "
+                    "merged. Try again when nothing writes to them."
                 )
             await unpacking.tell(["commit", token])
             await _expect(unpacking, "done", parent, "Some of them may be there already")
@@ -178,16 +177,16 @@ async def bring_back(child: Machine, parent: Machine, before: Digest) -> tuple[s
     return plan.changed
 
 
-async def _planned(before: Digest, after: Digest, parent: Machine) -> _Plan:
-    """What is to be done as the parent is now. Raises `MergeConflict`."""
+async def _plan_merge(before: Digest, after: Digest, parent: Machine) -> _Plan:
+    """Plan the merge for the parent's present state. Raises `MergeConflict`."""
     now = await digest(parent, before.paths)
     for top in before.paths:
         if top not in before.items and top not in after.items:
-            raise PathRefused(f"{shown(top)!r} cannot be carried over: there is no such path.")
-    return _plan(before.items, after.items, now.items, before.paths, parent.id)
+            raise PathRefused(f"{printable(top)!r} cannot be carried over: there is no such path.")
+    return _merge(before.items, after.items, now.items, before.paths, parent.id)
 
 
-def _plan(
+def _merge(
     before: Mapping[str, Item],
     after: Mapping[str, Item],
     now: Mapping[str, Item],
@@ -201,15 +200,16 @@ def _plan(
     merged = {**now, **{path: after[path] for path in needed & after.keys()}}
     for path in needed - after.keys():
         merged.pop(path, None)
-    conflicts |= set(_homeless(merged, tops))
+    conflicts |= set(_without_directory(merged, tops))
     if conflicts:
         raise MergeConflict(
-            f"These paths were changed in machine {where} meanwhile, and differently: "
-            f"{_listed(sorted(conflicts))}. Nothing was carried over."
+            f"These paths were changed in machine {where} in the meantime, and differently: "
+            f"{_format_paths(sorted(conflicts))}. Nothing was carried over."
         )
     if others := [path for path in needed & after.keys() if after[path].kind == "other"]:
         raise PathRefused(
-            f"Only files, directories and symlinks can be carried over, not {_listed(others)}."
+            "Only files, directories and symlinks can be carried over, not "
+            f"{_format_paths(others)}."
         )
     drops = [p for p in needed & now.keys() if p not in after or _is_swapped(now[p], after[p])]
     return _Plan(
@@ -217,8 +217,8 @@ def _plan(
     )
 
 
-def _homeless(items: Mapping[str, Item], tops: Sequence[str]) -> list[str]:
-    """Paths whose directory is none."""
+def _without_directory(items: Mapping[str, Item], tops: Sequence[str]) -> list[str]:
+    """The paths that are not in a directory."""
     return [
         path
         for path in items
@@ -228,12 +228,12 @@ def _homeless(items: Mapping[str, Item], tops: Sequence[str]) -> list[str]:
 
 
 def _is_swapped(old: Item, new: Item) -> bool:
-    """Whether one is a directory and the other is not, so that no rename replaces it."""
+    """Whether just one is a directory, so that a rename cannot replace the other."""
     return (old.kind == "directory") != (new.kind == "directory")
 
 
 async def _items(guest: Guest, tops: Sequence[str]) -> dict[str, Item]:
-    """What is told by `digest` of the guest, all of it within the paths that were asked for."""
+    """Receive the answer of the guest's `digest`: items within the named paths only."""
     items: dict[str, Item] = {}
     while (line := await guest.hear()) != ["end"]:
         match line:
@@ -242,7 +242,7 @@ async def _items(guest: Guest, tops: Sequence[str]) -> dict[str, Item]:
             ):
                 items[path] = Item(kind, mode, detail)
             case ["error", int(), str(text)]:
-                raise PathRefused(f"What was named cannot be read: {shown(text)}.")
+                raise PathRefused(f"What was named cannot be read: {printable(text)}.")
             case _:
                 raise guest.nonsense()
         if len(items) > MAX_ITEMS:
@@ -250,30 +250,30 @@ async def _items(guest: Guest, tops: Sequence[str]) -> dict[str, Item]:
                 f"More than {MAX_ITEMS:,} files were named, directories with all that is in them; "
                 "name fewer, or pack them into an archive."
             )
-    if _homeless(items, tops):
+    if _without_directory(items, tops):
         raise guest.nonsense()
     return items
 
 
 async def _expect(guest: Guest, word: str, machine: Machine, state: str) -> None:
-    """Hear one word, or why it is not said."""
+    """Receive a word, or the error in its place."""
     match await guest.hear():
         case [said] if said == word:
             return
         case ["error", int(number), str(text)]:
             kind = MachineFull if number in NO_ROOM else MachineError
-            raise kind(f"Cannot bring files into machine {machine.id}: {shown(text)}. {state}.")
+            raise kind(f"Cannot bring files into machine {machine.id}: {printable(text)}. {state}.")
         case _:
             raise guest.nonsense()
 
 
 def _tops(paths: Sequence[str]) -> tuple[str, ...]:
-    """The paths in their plain form, without those that lie in another."""
+    """The paths, normalized, without those that lie in another one."""
     plain = {posixpath.normpath(posixpath.join(WORKSPACE, path)) for path in paths}
     for path in plain:
         check_path(path)
         if any(_is_within(path, refused) for refused in REFUSED):
-            raise PathRefused(f"{shown(path)!r} is the system's; name files of your own.")
+            raise PathRefused(f"{printable(path)!r} is the system's; name files of your own.")
     if "/" in plain or len(plain) > MAX_PATHS:
         raise PathRefused(f"Name single files and directories, at most {MAX_PATHS} of them.")
     return tuple(sorted(p for p in plain if not any(_is_within(p, q) for q in plain - {p})))
@@ -284,11 +284,11 @@ def _is_within(path: str, top: str) -> bool:
 
 
 def _is_plain(path: str, tops: Sequence[str]) -> bool:
-    """Whether a path is at or below one that was asked for, and goes straight there."""
+    """Whether a path is normalized, and at or below a named one."""
     return posixpath.normpath(path) == path and any(_is_within(path, top) for top in tops)
 
 
-def _listed(paths: Sequence[str]) -> str:
+def _format_paths(paths: Sequence[str]) -> str:
     more = len(paths) - MAX_LISTED
-    named = ", ".join(map(shown, paths[:MAX_LISTED]))
+    named = ", ".join(map(printable, paths[:MAX_LISTED]))
     return f"{named} and {more:,} more" if more > 0 else named
