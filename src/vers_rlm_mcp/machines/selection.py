@@ -70,12 +70,13 @@ async def open_fleet(settings: Settings, backend: Backend | None = None) -> Asyn
     """The machines of one server. At the end those that are not kept are deleted.
 
     Args:
-        settings: Of the server.
-        backend: Where machines come from, in place of the one that the settings choose.
+        settings: The settings of the server.
+        backend: Where machines come from instead of the backend that the settings choose.
 
     Raises:
         BackendUnavailable: No machine can be made here; the message says what to do.
     """
+    _make_state_dir(settings)
     reason = "it was given"
     _make_state_dir(settings)
     if backend is None:
