@@ -29,7 +29,7 @@ INTENT = "intent"
 """The label that ties a machine to its entry in the ledger, recorded before it was made."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     """What machines of a backend are and can do, for decisions and for texts."""
 
@@ -54,7 +54,7 @@ class MachineSpec:
     fs_size_mib: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MachineInfo:
     """What the backend knows of a machine without asking the machine itself."""
 
@@ -69,7 +69,7 @@ class MachineInfo:
     running: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
     """An immutable snapshot of a machine."""
 

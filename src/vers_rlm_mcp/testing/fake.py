@@ -174,8 +174,13 @@ class FakeMachine(Machine):
 
     async def snapshot(self, *, intent: str | None = None) -> Commit:
         self._check()
-        fidelity = CAPABILITIES.fidelity
-        commit = Commit(_new_id("commit"), self.id, time.time(), fidelity, intent=intent)
+        commit = Commit(
+            id=_new_id("commit"),
+            machine_id=self.id,
+            created_at=time.time(),
+            fidelity=CAPABILITIES.fidelity,
+            intent=intent,
+        )
         await self._copy_frozen(self._backend.commits_dir / commit.id, asdict(commit))
         return commit
 

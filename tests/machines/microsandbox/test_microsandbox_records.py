@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 def machine(created_at: float = 1.5) -> MachineInfo:
     labels = {"intent": "i", "odd": "ä'\n\udcff"}
     spec = MachineSpec(1, 256, None)
-    return MachineInfo(new_name(), "microsandbox", created_at, "parent", labels, spec, running=True)
+    return MachineInfo(
+        id=new_name(),
+        backend="microsandbox",
+        created_at=created_at,
+        parent="parent",
+        labels=labels,
+        spec=spec,
+        running=True,
+    )
 
 
 def test_machines_are_read_back_as_they_were_written_oldest_first(tmp_path: Path) -> None:
@@ -26,7 +34,14 @@ def test_machines_are_read_back_as_they_were_written_oldest_first(tmp_path: Path
 
 
 def test_commits_are_read_back_as_they_were_written(tmp_path: Path) -> None:
-    commit = Commit(new_name(), "m", 1.0, "disk", ("It carries the disk only.",), "an intent")
+    commit = Commit(
+        id=new_name(),
+        machine_id="m",
+        created_at=1.0,
+        fidelity="disk",
+        notes=("It carries the disk only.",),
+        intent="an intent",
+    )
     Records(tmp_path).write(commit)
     assert Records(tmp_path).commits() == [commit]
 

@@ -99,7 +99,12 @@ class CommitRecord:
     def commit(self) -> Commit:
         """The same, as the interface has it."""
         return Commit(
-            self.id, self.machine_id, self.created_at, "disk", self.notes, intent=self.intent
+            id=self.id,
+            machine_id=self.machine_id,
+            created_at=self.created_at,
+            fidelity="disk",
+            notes=self.notes,
+            intent=self.intent,
         )
 
 

@@ -8,7 +8,8 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from ..base import Backend, Commit, MachineInfo
-from .link import DaemonLink
+from ..handles import unknown_handle
+from .link import DaemonLink, deleted
 from .machine import DaemonMachine
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 class DaemonBackend(Backend):
     """Makes and finds machines, and connects to daemons in them.
 
-    What a backend adds: `create`, `attach`, `restore`, `list`, `commits`, `delete` and
-    `delete_commit`, as any does, and the four methods below. Of a machine that exists it returns
-    `handle`, and of one that it deletes it calls `disconnect`. Running programs, reading and
-    writing files, and connecting again are done here.
+    A backend adds `create`, `restore`, `list`, `commits`, `delete`, `delete_commit`, and the three
+    abstract methods below. For a machine that exists it returns `handle`, and for one that it
+    deletes it calls `disconnect`. Running programs, transferring files and reconnecting are done
+    here. A backend whose machines may be stopped overrides `attach` to start them.
     """
 
     def __init__(self) -> None:
@@ -39,10 +40,6 @@ class DaemonBackend(Backend):
         """
 
     @abstractmethod
-    async def info(self, machine_id: str) -> MachineInfo:
-        """What is known of a machine. Raises `MachineGone`."""
-
-    @abstractmethod
     async def commit(self, machine_id: str, intent: str | None) -> Commit:
         """Take a commit of a machine. Raises `MachineGone`."""
 
@@ -51,6 +48,19 @@ class DaemonBackend(Backend):
         self, machine_id: str, count: int, labels: Mapping[str, str]
     ) -> Sequence[DaemonMachine]:
         """Make copies of a machine, all from one instant. Raises `MachineGone`."""
+
+    async def info(self, machine_id: str) -> MachineInfo:
+        """Describe a machine. Override it if `list` is slow. Raises `MachineGone`."""
+        for info in await self.list():
+            if info.id == machine_id:
+                return info
+        raise deleted(machine_id)
+
+    async def attach(self, machine_id: str) -> DaemonMachine:
+        known = [info.id for info in await self.list()]
+        if machine_id not in known:
+            raise unknown_handle("machine", machine_id, known)
+        return self.handle(machine_id)
 
     def link(self, machine_id: str) -> DaemonLink:
         """The connection to a machine, which is made when it is first needed."""

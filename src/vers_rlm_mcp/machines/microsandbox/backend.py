@@ -152,16 +152,15 @@ class MicrosandboxBackend(DaemonBackend):
 
     # For machines
 
-    async def info(self, machine_id: str) -> MachineInfo:
-        """What is known of a machine. Raises `MachineGone`."""
-        for info in await self.list():
-            if info.id == machine_id:
-                return info
-        raise deleted(machine_id)
-
     async def commit(self, machine_id: str, intent: str | None) -> Commit:
         """Take a commit of a machine. Raises `MachineGone`."""
-        commit = Commit(new_name(), machine_id, time.time(), "memory", intent=intent)
+        commit = Commit(
+            id=new_name(),
+            machine_id=machine_id,
+            created_at=time.time(),
+            fidelity="memory",
+            intent=intent,
+        )
         self._commits.write(commit)
         try:
             async with self._copying(machine_id):
@@ -212,7 +211,13 @@ class MicrosandboxBackend(DaemonBackend):
         for name in names:
             self._machines.write(
                 MachineInfo(
-                    name, self.name, time.time(), parent, dict(labels or {}), spec, running=True
+                    id=name,
+                    backend=self.name,
+                    created_at=time.time(),
+                    parent=parent,
+                    labels=dict(labels or {}),
+                    spec=spec,
+                    running=True,
                 )
             )
         try:

@@ -290,7 +290,13 @@ class VersBackend(DaemonBackend):
             async for info in self._api.commits():
                 if info.commit_id == commit_id:
                     return self._commit(info)
-        return Commit(commit_id, machine_id, time.time(), self.config.fidelity, intent=intent)
+        return Commit(
+            id=commit_id,
+            machine_id=machine_id,
+            created_at=time.time(),
+            fidelity=self.config.fidelity,
+            intent=intent,
+        )
 
     # Commits that the service does not delete yet
 
