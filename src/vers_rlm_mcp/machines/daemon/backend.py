@@ -7,8 +7,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
+from vers_rlm_mcp.errors import unknown_handle
+
 from ..base import Backend, Commit, MachineInfo
-from ..handles import unknown_handle
 from .link import DaemonLink, deleted
 from .machine import DaemonMachine
 
