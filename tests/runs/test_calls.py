@@ -12,14 +12,16 @@ from lab import Speaker, Turns, cell
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import ModelFailed, UsageError, VersRlmError
 from vers_rlm_mcp.kernel import Carried, HostCall
-from vers_rlm_mcp.runs import Budget, Limits, events, repl_handlers
+from vers_rlm_mcp.runs import Budget, Limits, RunRequest, events, repl_handlers
+from vers_rlm_mcp.runs.context import CONCURRENT_SUB_CALLS, RunContext
 from vers_rlm_mcp.runs.conversation import Conversation
 from vers_rlm_mcp.runs.repl_handlers import CellCalls
-from vers_rlm_mcp.runs.tree import CONCURRENT_SUB_CALLS, Tree
+from vers_rlm_mcp.runs.replies import Replies
+from vers_rlm_mcp.store import Journals
 from vers_rlm_mcp.values import Completion, Message, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from lab import Lab
 
@@ -139,14 +141,22 @@ with ThreadPoolExecutor(8) as pool:
 
 
 @pytest.fixture
-def calls(lab: Lab) -> CellCalls:
+def calls(lab: Lab) -> Iterator[CellCalls]:
     """The functions of a run, as a guest reaches them."""
     budget = Budget(Limits(sub_calls=2, machines=3), now=0)
     model = Speaker(echo)
-    tree = Tree("run-0", model, model, lab.settings, lab.events.append, max_depth=1)
     task = rlm.Task(rlm.Signature.parse("-> x"))
     bench = lab.bench()
-    return CellCalls(bench, Conversation(tree, bench, budget, task))
+    with Journals(lab.settings.state_dir).new() as journal:
+        context = RunContext(
+            request=RunRequest("-> x"),
+            fleet=lab.fleet,
+            settings=lab.settings,
+            replies=Replies(model, model),
+            journal=journal,
+            on_event=lab.events.append,
+        )
+        yield CellCalls(bench, Conversation(context, bench, budget, task))
 
 
 FORGED: list[tuple[str, dict[str, Any]]] = [

@@ -116,9 +116,9 @@ async def test_copies_have_the_variables(lab: Lab):
     await bench.create()
     await lab.cell(bench, "x = [1, 2]")
     commit = (await bench.snapshot()).commit
-    (branch,) = (await bench.branch()).machines
+    (branch,) = (await bench.branch()).ids
     await lab.cell(bench, "x.append(3)")
-    assert await lab.cell(bench, "x", branch.id) == "[1, 2]"
+    assert await lab.cell(bench, "x", branch) == "[1, 2]"
     await bench.restore(commit.id)
     assert await lab.cell(bench, "x") == "[1, 2]"
 
@@ -147,18 +147,18 @@ async def test_deleting_the_current_machine_leaves_none(lab: Lab):
 async def test_what_is_done_is_told(lab: Lab):
     bench = Workbench(lab.fleet, lab.settings, on_event=lab.events.append)
     first = (await bench.create()).id
-    (branch,) = (await bench.branch()).machines
-    await bench.switch(branch.id)
+    (branch,) = (await bench.branch()).ids
+    await bench.switch(branch)
     given = await lab.fleet.create()
     await bench.switch(given.id)
-    await bench.delete(branch.id)
+    await bench.delete(branch)
     assert lab.events == [
         events.MachineMade(first, "created"),
-        events.MachineMade(branch.id, "branched", first),
-        events.MachineSwitched(first, branch.id),
+        events.MachineMade(branch, "branched", first),
+        events.MachineSwitched(first, branch),
         events.MachineMade(given.id, "attached"),
-        events.MachineSwitched(branch.id, given.id),
-        events.MachineDeleted(branch.id),
+        events.MachineSwitched(branch, given.id),
+        events.MachineDeleted(branch),
     ]
 
 

@@ -71,12 +71,14 @@ class Fleet:
         self.backend = backend
         self.ledger = ledger
         self.principal = principal
+        self.kernels_in_use: set[str] = set()
+        """Machines whose kernels run a cell or belong to a run. Another host would take them over.
+
+        Shared, like the next one, by every fleet that `seen_by` returns.
+        """
         self._max_machines = max_machines
         self._overdue: set[int] = set()
-        """The records whose machines were to be deleted. A sweep deletes those that still live.
-
-        Shared by every fleet that `seen_by` returns.
-        """
+        """The records whose machines were to be deleted. A sweep deletes those that still live."""
 
     def seen_by(self, principal: str) -> Fleet:
         """The fleet as a client of the server may see and use it."""

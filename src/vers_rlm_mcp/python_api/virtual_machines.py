@@ -173,7 +173,7 @@ class VM:
     async def branch(self, count: int = 1) -> Sequence[VM]:
         """Make `count` running copies of this machine, all from the same instant."""
         made = await self._bench.branch(count, self.id)
-        return [VM(info.id, self._bench, self._settings) for info in made.machines]
+        return [VM(machine_id, self._bench, self._settings) for machine_id in made.ids]
 
     async def delete(self) -> None:
         """Delete the machine. Commits made from it, and machines branched from it, live on."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf
 from typing import TYPE_CHECKING
 
 from vers_rlm_mcp import rlm
@@ -11,12 +10,13 @@ from vers_rlm_mcp.errors import UsageError
 from vers_rlm_mcp.store import Journals
 
 from . import events
+from .context import RunContext
 from .conversation import recalled
-from .driver import Driver, publisher, with_problems
+from .driver import Beginning, BeginningAt, Driver
 from .history import COMPLETE
 from .past import Past, recall
-from .request import RunRequest, RunResult, check_limits, check_prices, limits
-from .tree import OnRecord, Tree
+from .replies import ReplayedReplies, Replies
+from .request import RunRequest, RunResult, check_prices, limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,9 +46,7 @@ class Changes:
         )
         limits = {name: getattr(self, name) for name in ("max_seconds", "max_tokens", "max_usd")}
         given = {name: limit for name, limit in limits.items() if limit is not None}
-        request = RunRequest.of(task, past.options | given)
-        check_limits(request)
-        return task, request
+        return task, RunRequest.of(task, {**past.options, **given})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +97,21 @@ async def resume(
         replies = past.replies(at)
         if checkpoint:
             _check_replies(run_id, task, replies, None if task != past.task else checkpoint)
-        publish = publisher(journal, on_event)
-        tree = Tree(run_id, model, sub_model, settings, publish, request.max_depth, past)
-        driver = Driver(request, fleet, tree, checkpoint)
-
-        async def begin() -> rlm.Task:
-            publish(
-                events.RunResumed(
-                    run_id=run_id, step=at, model=model.name, sub_model=sub_model.name
-                )
-            )
-            if checkpoint:
-                return await driver.begin_at(checkpoint, task)
-            return await driver.begin(task.signature, inputs)
-
-        return with_problems(await driver.perform(begin, replies), journal)
+        context = RunContext(
+            request=request,
+            fleet=fleet,
+            settings=settings,
+            replies=Replies(model, sub_model, past),
+            journal=journal,
+            on_event=on_event,
+        )
+        resumed = events.RunResumed(
+            run_id=run_id, step=at, model=model.name, sub_model=sub_model.name
+        )
+        driver = Driver(context, resumed=resumed, last=checkpoint)
+        if checkpoint:
+            return await driver.perform(BeginningAt(checkpoint, task), replies)
+        return await driver.perform(Beginning(task.signature, inputs), replies)
 
 
 async def replay(
@@ -135,12 +133,12 @@ async def replay(
         UsageError: It cannot be replayed; the message says why.
         MachineError: No machine could be made ready.
     """
-    records = Journals(settings.state_dir, fleet.principal)
-    past = recall(records.of(run_id))
+    journals = Journals(settings.state_dir, fleet.principal)
+    past = recall(journals.of(run_id))
     task, request = (changes or Changes()).applied(past)
     request = replace(request, machine_id=None)
-    beginning = past.checkpoint(0) if past.checkpoints else None
-    inputs = past.inputs if beginning is None else {}
+    checkpoint = past.checkpoint(0) if past.checkpoints else None
+    inputs = past.inputs if checkpoint is None else {}
     differences: list[events.Diverged] = []
 
     def watch(event: rlm.Event) -> None:
@@ -148,31 +146,21 @@ async def replay(
             differences.append(event)
         on_event(event)
 
-    with records.new() as journal:
-        publish = publisher(journal, watch)
-        tree = Tree(
-            journal.run_id,
-            OnRecord(past.model),
-            OnRecord(past.sub_model),
-            settings,
-            publish,
-            request.max_depth,
-            past,
-            live=models,
-            live_from=inf if models is None else (live_from or 0) + 1,
+    with journals.new() as journal:
+        context = RunContext(
+            request=request,
+            fleet=fleet,
+            settings=settings,
+            replies=ReplayedReplies(past, models, (live_from or 0) + 1),
+            journal=journal,
+            on_event=watch,
         )
-        driver = Driver(request, fleet, tree)
-
-        async def begin() -> rlm.Task:
-            if beginning:
-                await driver.begin_at(beginning, task)
-                driver.announce(task)
-            else:
-                await driver.begin(task.signature, inputs)
-            publish(events.RunReplayed(run_id, live_from if models else None))
-            return task
-
-        result = with_problems(await driver.perform(begin), journal)
+        replayed = events.RunReplayed(run_id, live_from if models else None)
+        driver = Driver(context, replayed=replayed)
+        if checkpoint:
+            result = await driver.perform(BeginningAt(checkpoint, task))
+        else:
+            result = await driver.perform(Beginning(task.signature, inputs))
     outputs = past.finished and past.finished.outputs
     return Replay(run_id, result, differences, dict(result.outputs) == outputs)
 

@@ -14,16 +14,16 @@ from vers_rlm_mcp.errors import KernelError, MachineError, UsageError
 
 from . import events
 from .notes import not_carried
-from .workbench import LET_GO_SECONDS
+from .workbench import DELETE_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from vers_rlm_mcp.kernel import Carried
-    from vers_rlm_mcp.settings import Settings
     from vers_rlm_mcp.values import Message
 
     from .budget import Budget
+    from .context import RunContext
     from .workbench import Workbench
 
 SHARE = 0.1
@@ -46,30 +46,28 @@ class Checkpoints:
     """Makes the checkpoints of one run's own conversation, and puts its machine back to them.
 
     Args:
-        settings: When they are made, and how often the machine may be put back.
-        bench: Where the conversation works.
-        budget: What it has used.
-        publish: Told of checkpoints and recoveries.
-        last: The one that the run goes on from, if any.
+        run: The run.
+        bench: The workbench of its own conversation.
+        budget: The budget of the run.
+        last: The checkpoint that the run resumes from, if any.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        run: RunContext,
         bench: Workbench,
         budget: Budget,
-        publish: Callable[[rlm.Event], None],
         last: events.CheckpointMade | None = None,
     ) -> None:
         self.problem: str | None = None
         """Why the latest could not be made, as a whole sentence."""
-        self._policy = settings.checkpoints
+        self._run = run
+        self._policy = run.settings.checkpoints
         self._bench = bench
         self._budget = budget
-        self._publish = publish
         self._last = last
         self._changed = False
-        self._recoveries_left = settings.max_recoveries
+        self._recoveries_left = run.settings.max_recoveries
         self._started = time.monotonic()
         self._spent = 0.0
 
@@ -99,11 +97,11 @@ class Checkpoints:
             return None
         self._recoveries_left -= 1
         self._bench.move_out()
-        with anyio.move_on_after(LET_GO_SECONDS), suppress(MachineError, KernelError):
+        with anyio.move_on_after(DELETE_SECONDS), suppress(MachineError, KernelError):
             await self._bench.delete(lost)  # else the end of the run does
         notes = await restore(self._bench, last)
         assert self._bench.home_id
-        self._publish(
+        self._run.publish(
             events.MachineRecovered(
                 step=step,
                 why=why,
@@ -133,7 +131,7 @@ class Checkpoints:
         else:
             self.problem = None
             self._changed = False
-            self._publish(self._last)
+            self._run.publish(self._last)
         self._spent += time.monotonic() - started
 
     def _can_afford(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import anyio
@@ -18,6 +19,7 @@ from . import events
 from .declarations import repl_functions, reserved_names
 from .inputs import bring_in, check_inputs
 from .notes import not_carried
+from .workbench import DELETE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
@@ -31,9 +33,6 @@ if TYPE_CHECKING:
     from .workbench import Workbench
 
 Keep: TypeAlias = Literal["best", "none", "all"]
-
-LET_GO_SECONDS = 15.0
-"""What deleting the children's machines may take; the end of the run deletes the rest."""
 
 NOTHING = Carried((), {})
 """A copy for a fresh kernel: no variables are wanted in it."""
@@ -219,7 +218,7 @@ class Children:
     @property
     def _is_deepest(self) -> bool:
         path = self._parent.path
-        return (path.count(".") + 1 if path else 0) >= self._parent.tree.max_depth
+        return (path.count(".") + 1 if path else 0) >= self._parent.run.request.max_depth
 
     async def _ask_plainly(
         self, task: str, inputs: Mapping[str, JsonValue], signature: rlm.Signature
@@ -250,13 +249,13 @@ class Children:
         with parent.reserved(len(about)):
             made = await self._bench.branch(len(about), carried=carried)
         children: list[Child] = []
-        for text, budget, info in zip(about, budgets, made.machines, strict=True):
+        for text, budget, machine_id in zip(about, budgets, made.ids, strict=True):
             parent.children += 1
             path = f"{parent.path}.{parent.children}".lstrip(".")
-            bench = self._bench.at(info.id, on_event=parent.tree.publisher(path))
-            children.append(Child(path, text, info.id, bench, budget))
+            bench = self._bench.at(machine_id, on_event=partial(parent.run.publish, path=path))
+            children.append(Child(path, text, machine_id, bench, budget))
             parent.publish(
-                events.ChildStarted(child=path, origin=kind, machine_id=info.id, about=text)
+                events.ChildStarted(child=path, origin=kind, machine_id=machine_id, about=text)
             )
         return children
 
@@ -359,7 +358,7 @@ class Children:
             try:
                 yield kept
             finally:
-                with anyio.move_on_after(LET_GO_SECONDS, shield=True):
+                with anyio.move_on_after(DELETE_SECONDS, shield=True):
                     async with anyio.create_task_group() as tasks:
                         for child in children:
                             stays = child.machine_id if child in kept else None

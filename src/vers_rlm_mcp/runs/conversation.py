@@ -25,7 +25,7 @@ from vers_rlm_mcp.values import CellResult, Completion, Usage
 from . import events
 from .notes import lost_variables
 from .repl_handlers import CellCalls
-from .tree import Answer
+from .replies import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from .budget import Budget
     from .checkpoints import Checkpoints
-    from .tree import Tree
+    from .context import RunContext
     from .workbench import Workbench
 
 OUTPUT_PIECES = 5_000
@@ -56,7 +56,7 @@ class Conversation:
     """An engine at work, until it has an outcome.
 
     Args:
-        tree: The run.
+        run: The run that it belongs to.
         bench: Where it works. Its home kernel is this conversation's alone.
         budget: What it may use.
         task: What it is about.
@@ -69,7 +69,7 @@ class Conversation:
 
     def __init__(
         self,
-        tree: Tree,
+        run: RunContext,
         bench: Workbench,
         budget: Budget,
         task: rlm.Task,
@@ -80,12 +80,11 @@ class Conversation:
         children: int = 0,
         notes: Sequence[str] = (),
     ) -> None:
-        self.tree = tree
+        self.run = run
         self.bench = bench
         self.budget = budget
         self.task = task
         self.path = path
-        self.publish = tree.publisher(path)
         self.cell = rlm.RunCell(0, "")
         """The cell under way, or the last one."""
         self.children = children
@@ -124,7 +123,11 @@ class Conversation:
         checks: anyio.Semaphore | None,
     ) -> Conversation:
         """A conversation that a cell of this one starts on a copy of the machine."""
-        return Conversation(self.tree, bench, budget, task, path=path, checks=checks)
+        return Conversation(self.run, bench, budget, task, path=path, checks=checks)
+
+    def publish(self, event: rlm.Event) -> None:
+        """Publish an event of this conversation."""
+        self.run.publish(event, self.path)
 
     @contextmanager
     def reserved(self, machines: int) -> Generator[None]:
@@ -138,14 +141,14 @@ class Conversation:
 
     async def ask_sub_model(self, prompt: str) -> str:
         """Ask the sub-model for a cell, which has reserved the call. Raises `ModelError`."""
-        async with self.tree.sub_calls:
+        async with self.run.sub_calls:
             # Checked again: what is under way may have used up the tokens or the money.
             self.budget.check(time.monotonic())
             self._sub_calls += 1
             number, started = self._sub_calls, time.monotonic()
             self.publish(events.SubCallStarted(self.cell.step, number, prompt))
             try:
-                answer = await self.tree.ask_sub_model(prompt)
+                answer = await self.run.replies.ask_sub_model(prompt)
             except ModelError as error:
                 nothing = Answer(Completion("", Usage()), "", recorded=False)
                 self._sub_call_finished(number, started, nothing, str(error))
@@ -226,7 +229,7 @@ class Conversation:
                 done = asked.step - (asked.purpose == "step")
                 tasks.start_soon(self._checkpoints.after, done, asked.messages, self.children)
             try:
-                answer = await self.tree.ask(asked, self.path)
+                answer = await self.run.replies.ask_model(asked, self.path)
             except ModelError as error:
                 answer = error
         assert answer  # a task group that is cancelled raises
@@ -274,7 +277,7 @@ class Conversation:
 
         return await kernel.run(
             asked.code,
-            timeout=self.tree.settings.cell_timeout,
+            timeout=self.run.settings.cell_timeout,
             handler=self._calls,
             on_output=publish,
         )
@@ -287,7 +290,7 @@ class Conversation:
 
         It may have taken another time, and what was left of the budget may have been more.
         """
-        known = self.tree.past.cell(self.path, asked.step, asked.code)
+        known = self.run.replies.past.cell(self.path, asked.step, asked.code)
         difference = known and _difference(known, reply)
         notes = self._calls.take_notes()
         if known and not difference:
@@ -305,13 +308,13 @@ class Conversation:
             result = await run_command(
                 machine,
                 asked.command,
-                timeout=self.tree.settings.cell_timeout,
+                timeout=self.run.settings.cell_timeout,
                 stdin=json.dumps(asked.outputs, ensure_ascii=False).encode(),
                 limit=CHECK_OUTPUT,
             )
         accepted = result.status is not None and result.status.ok
         verdict = rlm.Verdict(accepted, _described(result))
-        known = self.tree.past.verdict(self.path, asked.step)
+        known = self.run.replies.past.verdict(self.path, asked.step)
         if known and known.accepted == accepted:
             verdict = known  # what it printed may tell the time
         elif known:

@@ -1,13 +1,12 @@
-"""The driver: gets a run's machine and inputs ready, holds its conversation, and clears away.
+"""The driver: prepares a run's machine and inputs, drives its conversation, and cleans up.
 
-A run's machines, kernel, budget and journal live exactly as long as `run`: whatever way it ends,
-its machines are gone afterwards, but for the one that was to be kept.
+However a run ends, its machines are gone afterwards, except for one that is to be kept.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import anyio
@@ -19,17 +18,18 @@ from vers_rlm_mcp.store import Journal, Journals
 from . import events
 from .budget import Budget
 from .checkpoints import Checkpoints, restore
+from .context import RunContext
 from .conversation import Conversation
 from .declarations import repl_functions, reserved_names
 from .history import prune_checkpoints, prune_to_size
 from .inputs import bring_in, check_inputs, recordable
 from .notes import not_carried
-from .request import RunRequest, RunResult, check_limits, check_prices, limits
-from .tree import Tree
+from .replies import Replies
+from .request import RunRequest, RunResult, check_prices, limits
 from .workbench import Workbench
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from pydantic import JsonValue
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 
-LET_GO_SECONDS = 2.0
-"""What closing connections to kernels may take; deleting the machines ends them anyway."""
+DISCONNECT_SECONDS = 2.0
+"""How long closing connections to kernels may take; deleting the machines ends them anyway."""
 
 
 async def run(
@@ -70,29 +70,15 @@ async def run(
     signature, inputs = check_request(request)
     check_prices(limits(request, settings), (model, sub_model))
     with journal or Journals(settings.state_dir, fleet.principal).new() as journal:
-        publish = publisher(journal, on_event)
-        tree = Tree(journal.run_id, model, sub_model, settings, publish, request.max_depth)
-        driver = Driver(request, fleet, tree)
-        result = await driver.perform(lambda: driver.begin(signature, inputs))
-        return with_problems(result, journal)
-
-
-def publisher(
-    journal: Journal, on_event: Callable[[rlm.Event], None]
-) -> Callable[[rlm.Event], None]:
-    """Where a run's events go: first into its journal."""
-
-    def publish(event: rlm.Event) -> None:
-        journal.append(event.to_json())
-        on_event(event)
-
-    return publish
-
-
-def with_problems(result: RunResult, journal: Journal) -> RunResult:
-    """The result, with what went wrong with the journal."""
-    problems = (journal.problem,) if journal.problem else ()
-    return replace(result, warnings=(*result.warnings, *problems))
+        context = RunContext(
+            request=request,
+            fleet=fleet,
+            settings=settings,
+            replies=Replies(model, sub_model),
+            journal=journal,
+            on_event=on_event,
+        )
+        return await Driver(context).perform(Beginning(signature, inputs))
 
 
 def check_request(
@@ -100,88 +86,101 @@ def check_request(
 ) -> tuple[rlm.Signature, Mapping[str, JsonValue | Path]]:
     """The signature of a request, and the value of every input; a path for one from a file.
 
-    `run` does this first. Whoever has to choose models before says with it what is wrong with the
-    request itself, which the caller may be able to mend at once.
+    `run` does this first. Callers that choose models before can report with it what is wrong with
+    the request itself.
 
     Raises:
         UsageError: The request does not make sense.
     """
     signature = rlm.Signature.parse(request.signature, reserved=reserved_names())
-    check_limits(request)
     return signature, check_inputs(signature, request.inputs, request.files)
 
 
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """Where a run begins: in a machine with its inputs."""
+
+    signature: rlm.Signature
+    inputs: Mapping[str, JsonValue | Path]
+
+
+@dataclass(frozen=True, slots=True)
+class BeginningAt:
+    """Where a run begins: at a checkpoint, of itself or of the run that it replays."""
+
+    checkpoint: events.CheckpointMade
+    task: rlm.Task
+
+
 class Driver:
-    """One run under way.
+    """Performs a run, from getting a machine to its clean-up.
 
     Args:
-        request: What is asked of it.
-        fleet: Where its machines come from.
-        tree: What its conversations share.
-        last: The checkpoint that it goes on from, if it does.
+        run: The run.
+        resumed: The event of its being resumed, if it is.
+        last: The checkpoint that it resumes from, if any.
+        replayed: The event of its being a replay, if it is one.
     """
 
     def __init__(
         self,
-        request: RunRequest,
-        fleet: Fleet,
-        tree: Tree,
+        run: RunContext,
+        *,
+        resumed: events.RunResumed | None = None,
         last: events.CheckpointMade | None = None,
+        replayed: events.RunReplayed | None = None,
     ) -> None:
-        self._request = request
-        self._fleet = fleet
-        self._tree = tree
+        self._run = run
+        self._resumed = resumed
         self._last = last
-        self._limits = limits(request, tree.settings)
+        self._replayed = replayed
+        self._limits = limits(run.request, run.settings)
         self._started = time.monotonic()
-        goes_on = tree.past.run_id == tree.run_id  # else what is on record is another run's
+        past = run.replies.past if resumed else None
         self._budget = Budget(
             self._limits,
             now=self._started,
-            usage=tree.past.usage if goes_on else None,
+            usage=past and past.usage,
             used=last and last.used,
-            ahead=tree.past.ahead(last and last.step) if goes_on else None,
+            ahead=past and past.ahead(last and last.step),
         )
-        self._bench = Workbench(fleet, tree.settings, run=tree.run_id, on_event=tree.publish)
-        self._checkpoints = Checkpoints(
-            tree.settings, self._bench, self._budget, tree.publish, last
-        )
+        self._bench = Workbench(run.fleet, run.settings, run=run.run_id, on_event=run.publish)
+        self._checkpoints = Checkpoints(run, self._bench, self._budget, last)
         self._warnings: list[str] = []
-        self._notes: list[str] = []
-        """What the model is told with the result of its first cell."""
 
     async def perform(
-        self, begin: Callable[[], Awaitable[rlm.Task]], replies: Sequence[rlm.Reply] = ()
+        self, beginning: Beginning | BeginningAt, replies: Sequence[rlm.Reply] = ()
     ) -> RunResult:
-        """The whole run, clean-up included.
+        """Perform the whole run, clean-up included.
 
         Args:
-            begin: Gets machine, kernel and inputs ready.
-            replies: What its engine was told before, where it goes on.
+            beginning: Where it begins.
+            replies: What its engine was told before, if it is resumed.
         """
+        run = self._run
         try:
             try:
-                task = await self._set_up(begin)
+                task, notes = await self._set_up(beginning)
                 conversation = Conversation(
-                    self._tree,
+                    run,
                     self._bench,
                     self._budget,
                     task,
                     checkpoints=self._checkpoints,
                     children=self._last.children if self._last else 0,
-                    notes=self._notes,
+                    notes=notes,
                 )
                 outcome = await conversation.drive(replies)
                 machine, kept = await self._keep()
             finally:
                 await self._clean_up()
         except BaseException as error:
-            self._tree.publish(self._broken_off(error))
+            run.publish(self._broken_off(error))
             raise
         if self._checkpoints.problem:
             self._warnings.append(self._checkpoints.problem)
         result = RunResult(
-            run_id=self._tree.run_id,
+            run_id=run.run_id,
             status=outcome.status,
             outputs=outcome.outputs,
             steps=outcome.steps,
@@ -195,20 +194,42 @@ class Driver:
             usage=self._budget.usage,
             sub_calls=self._budget.sub_calls,
             seconds=self._seconds(),
-            verified=self._request.verify if outcome.verified else None,
+            verified=run.request.verify if outcome.verified else None,
             warnings=tuple(self._warnings),
         )
-        self._tree.publish(result.event())
-        journals = Journals(self._tree.settings.state_dir, self._fleet.principal)
-        await prune_checkpoints(self._fleet, journals)
-        await prune_to_size(self._fleet, journals, self._tree.settings.max_record_mib * MIB)
-        return result
+        run.publish(result.event())
+        journals = Journals(run.settings.state_dir, run.fleet.principal)
+        await prune_checkpoints(run.fleet, journals)
+        await prune_to_size(run.fleet, journals, run.settings.max_record_mib * MIB)
+        problems = (run.journal.problem,) if run.journal.problem else ()
+        return replace(result, warnings=(*result.warnings, *problems))
 
-    async def begin(
-        self, signature: rlm.Signature, inputs: Mapping[str, JsonValue | Path]
-    ) -> rlm.Task:
-        """Get the machine that is asked for, its kernel and the inputs ready."""
-        request = self._request
+    async def _set_up(self, beginning: Beginning | BeginningAt) -> tuple[rlm.Task, tuple[str, ...]]:
+        """Prepare machine, kernel and inputs within the run's time.
+
+        Returns:
+            The task, and sentences for the model on what the machine lacks.
+        """
+        with anyio.move_on_after(self._limits.seconds):
+            if self._resumed:
+                self._run.publish(self._resumed)
+            if isinstance(beginning, Beginning):
+                task, notes = await self._begin(beginning), ()
+            else:
+                task, notes = beginning.task, await self._begin_at(beginning.checkpoint)
+                if not self._resumed:
+                    self._announce(task)
+            if self._replayed:
+                self._run.publish(self._replayed)
+            return task, notes
+        raise MachineError(
+            f"Getting the machine and the inputs ready took longer than the run's limit of "
+            f"{self._limits.seconds:g} s. Allow the run more seconds, or give it less to carry."
+        )
+
+    async def _begin(self, beginning: Beginning) -> rlm.Task:
+        """Prepare the requested machine, its kernel and the inputs."""
+        run, request = self._run, self._run.request
         if request.machine_id:
             await self._bench.switch(request.machine_id)
         else:
@@ -216,10 +237,10 @@ class Driver:
             await self._bench.create(request.spec)
         machine = await self._bench.machine()
         kernel = await self._bench.move_in(machine.id)
-        variables, files = await bring_in(machine, kernel, inputs, request.files)
-        facts = _facts(machine, (await machine.info()).spec, self._tree.settings)
+        variables, files = await bring_in(machine, kernel, beginning.inputs, request.files)
+        facts = _facts(machine, (await machine.info()).spec, run.settings)
         task = rlm.Task(
-            signature,
+            beginning.signature,
             inputs=variables,
             files=files,
             machine=facts,
@@ -229,54 +250,46 @@ class Driver:
             verify=request.verify,
             functions=repl_functions(),
         )
-        self.announce(task, recordable(inputs) if not request.files else None)
+        self._announce(task, recordable(beginning.inputs) if not request.files else None)
         return task
 
-    async def begin_at(self, checkpoint: events.CheckpointMade, task: rlm.Task) -> rlm.Task:
-        """Get the machines of a checkpoint ready, of this run or of another."""
+    async def _begin_at(self, checkpoint: events.CheckpointMade) -> tuple[str, ...]:
+        """Restore the machines of a checkpoint. Returns sentences on what they lack."""
         self._budget.reserve_machines(1 + bool(checkpoint.current_commit_id), self._started)
         try:
-            self._notes += await restore(self._bench, checkpoint)
+            return await restore(self._bench, checkpoint)
         except UnknownHandle as error:
             raise UsageError(
                 f"The checkpoint at step {checkpoint.step} was deleted meanwhile: {error}"
             ) from error
-        return task
 
-    def announce(self, task: rlm.Task, inputs: Mapping[str, JsonValue] | None = None) -> None:
-        """Publish that a run begins."""
+    def _announce(self, task: rlm.Task, inputs: Mapping[str, JsonValue] | None = None) -> None:
+        """Publish that the run begins."""
+        run = self._run
         assert self._bench.home_id
-        self._tree.publish(
+        run.publish(
             events.RunStarted(
-                run_id=self._tree.run_id,
+                run_id=run.run_id,
                 signature=str(task.signature),
                 machine_id=self._bench.home_id,
-                model=self._tree.model.name,
-                sub_model=self._tree.sub_model.name,
+                model=run.replies.model.name,
+                sub_model=run.replies.sub_model.name,
                 max_steps=task.max_iterations,
                 task=task.to_json(),
-                options=self._request.options(),
+                options=run.request.options(),
                 inputs=inputs,
             )
-        )
-
-    async def _set_up(self, begin: Callable[[], Awaitable[rlm.Task]]) -> rlm.Task:
-        """Get machine, kernel and inputs ready, within the run's time."""
-        with anyio.move_on_after(self._limits.seconds):
-            return await begin()
-        raise MachineError(
-            f"Getting the machine and the inputs ready took longer than the run's limit of "
-            f"{self._limits.seconds:g} s. Allow the run more seconds, or give it less to carry."
         )
 
     async def _keep(self) -> tuple[Machine, bool]:
         """The machine that is current at the end, and whether it will still be there."""
         machine = await self._bench.machine()
-        if machine.id == self._request.machine_id or not self._request.keep_machine:
-            return machine, machine.id == self._request.machine_id
+        request = self._run.request
+        if machine.id == request.machine_id or not request.keep_machine:
+            return machine, machine.id == request.machine_id
         # Whatever happens now, what the run has found out must not be lost with its machine.
         try:
-            await self._fleet.keep(machine.id)
+            await self._run.fleet.keep(machine.id)
         except (MachineError, UsageError) as error:
             self._warnings.append(f"The machine could not be kept: {error}")
             return machine, False
@@ -288,10 +301,10 @@ class Driver:
         return machine, True
 
     async def _clean_up(self) -> None:
-        with anyio.move_on_after(LET_GO_SECONDS, shield=True):
+        with anyio.move_on_after(DISCONNECT_SECONDS, shield=True):
             await self._bench.aclose()
         # This is shielded and bounded by itself.
-        self._warnings += await self._fleet.release_run(self._tree.run_id)
+        self._warnings += await self._run.fleet.release_run(self._run.run_id)
 
     def _seconds(self) -> float:
         return time.monotonic() - self._started
@@ -299,7 +312,7 @@ class Driver:
     def _broken_off(self, error: BaseException) -> events.RunFinished:
         cancelled = isinstance(error, anyio.get_cancelled_exc_class())
         return events.RunFinished(
-            run_id=self._tree.run_id,
+            run_id=self._run.run_id,
             status="cancelled" if cancelled else "failed",
             outputs={},
             reason="The run was cancelled." if cancelled else str(error),

@@ -211,8 +211,7 @@ class CellCalls:
         with self._reserved(count):
             made = await self._bench.branch(count, carried=carried)
         self._notes += not_carried(made.carried)
-        ids: list[JsonValue] = [info.id for info in made.machines]
-        return ids[0] if count == 1 else ids
+        return made.ids[0] if count == 1 else list[JsonValue](made.ids)
 
     @repl_function("make another machine the current one")
     async def vm_switch(self, id: str) -> JsonValue:  # noqa: A002 - its name in the REPL

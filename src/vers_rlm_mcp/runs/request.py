@@ -53,6 +53,21 @@ class RunRequest:
     max_tokens: int | None = None
     max_usd: float | None = None
 
+    def __post_init__(self) -> None:
+        """Raise `InputError` for limits that make no sense."""
+        if self.max_iterations < 1:
+            raise InputError(f"A run has at least 1 iteration, not {self.max_iterations}.")
+        if self.max_llm_calls < 0:
+            raise InputError(f"{self.max_llm_calls} sub-calls cannot be allowed; 0 allows none.")
+        if self.max_depth < 0:
+            raise InputError(f"A depth of {self.max_depth} makes no sense; 0 allows no branches.")
+        amounts = {"seconds": self.max_seconds, "tokens": self.max_tokens, "USD": self.max_usd}
+        for unit, amount in amounts.items():
+            if amount is not None and not amount > 0:
+                raise InputError(
+                    f"A run needs more than {amount} {unit}; leave the limit out for none."
+                )
+
     def options(self) -> dict[str, JsonValue]:
         """What of it the task does not tell, and what may be asked anew of a run that goes on."""
         return {name: getattr(self, name) for name in OPTIONS}
@@ -107,26 +122,6 @@ class RunResult:
         values: dict[str, Any] = {each.name: getattr(ended, each.name) for each in fields(ended)}
         values |= {"steps": tuple(steps), "machine_id": ended.machine_id or ""}
         return cls(**values)
-
-
-def check_limits(request: RunRequest) -> None:
-    """Raise `InputError` for limits that make no sense."""
-    if request.max_iterations < 1:
-        raise InputError(f"A run has at least 1 iteration, not {request.max_iterations}.")
-    if request.max_llm_calls < 0:
-        raise InputError(f"{request.max_llm_calls} sub-calls cannot be allowed; 0 allows none.")
-    if request.max_depth < 0:
-        raise InputError(f"A depth of {request.max_depth} makes no sense; 0 allows no branches.")
-    amounts = {
-        "seconds": request.max_seconds,
-        "tokens": request.max_tokens,
-        "USD": request.max_usd,
-    }
-    for unit, amount in amounts.items():
-        if amount is not None and not amount > 0:
-            raise InputError(
-                f"A run needs more than {amount} {unit}; leave the limit out for none."
-            )
 
 
 def check_prices(limits: Limits, models: Sequence[Model]) -> None:

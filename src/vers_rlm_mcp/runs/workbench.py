@@ -1,16 +1,14 @@
-"""The workbench: a current machine, and the kernels of the machines in use.
+"""The workbench: a current machine, on which commands, files and copies act by default.
 
-The functions of the REPL and the low-level tools of the server are the same acts; both come here.
-A run has a workbench of its own, a stdio server one for its client.
+The functions of the REPL and the low-level tools of the server do the same things; both come here.
+A conversation has a workbench of its own, and so does the client of a stdio server.
 """
 
 from __future__ import annotations
 
-import copy
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
-from weakref import WeakKeyDictionary
 
 import anyio
 
@@ -37,21 +35,28 @@ if TYPE_CHECKING:
     from vers_rlm_mcp import rlm
     from vers_rlm_mcp.settings import Settings
 
-LET_GO_SECONDS = 15.0
-"""What deleting machines that were for a moment may take; the end of the run deletes the rest."""
+DELETE_SECONDS = 15.0
+"""How long deleting temporary machines may take; the end of the run deletes the rest."""
 
 CHECKPOINT_BYTES = 256 * 1024 * 1024
 """Of variables in a checkpoint: more would fill the disk, and hold the run up, step by step."""
 
 NOTHING_SAVED = Carried((), {"all variables": "the kernel was at work, so they were not saved"})
 
-_IN_USE: WeakKeyDictionary[Fleet, set[str]] = WeakKeyDictionary()
-"""The machines of each fleet whose kernels are in use, by any of its workbenches."""
+
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """The machines and kernels that workbenches of one run or client share."""
+
+    machines: dict[str, Machine] = field(default_factory=dict[str, Machine])
+    kernels: dict[str, Kernel] = field(default_factory=dict[str, Kernel])
+    attaching: anyio.Lock = field(default_factory=anyio.Lock)
+    connecting: anyio.Lock = field(default_factory=anyio.Lock)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A commit, and what it carries of the kernel's variables (None: no kernel, or all of them)."""
+    """A commit, and what it carries of the kernel's variables. None: no kernel, or all of them."""
 
     commit: Commit
     carried: Carried | None
@@ -61,7 +66,7 @@ class Snapshot:
 class Branches:
     """Machines made from one instant of another, and what they carry of its variables."""
 
-    machines: tuple[MachineInfo, ...]
+    ids: tuple[str, ...]
     fidelity: Fidelity
     carried: Carried | None
 
@@ -73,7 +78,9 @@ class Workbench:
         fleet: Where machines are made; it keeps the ledger.
         settings: Time limits, and the size of a machine when none is asked for.
         run: The run that machines made here belong to, if any.
-        on_event: Told of machines made, switched to and deleted, and of commits.
+        on_event: Called with events of machines made, switched to and deleted, and of commits.
+        current: The machine to begin with.
+        connections: Shared with another workbench.
     """
 
     def __init__(
@@ -83,74 +90,75 @@ class Workbench:
         *,
         run: str | None = None,
         on_event: Callable[[rlm.Event], None] = lambda _: None,
+        current: str | None = None,
+        connections: Connections | None = None,
     ) -> None:
-        self.current: str | None = None
+        self.current = current
         self.home: Kernel | None = None
-        """The kernel whose cells act through this; told when the current machine moves."""
+        """The kernel whose cells act through this; it is told when another machine is current."""
         self.home_id: str | None = None
         """Its machine."""
         self._claim = ExitStack()
-        """Holds the home kernel for this workbench alone."""
+        """Keeps the home kernel for this workbench alone."""
         self._fleet = fleet
         self._settings = settings
         self._run = run
         self._publish = on_event
-        self._machines: dict[str, Machine] = {}
-        self._kernels: dict[str, Kernel] = {}
-        self._in_use = _IN_USE.setdefault(fleet, set())
+        self._shared = connections or Connections()
         self.made: set[str] = set()
         """The machines that were made here."""
-        self._finding = anyio.Lock()
-        self._connecting = anyio.Lock()
 
     async def machine(self, machine_id: str | None = None) -> Machine:
-        """The machine with this id, else the current one, else a new one that becomes current."""
-        if known := self._machines.get(machine_id or self.current or ""):
+        """The machine with this id, or the current one, or a new one, which becomes current."""
+        if known := self._shared.machines.get(machine_id or self.current or ""):
             return known
-        # One call at a time makes or attaches; the others find what it left.
-        async with self._finding:
+        # One call at a time creates or attaches; the others find the result.
+        async with self._shared.attaching:
             machine_id = machine_id or self.current or (await self.create()).id
-            if machine_id not in self._machines:
-                self._machines[machine_id] = await self._fleet.attach(machine_id)
-            return self._machines[machine_id]
+            if machine_id not in self._shared.machines:
+                self._shared.machines[machine_id] = await self._fleet.attach(machine_id)
+            return self._shared.machines[machine_id]
 
     def at(
         self, machine_id: str, *, on_event: Callable[[rlm.Event], None] | None = None
     ) -> Workbench:
-        """A workbench that shares this one's machines, with a current machine of its own."""
-        view = copy.copy(self)
-        view.current, view.home, view.made = machine_id, None, set()
-        view._claim = ExitStack()
-        view._publish = on_event or self._publish
-        return view
+        """Another workbench on the same machines, with a current machine of its own."""
+        return Workbench(
+            self._fleet,
+            self._settings,
+            run=self._run,
+            on_event=on_event or self._publish,
+            current=machine_id,
+            connections=self._shared,
+        )
 
     @asynccontextmanager
     async def copy(self) -> AsyncGenerator[Machine]:
-        """A copy of the current machine that nobody else sees, for a moment."""
+        """A temporary copy of the current machine that no one else sees."""
         machine = await self.machine()
         (made,) = await self._fleet.branch(machine, run=self._run)
-        async with self._for_a_moment(made):
+        async with self._temporary(made):
             yield made
 
     @asynccontextmanager
     async def found(self, id: str | None = None) -> AsyncGenerator[Machine]:  # noqa: A002 - of either
-        """A machine, or a commit restored for a moment; the current machine when no id is given."""
-        known = id is None or id in self._machines
+        """A machine, or a temporary one restored from a commit; by default the current machine."""
+        known = id is None or id in self._shared.machines
         if known or id not in {commit.id for commit in await self._fleet.commits()}:
             yield await self.machine(id)
             return
         made = await self._fleet.restore(id, run=self._run)
-        async with self._for_a_moment(made):
+        async with self._temporary(made):
             yield made
 
     async def create(self, spec: MachineSpec | None = None, *, keep: bool = False) -> MachineInfo:
         """Make a machine; it becomes the current one."""
         machine = await self._fleet.create(spec, run=self._run, keep=keep)
-        return await self._arrive(machine, "created")
+        return await self._enter(machine, "created")
 
     async def switch(self, machine_id: str) -> str | None:
         """Make another machine the current one, and return the id of the one before."""
-        known = machine_id in self._machines
+        known = machine_id in self._shared.machines
         machine = await self.machine(machine_id)
         if not known:
             self._publish(events.MachineMade(machine.id, "attached"))
@@ -161,7 +169,7 @@ class Workbench:
     async def restore(self, commit_id: str) -> MachineInfo:
         """Make a machine from a commit; it becomes the current one."""
         machine = await self._fleet.restore(commit_id, run=self._run)
-        return await self._arrive(machine, "restored", commit_id)
+        return await self._enter(machine, "restored", commit_id)
 
     async def snapshot(
         self, machine_id: str | None = None, *, carried: Carried | None = None
@@ -177,15 +185,15 @@ class Workbench:
         return Snapshot(commit, carried)
 
     async def checkpoint(self, machine_id: str, step: int) -> Snapshot:
-        """Commit a machine of a run at the end of a step, without a word."""
+        """Commit a run's machine after a step without publishing an event."""
         machine = await self.machine(machine_id)
         carried = await self.save_variables(machine, CHECKPOINT_BYTES)
         return Snapshot(await self._fleet.snapshot(machine, run=self._run, step=step), carried)
 
     async def move_in(self, machine_id: str) -> Kernel:
-        """Make the kernel of a machine the one whose cells act through this, and hold it.
+        """Make the kernel of a machine the home kernel, and keep it for this workbench alone.
 
-        Raises `KernelBusy` when it is at work for somebody else.
+        Raises `KernelBusy` if it is in use.
         """
         self.move_out()
         self._claim.enter_context(self.using_kernel(machine_id))
@@ -194,7 +202,7 @@ class Workbench:
         return self.home
 
     def move_out(self) -> None:
-        """Let others have the home kernel."""
+        """Release the home kernel."""
         self.home = self.home_id = None
         self._claim.close()
 
@@ -205,20 +213,20 @@ class Workbench:
         *,
         carried: Carried | None = None,
     ) -> Branches:
-        """Make `count` copies of a machine, all from one instant. The current machine stays."""
+        """Make `count` copies of a machine, all from one instant; the current machine stays."""
         machine = await self.machine(machine_id)
         carried = carried or await self.save_variables(machine)
         copies = await self._fleet.branch(machine, count, run=self._run)
         for made in copies:
-            self._machines[made.id] = made
+            self._shared.machines[made.id] = made
             self.made.add(made.id)
             self._publish(events.MachineMade(made.id, "branched", machine.id))
-        infos = tuple([await made.info() for made in copies])
-        return Branches(infos, machine.capabilities.fidelity, carried)
+        ids = tuple(made.id for made in copies)
+        return Branches(ids, machine.capabilities.fidelity, carried)
 
     async def delete(self, machine_id: str) -> None:
         """Delete a machine, and its kernel with it."""
-        await self._let_go(machine_id)
+        await self._disconnect(machine_id)
         await self._fleet.delete(machine_id)
         self.made.discard(machine_id)
         self._publish(events.MachineDeleted(machine_id))
@@ -226,7 +234,7 @@ class Workbench:
             self.current = None
 
     async def list(self) -> tuple[Sequence[MachineInfo], Sequence[Commit]]:
-        """Every machine and commit that this workbench may use, but for checkpoints of runs."""
+        """Every machine and commit that this workbench may use, without the checkpoints of runs."""
         return await self._fleet.list(), await self._fleet.snapshots()
 
     async def exec(
@@ -261,11 +269,11 @@ class Workbench:
     async def kernel(self, machine_id: str | None = None, *, fresh: bool = False) -> Kernel:
         """The kernel of a machine. A copy's kernel starts with the variables that were carried.
 
-        One that is to be `fresh` has none; nobody may be using the kernel of that machine.
+        A `fresh` one starts with none; the kernel of that machine must not be in use.
         """
         machine = await self.machine(machine_id)
-        async with self._connecting:
-            kernel = self._kernels.get(machine.id)
+        async with self._shared.connecting:
+            kernel = self._shared.kernels.get(machine.id)
             if kernel is None or kernel.closed:
                 disk_only = machine.capabilities.fidelity == "disk"
                 mib = (await machine.info()).spec.mem_size_mib or self._settings.mem_size_mib
@@ -277,25 +285,25 @@ class Workbench:
                     save_on_copy=disk_only,
                     memory=mib << 20,
                 )
-                self._kernels[machine.id] = kernel
+                self._shared.kernels[machine.id] = kernel
         return kernel
 
     @contextmanager
     def using_kernel(self, machine_id: str) -> Generator[None]:
-        """Have a kernel to oneself, for a cell or a run: another host would take it over.
+        """Keep a kernel for one cell or run.
 
-        Raises `KernelBusy` when another workbench of this server, or this one, uses it already.
+        Raises `KernelBusy` if a workbench of this server uses it already.
         """
-        if machine_id in self._in_use:
+        if machine_id in self._fleet.kernels_in_use:
             raise KernelBusy(
                 f"The kernel of machine {machine_id} is at work for another call; wait until that "
                 "is over, or branch the machine and use the branch."
             )
-        self._in_use.add(machine_id)
+        self._fleet.kernels_in_use.add(machine_id)
         try:
             yield
         finally:
-            self._in_use.discard(machine_id)
+            self._fleet.kernels_in_use.discard(machine_id)
 
     async def variables(self, machine: Machine) -> Sequence[Variable]:
         """The variables of a machine's kernel, if it has one. Raises `KernelBusy` and others."""
@@ -305,45 +313,45 @@ class Workbench:
             return await (await self.kernel(machine.id)).variables()
 
     async def save_variables(self, machine: Machine, most: int | None = None) -> Carried | None:
-        """Save the variables of a machine's kernel in its files, where its copies need that.
+        """Save the variables of a machine's kernel in its files, if its copies need that.
 
-        With `most`, so many bytes of them at most.
+        At most `most` bytes of them.
         """
-        kernel = self._kernels.get(machine.id)
+        kernel = self._shared.kernels.get(machine.id)
         if machine.capabilities.fidelity == "memory":
             return None
         if kernel is None or kernel.closed:
-            return NOTHING_SAVED if machine.id in self._in_use else None
+            return NOTHING_SAVED if machine.id in self._fleet.kernels_in_use else None
         try:
             return await kernel.save_variables(most)
         except KernelBusy:
             return NOTHING_SAVED
 
     async def aclose(self) -> None:
-        """Let go of every kernel and machine. The machines live on; the fleet ends them."""
+        """Close the connections to every kernel and machine. The fleet deletes the machines."""
         try:
-            for machine_id in list(self._machines):
-                await self._let_go(machine_id)
+            for machine_id in list(self._shared.machines):
+                await self._disconnect(machine_id)
         finally:
             self.move_out()
 
     @asynccontextmanager
-    async def _for_a_moment(self, machine: Machine) -> AsyncGenerator[None]:
-        self._machines[machine.id] = machine
+    async def _temporary(self, machine: Machine) -> AsyncGenerator[None]:
+        self._shared.machines[machine.id] = machine
         try:
             yield
         finally:
-            with anyio.move_on_after(LET_GO_SECONDS, shield=True), suppress(MachineError):
-                await self._let_go(machine.id)
+            with anyio.move_on_after(DELETE_SECONDS, shield=True), suppress(MachineError):
+                await self._disconnect(machine.id)
                 await self._fleet.delete(machine.id)  # else the end of the run does
 
-    async def _arrive(
+    async def _enter(
         self,
         machine: Machine,
         origin: Literal["created", "restored"],
         parent: str | None = None,
     ) -> MachineInfo:
-        self._machines[machine.id] = machine
+        self._shared.machines[machine.id] = machine
         self.made.add(machine.id)
         self._publish(events.MachineMade(machine.id, origin, parent))
         await self._move(machine.id)
@@ -356,8 +364,8 @@ class Workbench:
         if self.home:
             await self.home.set_current(machine_id)
 
-    async def _let_go(self, machine_id: str) -> None:
-        if kernel := self._kernels.pop(machine_id, None):
+    async def _disconnect(self, machine_id: str) -> None:
+        if kernel := self._shared.kernels.pop(machine_id, None):
             await kernel.aclose()
-        if machine := self._machines.pop(machine_id, None):
+        if machine := self._shared.machines.pop(machine_id, None):
             await machine.aclose()

@@ -227,7 +227,7 @@ async def branch_machine(
     bench, machine_id = await application(context).target(vmId)
     async with Progress(context.report_progress, "Branching"):
         made = await bench.branch(count, machine_id)
-    ids, notes = [info.id for info in made.machines], list(not_carried(made.carried))
+    ids, notes = list(made.ids), list(not_carried(made.carried))
     head = f"Branched VM {machine_id} into {', '.join(ids)} (kept: {made.fidelity})"
     return Answer(
         {"vm_ids": ids, "parent": machine_id, "fidelity": made.fidelity, "notes": notes},

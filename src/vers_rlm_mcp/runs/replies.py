@@ -1,0 +1,106 @@
+"""Where the replies of models come from in a run: from a journal, or from the models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING
+
+from vers_rlm_mcp import rlm
+from vers_rlm_mcp.errors import ModelFailed
+from vers_rlm_mcp.models import Model
+from vers_rlm_mcp.values import Completion, Message
+
+from .past import Past
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply, and where it comes from."""
+
+    completion: Completion
+    request: str
+    """The fingerprint of the request."""
+    recorded: bool
+
+
+class Replies:
+    """Asks the models of a run, except for what is on record.
+
+    Args:
+        model: The root model.
+        sub_model: The model of sub-calls.
+        past: What is on record of this run, or of the one that it replays.
+    """
+
+    def __init__(self, model: Model, sub_model: Model, past: Past | None = None) -> None:
+        self.model = model
+        self.sub_model = sub_model
+        self.past = past or Past()
+
+    async def ask_model(self, asked: rlm.CallModel, path: str) -> Answer:
+        """Reply to the conversation with this path. Raises `ModelError`."""
+        del path  # the same for all
+        return await self._ask(self.model, asked.messages)
+
+    async def ask_sub_model(self, prompt: str) -> Answer:
+        """Reply to a sub-call. Raises `ModelError`."""
+        return await self._ask(self.sub_model, [Message("user", prompt)])
+
+    async def _ask(
+        self, model: Model, messages: Sequence[Message], otherwise: Completion | None = None
+    ) -> Answer:
+        request = rlm.fingerprint(messages, model.name)
+        if known := self.past.take(request) or otherwise:
+            return Answer(known, request, recorded=True)
+        return Answer(await model.complete(messages), request, recorded=False)
+
+
+class ReplayedReplies(Replies):
+    """Replies of a recorded run: by step to its own conversation, else by request.
+
+    Args:
+        past: The recorded run.
+        live: The model and sub-model to ask instead from some step on. None for never.
+        live_from: That step.
+    """
+
+    def __init__(self, past: Past, live: tuple[Model, Model] | None, live_from: int) -> None:
+        super().__init__(Recorded(past.model), Recorded(past.sub_model), past)
+        self._live = live
+        self._live_from = live_from if live else inf
+
+    async def ask_model(self, asked: rlm.CallModel, path: str) -> Answer:
+        """Reply to the conversation with this path. Raises `ModelError`."""
+        if path:
+            return await super().ask_model(asked, path)
+        if asked.step < self._live_from:
+            by_step = self.past.said.get((asked.step, asked.purpose))
+            return await self._ask(self.model, asked.messages, by_step)
+        if self._live:
+            # From here it is a run of its own, where the same request may get another reply.
+            (self.model, self.sub_model), self._live = self._live, None
+            self.past = Past()
+        return await super().ask_model(asked, path)
+
+
+class Recorded(Model):
+    """Stands for a model that is not asked in a replay: whatever is not on record fails."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    async def complete(
+        self,
+        messages: Sequence[Message],  # noqa: ARG002 - no model is asked, whatever they are
+        *,
+        max_tokens: int | None = None,  # noqa: ARG002
+    ) -> Completion:
+        """Raise `ModelFailed`."""
+        raise ModelFailed(f"This is not on record, and {self.name} is not asked in a replay.")
+
+    async def aclose(self) -> None:
+        """There is nothing to close."""
