@@ -84,7 +84,7 @@ async def go_on_with_all(
 ) -> int:
     """Start another server, and see every run either end right or be given up for a reason.
 
-    Returns how many were gone on with.
+    Returns how many were resumed.
     """
     async with users.user(home, **VARIABLES) as user:
         user.write_script(*script)
@@ -98,7 +98,7 @@ async def go_on_with_all(
             if run_id in resumable or run["status"] == "finished":
                 assert answer["outputs"] == {"answer": begun[run_id] ** 2}, answer
             else:
-                assert "cannot be gone on with, since" in run["next"], run
+                assert "cannot be resumed, since" in run["next"], run
         assert await user.vm_ids() == []
     assert users.traces(home) == []
     return len(resumable)

@@ -9,7 +9,7 @@ from family import Family, branching
 from lab import Interrupted, Lab, Speaker, Turns, cell, stop_when
 
 from vers_rlm_mcp.errors import ModelFailed, UnknownHandle, UsageError
-from vers_rlm_mcp.runs import Changes, drawn, events, run_lineage, summaries
+from vers_rlm_mcp.runs import Changes, events, render_lineage, run_lineage, summaries
 from vers_rlm_mcp.store import Journals
 from vers_rlm_mcp.values import Completion, Usage
 
@@ -169,7 +169,7 @@ async def test_what_cannot_be_gone_on_with_is_said(lab: Lab):
         await lab.resume(result.run_id, Turns(), step=7)
     for commit in await lab.fleet.commits():
         await lab.fleet.delete_commit(commit.id)
-    with pytest.raises(UsageError, match="The checkpoint at step 0 was deleted meanwhile"):
+    with pytest.raises(UsageError, match="The checkpoint at step 0 has been deleted"):
         await lab.resume(result.run_id, Turns(), step=0)
     assert await lab.machines() == []
 
@@ -260,7 +260,7 @@ async def test_the_tree_of_a_run_tells_who_came_from_whom_and_who_won(lab: Lab):
     result = await lab.run("-> n: any", model, settings={"checkpoints": "off"})
     about, nodes = run_lineage(Journals(lab.settings.state_dir).of(result.run_id))
     assert about.startswith(f"{result.run_id}: -> n: any [finished after 4 steps, 66 tokens")
-    lines = list(drawn(nodes))
+    lines = list(render_lineage(nodes))
     assert [line.count("│") + line.count("   ") for line in lines] == [0, 1, 1, 2, 3]
     root, a, b, commit, restored = lines
     assert "created at step 0, deleted" in root
@@ -268,4 +268,4 @@ async def test_the_tree_of_a_run_tells_who_came_from_whom_and_who_won(lab: Lab):
     assert b.endswith("score 2; it won")
     assert "vmSnapshot at step 2" in commit
     assert "restored at step 3" in restored
-    assert list(drawn(nodes, limit=2))[2:] == ["… and 3 more"]
+    assert list(render_lineage(nodes, limit=2))[2:] == ["… and 3 more"]

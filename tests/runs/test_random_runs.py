@@ -15,7 +15,7 @@ from gardens import MAX_DEPTH, SIGNATURE, Garden
 from lab import Lab, Speaker
 
 from vers_rlm_mcp import rlm
-from vers_rlm_mcp.runs import RunResult, RunSummary, drawn, events, run_lineage, summaries
+from vers_rlm_mcp.runs import RunResult, RunSummary, events, render_lineage, run_lineage, summaries
 from vers_rlm_mcp.store import Journals
 from vers_rlm_mcp.values import Completion, Message, Usage
 
@@ -122,7 +122,7 @@ class Walk:
         for about in self._summaries():
             assert self._lab.journal(about.id)
             _, nodes = run_lineage(Journals(self._lab.settings.state_dir).of(about.id))
-            assert len(list(drawn(nodes))) == len(nodes)
+            assert len(list(render_lineage(nodes))) == len(nodes)
 
     def _live(self) -> Sequence[MachineRecord]:
         """What the ledger has: also what was asked for, never came, and may still come."""

@@ -172,7 +172,7 @@ async def test_what_a_dead_server_was_at_can_be_gone_on_with(
         assert run["status"] == "broken off"
         answer = await call(client, "rlmResult", runId=run_id)
         assert answer["next"] == run["next"]
-        assert answer["next"].startswith("rlmResume goes on with it from the end of step")
+        assert answer["next"].startswith("rlmResume resumes it from the end of step")
         with anyio.fail_after(20):
             while await vm_ids(client):  # the dead server's, which is not to be let go
                 pass

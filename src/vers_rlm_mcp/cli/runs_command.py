@@ -36,7 +36,7 @@ async def manage_runs(options: argparse.Namespace, settings: Settings) -> int:
         print(_format_runs(runs.summaries(journals)))
     elif options.action == "tree":
         about, nodes = runs.run_lineage(journals.of(options.run))
-        print("\n".join([about, *runs.drawn(nodes)]))
+        print("\n".join([about, *runs.render_lineage(nodes)]))
     elif options.action == "diff":
         await _diff(journals, options, settings)
     elif options.action == "resume":

@@ -1,7 +1,7 @@
-"""The engine: a conversation with a model that writes cells, until it hands in its outputs.
+"""The engine: a conversation with a model that writes cells until it hands in its outputs.
 
-It asks for everything it needs (`protocol`) and touches nothing itself, so the same replies always
-give the same requests, events and outcome. Tests, replay and resuming a run all feed it replies.
+It requests everything it needs (`protocol`) and does no I/O itself, so the same replies always
+produce the same requests, events and outcome. Tests, replay and resume all feed it replies.
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ def run(task: Task) -> Run:
 
 
 class _Ended(Exception):
-    """The run ends here with what there is; the text says why."""
+    """Ends the run with what there is. The text is the reason."""
 
     def __init__(self, reason: str, output: str = "") -> None:
         super().__init__(reason)
         self.output = output
-        """What the cell that was stopped had printed."""
+        """The output of the cell that was stopped."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """How a step went: the step, what to tell the model, the outputs if they were accepted."""
+    """A step, the message to the model that follows it, and the outputs if they were accepted."""
 
     step: Step
     message: str
@@ -79,7 +79,7 @@ class _Engine:
         self._transcript = Transcript(opening(task))
         self._steps: list[Step] = []
         self._right: dict[str, JsonValue] = {}
-        """Those outputs of the latest answer that were right."""
+        """The outputs of the latest answer that fit the signature."""
 
     def run(self) -> Run:
         try:
@@ -141,7 +141,7 @@ class _Engine:
         return _Turn(step, message, outputs)
 
     def _objection(self, number: int, checked: Checked) -> Generator[Request, Reply, str | None]:
-        """Why an answer is not taken; None when it is."""
+        """The reason for refusing an answer; None if it is accepted."""
         if checked.faults:
             return feedback.refusal(self._task.signature, checked.faults)
         if self._task.verify is None:
@@ -222,7 +222,7 @@ def _expect(reply: Reply, kind: type[T]) -> T:
 
 
 def _unusable(reply: Completion, parsed: ParsedReply) -> str | None:
-    """What to tell the model when nothing of its reply can be run."""
+    """The feedback on a reply that holds nothing to run; None for any other."""
     if reply.stop_reason == "length" and not (parsed.code and parsed.closed):
         return feedback.CUT_OFF
     if not reply.text.strip():
@@ -231,7 +231,7 @@ def _unusable(reply: Completion, parsed: ParsedReply) -> str | None:
 
 
 def _accept(signature: Signature, call: Final) -> Checked:
-    """Read a call of FINAL in the ways it may be meant; the first that is right, or the first."""
+    """Read a call of FINAL in each way it may be meant: the first that fits, or the first."""
     readings = [signature.check_outputs(outputs) for outputs in _readings(signature, call)]
     if not readings:
         return Checked({}, (f"it takes at most {len(signature.outputs)} values, each once",))

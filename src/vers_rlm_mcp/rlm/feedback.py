@@ -1,4 +1,4 @@
-"""What the model is told after each of its replies."""
+"""Messages to the model after each of its replies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .signature import Signature
 
 _FEW_STEPS = 3
-"""From here on the model is told with every step that they run out."""
+"""From this many on, each message says how many steps are left."""
 
 EMPTY = "Your reply was empty. Write one ```python block: its code is run, and you see the output."
 NO_CODE = (
@@ -39,7 +39,7 @@ _STATUS = {
 
 
 def cell_message(cell: CellResult, notes: Sequence[str], step: int, max_steps: int) -> str:
-    """What a cell did, as the model sees it."""
+    """The message about a cell's result."""
     return "\n".join(_lines(cell, notes, step, max_steps))
 
 
@@ -59,18 +59,18 @@ def _lines(cell: CellResult, notes: Sequence[str], step: int, max_steps: int) ->
 
 
 def reminder(text: str, step: int, max_steps: int) -> str:
-    """Feedback on a reply of which nothing was run."""
+    """The message about a reply that was not run."""
     return "\n".join([f"Step {step} of {max_steps}.", text, *_steps_left(max_steps - step)])
 
 
 def refusal(signature: Signature, faults: Sequence[str]) -> str:
-    """Why a call of FINAL was not taken, and what a right one has."""
+    """The message about a call of FINAL that does not fit the signature."""
     wanted = ", ".join(map(str, signature.outputs))
     return f"FINAL was not accepted: {'; '.join(faults)}. The outputs are {wanted}. Call it again."
 
 
 def rejection(command: str, verdict: Verdict) -> str:
-    """Why the task's check did not take an answer whose types are right."""
+    """The message about an answer that the task's check refused."""
     said = truncate(verdict.output.strip(), ERROR_CHARS) or "It printed nothing."
     return (
         f"FINAL was not accepted by the check `{command}`, which ran in a copy of the machine:\n"

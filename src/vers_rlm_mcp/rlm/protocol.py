@@ -1,11 +1,11 @@
-"""What the engine asks and what it is answered: the whole of its contact with the world.
+"""The requests of the engine and their replies: its only contact with the world.
 
     CallModel  →  Completion | ModelFailure
     RunCell    →  CellResult
     Verify     →  Verdict
     Emit       →  None
 
-`Stop` may be sent in place of any reply. The engine then asks nothing more and returns.
+`Stop` may be sent in place of any reply. The engine then makes no more requests and returns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .events import Event
 
 Purpose: TypeAlias = Literal["step", "extraction"]
-"""Why the model is called: to write a step's code, or to turn what was found into the outputs."""
+"""Why the model is called: to write a step's code, or to extract the outputs at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ class CallModel:
 
 @dataclass(frozen=True, slots=True)
 class RunCell:
-    """Run a cell in the kernel and answer the calls that it makes meanwhile."""
+    """Run a cell in the kernel, and answer its calls while it runs."""
 
     step: int
     code: str
     messages: tuple[Message, ...] = ()
-    """The conversation so far, this reply included: what a branch of it begins with."""
+    """The conversation so far, this reply included. A branch begins with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +73,16 @@ class ModelFailure:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the task's check said."""
+    """The result of the task's check."""
 
     accepted: bool
     output: str = ""
-    """What it printed, and how it ended."""
+    """Its output, and how it ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End the run with what there is. `reason` is a whole sentence for the user."""
+    """Ends the run with what there is. `reason` is a whole sentence for the user."""
 
     reason: str
     output: str = ""
@@ -109,9 +109,9 @@ class Outcome:
     """How a run ended."""
 
     status: Literal["finished", "extracted", "partial"]
-    """By ``FINAL``; by the extraction after the last step; or with whatever there was."""
+    """By ``FINAL``; by the extraction after the last step; or before either."""
     outputs: dict[str, JsonValue]
-    """By name and of the signature's types. A partial outcome holds those that were right."""
+    """By name, of the signature's types. A partial outcome holds those that fit."""
     steps: tuple[Step, ...]
     reason: str
     """A whole sentence: why it ended."""

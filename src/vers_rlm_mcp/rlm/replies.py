@@ -1,6 +1,6 @@
-"""Reading what a model wrote: the code of a step, the JSON of an extraction.
+"""Parses models' replies: the code of a step, the JSON of an extraction.
 
-Blocks marked as Python are run, in order, as one cell. Bare blocks are run only where there are
+Blocks marked as Python are run in order, as one cell. Unmarked blocks are run only if there are
 none of these; blocks of other languages never are.
 """
 
@@ -40,16 +40,16 @@ _MAX_OBJECTS = 100
 
 @dataclass(frozen=True, slots=True)
 class ParsedReply:
-    """A step's reply, read."""
+    """The parts of a step's reply."""
 
     reasoning: str
     """The text around the code."""
     code: str
-    """What is to be run; empty when there is nothing."""
+    """The code to run; empty if there is none."""
     closed: bool = True
-    """False when the code's last block has no end."""
+    """False if the code's last block has no end."""
     left_out: int = 0
-    """How many blocks are not run; see `parse_reply`."""
+    """How many blocks `parse_reply` left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,9 @@ class _Block:
 def parse_reply(text: str) -> ParsedReply:
     """Find the code in a reply.
 
-    A fence inside a string of the code does not close its block. When a later block calls
+    A fence inside a string of the code does not close its block. If a later block calls
     ``FINAL``, it and all that follow are left out: an answer must rest on output that was seen,
-    and models do write the output they expect and go on from there.
+    and models do write down the output they expect and continue from there.
     """
     text = text.replace("\r\n", "\n")
     blocks = [block for block in _blocks(text) if block.code.strip()]
@@ -111,7 +111,7 @@ def _blocks(text: str) -> Iterator[_Block]:
 
 
 def _closing(text: str, start: int, fence: str) -> tuple[int, int, bool]:
-    """Where the block that begins at `start` ends, where the text goes on, and if it is closed."""
+    """The end of the block that begins at `start`, that of its fence, and if it is closed."""
     pattern = _CODE % (fence[0], len(fence))
     for match in re.compile(pattern, re.VERBOSE | re.DOTALL | re.MULTILINE).finditer(text, start):
         if match["closing"]:

@@ -57,7 +57,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Values held against fields: those that fit, by name, and what is wrong with the rest."""
+    """The values that fit their fields, by name, and what is wrong with the others."""
 
     values: dict[str, JsonValue]
     faults: tuple[str, ...]
@@ -83,7 +83,7 @@ class Signature:
         return f"{inputs} -> {outputs}".lstrip()
 
     def check_inputs(self, inputs: Mapping[str, object]) -> dict[str, JsonValue]:
-        """The value of every input; None for one that may be left out and was.
+        """The value of every input; None for an optional one that was left out.
 
         Raises `InputError`, which names everything that is wrong at once.
         """
@@ -96,7 +96,7 @@ class Signature:
         return checked.values
 
     def check_outputs(self, outputs: Mapping[str, object]) -> Checked:
-        """The outputs that fit and what is wrong with the others, told to the model."""
+        """The outputs that fit, and what is wrong with the others."""
         return _check(self.outputs, outputs, "fields")
 
 

@@ -1,4 +1,4 @@
-"""What a run is about: everything the engine and the prompt know of the world before step 1."""
+"""The task of a run: all that the engine and the prompt know before step 1."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_SUB_CALLS = 30
 
 @dataclass(frozen=True, slots=True)
 class InputVariable:
-    """An input as the model is told of it; its value is in the kernel already."""
+    """An input as it is described to the model. Its value is already in the kernel."""
 
     name: str
     type: str
@@ -61,7 +61,7 @@ class MachineFacts:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """What a conversation that branched off another one knows of its origin."""
+    """Where a branched conversation comes from."""
 
     history: tuple[Message, ...]
     """The other conversation, up to the reply whose cell called ``branches``."""
@@ -89,7 +89,7 @@ class Task:
     functions: tuple[ReplFunction, ...] = ()
     """What cells can call, beside FINAL."""
     branch: Branch | None = None
-    """Set when this conversation goes on from a copy of another."""
+    """Set if this conversation continues a copy of another."""
 
     def to_json(self) -> dict[str, JsonValue]:
         """The task of a run's own conversation, for `from_json`."""
@@ -125,7 +125,7 @@ class Task:
 
 
 def describe(name: str, value: JsonValue, *, encoded: str | None = None) -> InputVariable:
-    """How the model is told of an input. `encoded`: the value's JSON, if it is there already."""
+    """Describe an input to the model. `encoded` is the value's JSON, if it is known already."""
     if isinstance(value, str):
         return InputVariable(name, "str", _count(value, "character"), preview(value))
     text = json.dumps(value, ensure_ascii=False) if encoded is None else encoded
@@ -134,7 +134,7 @@ def describe(name: str, value: JsonValue, *, encoded: str | None = None) -> Inpu
 
 
 def preview(text: str) -> str:
-    """The beginning and the end of a value: what a prompt shows of it."""
+    """The beginning and the end of a value, as a prompt shows it."""
     return truncate(text, PREVIEW_CHARS)
 
 

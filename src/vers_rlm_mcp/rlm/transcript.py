@@ -1,4 +1,4 @@
-"""The conversation: what the model wrote and what it is told in return.
+"""The transcript: the model's replies, and the messages to it.
 
 Messages are only ever appended, so that every request begins with the previous one byte for byte
 and the provider's prompt cache is hit.
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 OUTPUT_CHARS = 10_000
-"""What a model is shown of a cell's output; the trajectory keeps all of it."""
+"""How much of a cell's output a model is shown. The trajectory keeps all of it."""
 ERROR_CHARS = 4_000
-"""What it is shown of a traceback: more than any that helps, less than a recursion's."""
+"""How much of a traceback a model is shown: more than any that helps, less than a recursion's."""
 PREVIEW_CHARS = 1_000
-"""What a prompt shows of an input."""
+"""How much of an input a prompt shows."""
 
 EMPTY_REPLY = "(empty reply)"
 """Stands for a reply without text: providers refuse messages that are empty."""
@@ -37,11 +37,11 @@ class Transcript:
         return tuple(self._messages)
 
     def reply(self, text: str) -> None:
-        """Append what the model wrote."""
+        """Append a reply of the model."""
         self._messages.append(Message("assistant", _sendable(text.rstrip()) or EMPTY_REPLY))
 
     def tell(self, text: str) -> None:
-        """Append what the model is told."""
+        """Append a message to the model."""
         self._messages.append(Message("user", _sendable(text)))
 
 

@@ -11,8 +11,17 @@ from .budget import Budget, Limits
 from .differences import compare
 from .driver import check_request, run
 from .files import opened_files
-from .history import COMPLETE, RunRecord, RunSummary, prune, recorded, summaries, summary, way_on
-from .lineage import Node, drawn, fleet_lineage, run_lineage
+from .history import (
+    COMPLETE,
+    RunRecord,
+    RunSummary,
+    load_record,
+    next_step_hint,
+    prune,
+    summaries,
+    summary,
+)
+from .lineage import Node, fleet_lineage, render_lineage, run_lineage
 from .narration import narrate
 from .notes import lost_variables, not_carried
 from .past import recall
@@ -36,16 +45,17 @@ __all__ = [
     "Workbench",
     "check_request",
     "compare",
-    "drawn",
     "events",
     "fleet_lineage",
+    "load_record",
     "lost_variables",
     "narrate",
+    "next_step_hint",
     "not_carried",
     "opened_files",
     "prune",
     "recall",
-    "recorded",
+    "render_lineage",
     "replay",
     "resume",
     "run",
@@ -53,5 +63,4 @@ __all__ = [
     "run_lineage",
     "summaries",
     "summary",
-    "way_on",
 ]

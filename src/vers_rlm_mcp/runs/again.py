@@ -1,4 +1,4 @@
-"""Performing a run that is on record again: going on with it, and replaying it."""
+"""Resumes and replays recorded runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vers_rlm_mcp.store import Journals
 
 from . import events
 from .context import RunContext
-from .conversation import recalled
+from .conversation import feed
 from .driver import Beginning, BeginningAt, Driver
 from .history import COMPLETE
 from .past import Past, recall
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What is to be otherwise in a run that is performed again. None leaves it as it was."""
+    """Changes to a run that is resumed or replayed. None leaves a part as it was."""
 
     instructions: str | None = None
     max_iterations: int | None = None
@@ -36,8 +36,8 @@ class Changes:
     max_tokens: int | None = None
     max_usd: float | None = None
 
-    def applied(self, past: Past) -> tuple[rlm.Task, RunRequest]:
-        """The task and the request of a run, with the changes. Raises `UsageError`."""
+    def apply(self, past: Past) -> tuple[rlm.Task, RunRequest]:
+        """The task and the request of the run, changed. Raises `UsageError`."""
         task = past.task
         task = replace(
             task,
@@ -51,12 +51,12 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What came of performing a run again with the replies that are on record."""
+    """The result of a replay."""
 
     origin: str
     result: RunResult
     differences: Sequence[events.Diverged]
-    """Where the world answered differently."""
+    """Where cells or checks ended differently."""
     same_outputs: bool
 
 
@@ -71,13 +71,13 @@ async def resume(
     settings: Settings,
     on_event: Callable[[rlm.Event], None] = lambda _: None,
 ) -> RunResult:
-    """Go on with a run from the end of a step; without one, from its last checkpoint.
+    """Resume a run from the end of a step; by default from its last checkpoint.
 
-    What was recorded after that step does not count any more, but its replies are used again where
-    the very same is asked, so that nothing is paid for twice. The run's own machine is a new one.
+    What was recorded after that step no longer counts, but its replies answer identical requests,
+    so that nothing is paid for twice. The run gets a new machine.
 
     Raises:
-        UsageError: It cannot go on from there; the message says why and from where it can.
+        UsageError: It cannot be resumed there; the message says why and where it can.
         MachineError: Its machine could not be restored.
         ModelUnavailable: The model cannot be used.
     """
@@ -89,7 +89,7 @@ async def resume(
                 f"{run_id} has ended with its outputs. Name the step to go on from, one of: "
                 f"{', '.join(map(str, sorted(past.checkpoints))) or 'none'}."
             )
-        task, request = (changes or Changes()).applied(past)
+        task, request = (changes or Changes()).apply(past)
         check_prices(limits(request, settings), (model, sub_model))
         at = max(past.checkpoints, default=0) if step is None else step
         checkpoint = past.checkpoint(at) if at or past.checkpoints else None
@@ -124,10 +124,10 @@ async def replay(
     settings: Settings,
     on_event: Callable[[rlm.Event], None] = lambda _: None,
 ) -> Replay:
-    """Perform a run again as a new one, on a new machine with the same inputs.
+    """Repeat a run as a new one, on a new machine with the same inputs and the recorded replies.
 
-    Its models are not asked: what they said is on record. With `models` (a model and a sub-model)
-    they are, after step `live_from`, and before that where a cell asks what it did not ask then.
+    No model is asked, except with `models` (a model and a sub-model): these take over after step
+    `live_from`.
 
     Raises:
         UsageError: It cannot be replayed; the message says why.
@@ -135,7 +135,7 @@ async def replay(
     """
     journals = Journals(settings.state_dir, fleet.principal)
     past = recall(journals.of(run_id))
-    task, request = (changes or Changes()).applied(past)
+    task, request = (changes or Changes()).apply(past)
     request = replace(request, machine_id=None)
     checkpoint = past.checkpoint(0) if past.checkpoints else None
     inputs = past.inputs if checkpoint is None else {}
@@ -171,17 +171,17 @@ def _check_replies(
     replies: Sequence[rlm.Reply],
     checkpoint: events.CheckpointMade | None,
 ) -> None:
-    """See that the engine, told all this, stands where it stood. Raises `UsageError`."""
+    """Check that the replies lead the engine to where the run stood. Raises `UsageError`."""
     try:
-        asked = recalled(rlm.run(task), replies)
+        asked = feed(rlm.run(task), replies)
     except StopIteration:
         return
     except TypeError as error:
-        raise UsageError(f"The journal of {run_id} is damaged: {error}. Start it anew.") from None
+        raise UsageError(f"The journal of {run_id} is damaged: {error}. Start it again.") from None
     if checkpoint is None or not checkpoint.fingerprint or not isinstance(asked, rlm.CallModel):
         return
     if rlm.fingerprint(asked.messages) != checkpoint.fingerprint:
         raise UsageError(
-            f"{run_id} was recorded by another version, whose prompts were not the same. Go on "
-            "with that version, or replay it here."
+            f"{run_id} was recorded by another version, whose prompts differ. Resume it with that "
+            "version, or replay it here."
         )

@@ -1,4 +1,4 @@
-"""What a run may use, counted in one place for the run and everything it starts.
+"""What a run may use, counted in one place for the run and all conversations that it starts.
 
 A count (iterations, sub-calls, machines) is reserved before it is used, all of a batch at once or
 nothing. What only a provider can tell (tokens, money) is settled after the call, so the overshoot
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 MAX_BRANCH_STEPS = 100
 """Five plans may be tried for as long as the run itself; what they cost is what steps cost."""
 _LOW = 0.2
-"""The part of a limit below which the model is told what is left."""
+"""The part of a limit below which the model is warned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The most that may be used of each kind. None is no limit."""
+    """Limits of each kind. None means no limit."""
 
     iterations: int | None = MAX_ITERATIONS
     """Of this conversation alone."""
@@ -78,10 +78,10 @@ class Budget:
         used: Mapping[str, float] | None = None,
         ahead: Mapping[str, float] | None = None,
     ) -> None:
-        """A budget that nothing is used of, or `usage` and what `used` told.
+        """A new budget or, with `usage` and `used`, that of a run to resume.
 
-        `ahead` is how much of `usage` is on record and still to come again (`recorded`): it counts
-        as used already, but those who use it again must have a share for it.
+        `ahead` is the part of `usage` that will be replayed: it counts as used already, but
+        children that replay it still need a share for it.
         """
         used = used or {}
         self.limits = limits
@@ -93,7 +93,7 @@ class Budget:
         self._counts = {kind: int(used.get(kind, 0)) for kind in _COUNTED} | {"machines": 0}
 
     def used(self, now: float) -> dict[str, float]:
-        """What is used of what does not come back, for going on later; `usage` goes apart."""
+        """Counts and seconds used so far, with which a run can be resumed. `usage` is separate."""
         return {kind: self._used(kind, now) or 0 for kind in (*_COUNTED, "seconds")}
 
     def reserve_iteration(self, now: float) -> None:
@@ -114,12 +114,12 @@ class Budget:
         self._reserve(self._line(), "machines", count)
 
     def release_machines(self, count: int) -> None:
-        """Count `count` machines as gone: deleted, or reserved and never made."""
+        """Release `count` machines: deleted, or reserved and never made."""
         for budget in self._line():
             budget._counts["machines"] -= count
 
     def machines_left(self, now: float) -> float:
-        """How many more machines may be alive; infinite without a limit."""
+        """How many more machines may be made; infinite without a limit."""
         return min(self._all_left("machines", now), default=inf)
 
     @property
@@ -128,10 +128,10 @@ class Budget:
         return self._counts["sub_calls"]
 
     def settle(self, usage: Usage, *, recorded: bool = False) -> None:
-        """Add what a call to a model consumed. Never raises: it is spent already.
+        """Add the usage of a call to a model. Never raises: it is spent already.
 
-        The first budget of all starts with the usage of every reply on record, so that one of
-        these (`recorded`) that is used again counts for children only.
+        The root budget starts with the usage of all recorded replies, so a `recorded` one that is
+        replayed counts for children only.
         """
         for budget in self._line():
             if budget._parent or not recorded:
@@ -165,9 +165,9 @@ class Budget:
     ) -> list[Budget]:
         """Budgets for `count` conversations, each with an equal share of what is left.
 
-        So none can use up what its siblings need. Each is held to its own limits and to these;
-        time and machines are shared by all. Raises `BudgetExceeded` when there is not one step
-        for each.
+        So none can use up what its siblings need. Both its own limits and these apply to each;
+        time and machines are shared. Raises `BudgetExceeded` if there is less than one step for
+        each.
         """
         self.check(now)
         steps = min([iterations, *(left // count for left in self._all_left("branch_steps", now))])

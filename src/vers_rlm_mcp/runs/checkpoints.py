@@ -1,4 +1,4 @@
-"""Checkpoints of a run: commits of its machines at the ends of steps, and the way back to them."""
+"""Makes checkpoints of a run, commits of its machines after steps, and restores them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from .workbench import Workbench
 
 SHARE = 0.1
-"""The part of a run's time that checkpoints may take when they are made after changes."""
+"""The part of a run's time that checkpoints after changes may take."""
 
 ALLOWANCE = 1.0
-"""Seconds that they may take in any case, so that short runs have some, too."""
+"""Seconds that they may take in any case, so that short runs get some."""
 
 DESTRUCTIVE = re.compile(
     r"""\brm\s+-|rmtree|os\.(?:remove|unlink|rename|replace)|\.unlink\(|\bmv\s|\bshred\b|\bdd\s
@@ -39,11 +39,11 @@ DESTRUCTIVE = re.compile(
     |\b(?:drop|delete\s+from|truncate\s+table|alter\s+table)\b""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""Code that may take away what cannot be made again; a wrong guess costs a commit."""
+"""Code that may destroy what cannot be recreated. A wrong guess costs one commit."""
 
 
 class Checkpoints:
-    """Makes the checkpoints of one run's own conversation, and puts its machine back to them.
+    """Makes the checkpoints of a run's own conversation, and restores its machine from them.
 
     Args:
         run: The run.
@@ -60,7 +60,7 @@ class Checkpoints:
         last: events.CheckpointMade | None = None,
     ) -> None:
         self.problem: str | None = None
-        """Why the latest could not be made, as a whole sentence."""
+        """Why the last one could not be made, as a whole sentence."""
         self._run = run
         self._policy = run.settings.checkpoints
         self._bench = bench
@@ -72,21 +72,21 @@ class Checkpoints:
         self._spent = 0.0
 
     async def after(self, step: int, messages: Sequence[Message], children: int) -> None:
-        """The end of a step, or of the set-up (step 0), which always gets one."""
+        """Called after a step, or after the set-up (step 0), which always gets a checkpoint."""
         if step == 0 or (self._policy == "step" or (self._policy == "change" and self._changed)):
             await self._make(step, messages, children)
 
     async def before(self, asked: rlm.RunCell, children: int) -> None:
-        """A cell is about to run."""
+        """Called before a cell runs."""
         if self._policy == "destructive" and DESTRUCTIVE.search(asked.code):
             await self._make(asked.step - 1, asked.messages[:-1], children)
         self._changed = True
 
     async def recover(self, step: int, why: str) -> tuple[str, ...] | None:
-        """Put the machine of the run back to its last checkpoint, after a cell has broken it.
+        """Restore the run's machine from its last checkpoint after a cell has broken it.
 
         Returns:
-            Whole sentences for the model; None where there is no way back: no checkpoint, no
+            Whole sentences for the model; None if it cannot be restored: no checkpoint, no
             recovery left, or a machine that the run did not make.
 
         Raises:
@@ -167,7 +167,9 @@ class Checkpoints:
 
 
 async def restore(bench: Workbench, checkpoint: events.CheckpointMade) -> tuple[str, ...]:
-    """Make the machines of a checkpoint anew, move into the kernel, and say what it does not have.
+    """Restore the machines of a checkpoint and move into the kernel.
+
+    Returns whole sentences on variables that it does not have.
 
     Raises:
         MachineError: They cannot be made.

@@ -401,7 +401,7 @@ def best_of(children: Sequence[Child], *, by_score: bool) -> Child | None:
 
 
 def values_of(child: Child, signature: rlm.Signature) -> JsonValue:
-    """What a query returns. Raises `UsageError` when it has not come to an end."""
+    """The value of a query. Raises `UsageError` if it has no outputs."""
     if not child.right:
         there = f" What there is: {child.outputs!r:.1000}" if child.outputs else ""
         raise UsageError(f"The query has no answer: {child.reason}{there}")

@@ -46,7 +46,7 @@ CHECK_OUTPUT = 64 * 1024
 
 
 LAST_CHECKPOINT_SECONDS = 30.0
-"""What the checkpoint at the end of a run may add to it."""
+"""How long the checkpoint at the end of a run may take."""
 
 SHOWN = 300
 """Characters of either side of a difference that are shown."""
@@ -64,7 +64,7 @@ class Conversation:
         checkpoints: Those of the run, for its own conversation.
         checks: How many machines are set aside for checks, of it and its siblings.
         children: How many conversations it started before it was resumed.
-        notes: Sentences to be told with the result of the first cell.
+        notes: Sentences for the model, sent with the result of the first cell.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Conversation:
         """
         engine = rlm.run(self.task)
         try:
-            asked = recalled(engine, replies)
+            asked = feed(engine, replies)
             while True:
                 asked = engine.send(await self._answer(asked))
         except StopIteration as stop:
@@ -174,7 +174,7 @@ class Conversation:
         )
 
     async def _answer(self, asked: rlm.Request) -> rlm.Reply:
-        """Perform one request; running out of time or budget stops the conversation."""
+        """Answer one request. Running out of time or budget stops the conversation."""
         if isinstance(asked, rlm.Emit):
             return self.publish(asked.event)
         with anyio.move_on_at(self._deadline()):
@@ -286,15 +286,15 @@ class Conversation:
         return await self._checkpoints.recover(step, why) if self._checkpoints else None
 
     def _compared(self, asked: rlm.RunCell, reply: CellResult) -> CellResult:
-        """The reply that is on record, where this one is no other, so that requests stay the same.
+        """The recorded reply if this one does not differ, so that later requests stay the same.
 
-        It may have taken another time, and what was left of the budget may have been more.
+        Time and budget may differ; they do not count.
         """
         known = self.run.replies.past.cell(self.path, asked.step, asked.code)
         difference = known and _difference(known, reply)
         notes = self._calls.take_notes()
         if known and not difference:
-            # What the model has not been told yet, it is told after the first cell that is new.
+            # Notes that are not on record go to the model with the first new cell.
             self._calls.note([note for note in notes if note not in known.notes])
             return known
         if difference:
@@ -302,7 +302,7 @@ class Conversation:
         return replace(reply, notes=(*reply.notes, *notes, *self._running_low()))
 
     async def _verify(self, asked: rlm.Verify) -> rlm.Verdict:
-        """Run the check in a copy of the current machine, which is deleted then."""
+        """Run the check in a temporary copy of the current machine."""
         started = time.monotonic()
         async with self._checks, self.bench.copy() as machine:
             result = await run_command(
@@ -341,10 +341,10 @@ class Conversation:
         return anyio.current_time() + (inf if left is None else left)
 
 
-def recalled(engine: rlm.Run, replies: Sequence[rlm.Reply]) -> rlm.Request:
-    """Tell a new engine what it was told before, and return what it asks then.
+def feed(engine: rlm.Run, replies: Sequence[rlm.Reply]) -> rlm.Request:
+    """Feed recorded replies to a new engine, and return its next request.
 
-    Raises `StopIteration` when that was the end, and `TypeError` when the replies do not fit.
+    Raises `StopIteration` if the run ends with them, and `TypeError` if they do not fit.
     """
     asked = next(engine)
     for reply in replies:
@@ -357,7 +357,7 @@ def recalled(engine: rlm.Run, replies: Sequence[rlm.Reply]) -> rlm.Request:
 
 
 def _difference(known: CellResult, reply: CellResult) -> str | None:
-    """In what two replies differ that the model can see, but for time and budget."""
+    """The first difference that the model can see, except in time and budget."""
     for part in ("status", "error", "output", "final"):
         before, now = getattr(known, part), getattr(reply, part)
         if before != now:
@@ -366,7 +366,7 @@ def _difference(known: CellResult, reply: CellResult) -> str | None:
 
 
 def _described(result: CommandResult) -> str:
-    """What a check printed and how it ended."""
+    """The output of a check, and how it ended."""
     parts = [result.stdout.text.rstrip("\n"), result.stderr.text.rstrip("\n")]
     if result.status is None:
         parts.append(f"[it was killed after {result.seconds:.0f} s]")

@@ -24,7 +24,7 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 async def compare(
     bench: Workbench, first: str, second: str | None = None, *, path: str = "/"
 ) -> Difference:
-    """How one machine or commit differs from another; commits are restored for that, and let go.
+    """Compare two machines or commits. Commits are restored to temporary machines for it.
 
     Args:
         bench: Where they are found.

@@ -54,7 +54,7 @@ async def run(
     on_event: Callable[[rlm.Event], None] = lambda _: None,
     journal: Journal | None = None,
 ) -> RunResult:
-    """Perform one run, and leave none of its machines behind but the one to be kept.
+    """Perform a run. Its machines are deleted at the end, except for one that is to be kept.
 
     Events reach `on_event` as they happen; it must not block. Cancelling ends the run at once.
     `journal` is a new one, which the run closes; without it, the run opens its own.
@@ -260,7 +260,7 @@ class Driver:
             return await restore(self._bench, checkpoint)
         except UnknownHandle as error:
             raise UsageError(
-                f"The checkpoint at step {checkpoint.step} was deleted meanwhile: {error}"
+                f"The checkpoint at step {checkpoint.step} has been deleted: {error}"
             ) from error
 
     def _announce(self, task: rlm.Task, inputs: Mapping[str, JsonValue] | None = None) -> None:
@@ -282,12 +282,12 @@ class Driver:
         )
 
     async def _keep(self) -> tuple[Machine, bool]:
-        """The machine that is current at the end, and whether it will still be there."""
+        """The current machine at the end of the run, and whether it stays."""
         machine = await self._bench.machine()
         request = self._run.request
         if machine.id == request.machine_id or not request.keep_machine:
             return machine, machine.id == request.machine_id
-        # Whatever happens now, what the run has found out must not be lost with its machine.
+        # Whatever happens now, the result of the run must not be lost with its machine.
         try:
             await self._run.fleet.keep(machine.id)
         except (MachineError, UsageError) as error:

@@ -1,4 +1,4 @@
-"""The runs on record: what became of each, and how long what they left is kept."""
+"""Recorded runs: their state, their steps, and how long they and their checkpoints are kept."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHECKPOINTED_RUNS = 10
-"""Runs whose checkpoints are kept, the latest: each holds what its run has written."""
+"""How many of the latest runs keep their checkpoints, which hold all that a run has written."""
 
 RESUMABLE_RUNS = 50
-"""The same for older runs that have no outputs yet."""
+"""How many older runs without outputs keep theirs."""
 
 PRUNE_SECONDS = 10.0
-"""What deleting the checkpoints of older runs may take; the next run goes on with it."""
+"""How long deleting checkpoints of older runs may take. The next run continues with it."""
 
 State = Literal["running", "finished", "extracted", "partial", "failed", "cancelled", "broken off"]
-"""``broken off``: it has no end, and no process has it open."""
+"""``broken off``: it has no end, and no process is writing its journal."""
 
 TOLD = (RunStarted, RunResumed, RunFinished, CheckpointMade, StepFinished)
 """The few events that a summary is made of."""
@@ -46,34 +46,34 @@ COMPLETE = ("finished", "extracted")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """A run on record, in a few words."""
+    """The state of a recorded run."""
 
     id: str
     state: State
     started_at: float
-    """Seconds since the epoch; so for `updated_at`."""
+    """In seconds since the epoch, like `updated_at`."""
     updated_at: float
     signature: str
     steps: int
     checkpoints: tuple[int, ...]
     """The steps at whose end there is one."""
     reason: str
-    """Why it ended; empty while it has not."""
+    """Why it ended; empty before."""
     tokens: int | None
-    """None when it has not ended; so for `usd`, and when that is not known."""
+    """None if it has not ended. `usd` is also None if it is not known."""
     usd: float | None
-    begins_anew: bool
-    """Whether it could begin again without a checkpoint: all that it was given is on record."""
+    can_restart: bool
+    """Whether it can start again without a checkpoint: all its inputs are on record."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run on record, with its steps."""
+    """A recorded run with its steps."""
 
     summary: RunSummary
     steps: tuple[rlm.Step, ...]
     result: RunResult | None
-    """None when it has not ended."""
+    """None if it has not ended."""
 
 
 def read_events(
@@ -136,13 +136,13 @@ def _summed_up(journal: StoredJournal, events: Iterable[tuple[float, rlm.Event]]
         reason=ended.reason if ended else "",
         tokens=ended.usage.tokens if ended else None,
         usd=ended.usage.usd if ended else None,
-        begins_anew=started is not None
+        can_restart=started is not None
         and started.inputs is not None
         and not started.options.get("machine_id"),
     )
 
 
-def recorded(journal: StoredJournal) -> RunRecord:
+def load_record(journal: StoredJournal) -> RunRecord:
     """The run that a journal records, with its steps; their texts are whole."""
     steps: list[rlm.Step] = []
     ended: RunFinished | None = None
@@ -170,23 +170,23 @@ def recorded(journal: StoredJournal) -> RunRecord:
     return RunRecord(_summed_up(journal, events), tuple(steps), result)
 
 
-def way_on(fleet: Fleet, run: RunSummary) -> str:
-    """How to go on with a run that has not got to its end, or why that cannot be; a sentence."""
+def next_step_hint(fleet: Fleet, run: RunSummary) -> str:
+    """A sentence on how to resume a run without outputs, or why it cannot be resumed."""
     if run.state in COMPLETE or run.state == "running":
         return ""
     there = {commit.run for commit in fleet.checkpoints()}
     if run.checkpoints and run.id in there:
-        return f"rlmResume goes on with it from the end of step {run.checkpoints[-1]}."
-    if run.begins_anew and not run.checkpoints:
-        return "rlmResume begins it anew; what models replied is not paid for twice."
+        return f"rlmResume resumes it from the end of step {run.checkpoints[-1]}."
+    if run.can_restart and not run.checkpoints:
+        return "rlmResume starts it again; replies of models are not paid for twice."
     why = "its checkpoints were deleted" if run.checkpoints else "it made no checkpoint"
-    return f"It cannot be gone on with, since {why}: start it anew."
+    return f"It cannot be resumed, since {why}: start it again."
 
 
 async def prune_checkpoints(fleet: Fleet, journals: Journals) -> None:
-    """Delete the checkpoints of all but the latest runs; those that are under way keep theirs.
+    """Delete the checkpoints of all but the latest runs, and of none that is under way.
 
-    Runs that can be gone on with keep theirs for longer than those that have their outputs.
+    Runs without outputs keep theirs longer, since they can be resumed.
     """
     by_run: dict[str | None, list[CommitRecord]] = {}
     for commit in fleet.checkpoints():
@@ -203,12 +203,12 @@ async def prune_checkpoints(fleet: Fleet, journals: Journals) -> None:
 
 
 def _needs(journal: StoredJournal) -> bool:
-    """Whether a run is under way or has no outputs yet, so that it needs its checkpoints."""
+    """Whether a run still needs its checkpoints: it is under way, or has no outputs."""
     return journal.is_open() or summary(journal).state not in COMPLETE
 
 
 async def prune(fleet: Fleet, journals: Journals, keep: int) -> Sequence[str]:
-    """Delete all but the latest runs from the record, and their checkpoints; their ids.
+    """Delete all but the latest runs and their checkpoints. Returns the ids.
 
     Raises:
         UsageError: `keep` is negative.
@@ -226,7 +226,7 @@ async def prune(fleet: Fleet, journals: Journals, keep: int) -> Sequence[str]:
 
 
 async def prune_to_size(fleet: Fleet, journals: Journals, most: int) -> None:
-    """Delete the oldest runs from the record until the others take no more than `most` bytes."""
+    """Delete the oldest runs until the others take at most `most` bytes."""
     sizes = await to_thread.run_sync(lambda: [each.size for each in reversed(journals.all())])
     kept = sum(total <= most for total in accumulate(sizes))
     if kept < len(sizes):

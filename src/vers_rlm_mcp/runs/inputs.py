@@ -1,4 +1,4 @@
-"""Brings a run's inputs and files into its machine, and says what the model is told of them."""
+"""Copies a run's inputs and files into its machine, and describes them for the model."""
 
 from __future__ import annotations
 

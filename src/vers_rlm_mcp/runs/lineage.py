@@ -1,4 +1,4 @@
-"""Who came from whom: the machines and commits of a run, or of a whole fleet, as a tree."""
+"""The lineage of machines and commits, of a run or of a whole fleet, as a tree."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Node:
     alive: bool = True
     run: str | None = None
     remarks: list[str] = field(default_factory=list[str])
-    """What else there is to say: a plan and what came of it, a recovery, a victory."""
+    """Its plan and result, a recovery, whether it won."""
 
     def __str__(self) -> str:
         step = f" at step {self.step}" if self.step is not None else ""
@@ -72,7 +72,7 @@ def run_lineage(journal: StoredJournal) -> tuple[str, Sequence[Node]]:
 
 
 async def fleet_lineage(fleet: Fleet) -> Sequence[Node]:
-    """The machines and commits that there are, and those that they come from."""
+    """The existing machines and commits, and their ancestors."""
     ledger, backend = fleet.ledger, fleet.backend.name
     nodes: dict[str, Node] = {}
     infos = {info.id: info for info in await fleet.list()}
@@ -95,20 +95,20 @@ async def fleet_lineage(fleet: Fleet) -> Sequence[Node]:
     return list(_with_ancestors(nodes))
 
 
-def drawn(nodes: Sequence[Node], *, limit: int | None = None) -> Iterator[str]:
-    """The tree, a line for each node; after `limit` lines, how many more there are."""
+def render_lineage(nodes: Sequence[Node], *, limit: int | None = None) -> Iterator[str]:
+    """The tree, one line per node. After `limit` lines, one says how many more there are."""
     children: defaultdict[str | None, list[Node]] = defaultdict(list)
     known = {node.id for node in nodes}
     for node in nodes:
         children[node.parent if node.parent in known else None].append(node)
-    for number, line in enumerate(_drawn(children)):
+    for number, line in enumerate(_lines(children)):
         if number == limit:
             yield f"… and {len(nodes) - number} more"
             return
         yield line
 
 
-def _drawn(children: Mapping[str | None, Sequence[Node]]) -> Iterator[str]:
+def _lines(children: Mapping[str | None, Sequence[Node]]) -> Iterator[str]:
     # Chains of restored and committed machines are long: no recursion.
     stack = [(node, "", last) for node, last in _last_first(children.get(None, ()))]
     while stack:
@@ -124,7 +124,7 @@ def _last_first(nodes: Sequence[Node]) -> Iterator[tuple[Node, bool]]:
 
 
 def _with_ancestors(nodes: Mapping[str, Node]) -> Iterable[Node]:
-    """The nodes that are alive, and those that lead to them, in their order."""
+    """The nodes that are alive, and their ancestors, in order."""
     wanted: set[str] = set()
     for node in nodes.values():
         at = node if node.alive else None

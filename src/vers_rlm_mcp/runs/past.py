@@ -83,7 +83,7 @@ class Past:
         except (KeyError, TypeError, UsageError) as error:
             raise UsageError(
                 f"The journal of {self.run_id} does not tell what the run was about ({error!r}): "
-                "it ended before it began, or another version wrote it. Start it anew."
+                "it ended before it began, or another version wrote it. Start it again."
             ) from None
 
     @property
@@ -92,7 +92,7 @@ class Past:
         inputs = self.started.inputs if self.started else None
         if inputs is None or self.options.get("machine_id"):
             raise UsageError(
-                f"{self.run_id} has no checkpoint to go on from, and cannot begin anew by itself, "
+                f"{self.run_id} has no checkpoint to resume from, and cannot start again, "
                 "since its inputs are large, come from files, or are a machine of yours. Start "
                 "the task again; VERS_RLM_CHECKPOINTS says when runs make checkpoints."
             )
@@ -111,7 +111,7 @@ class Past:
         return self.checkpoints[step]
 
     def replies(self, step: int) -> Sequence[rlm.Reply]:
-        """What the run's own engine was told until the end of a step."""
+        """The replies to the run's own engine until the end of a step."""
         return [reply for at, reply in self._replies if at <= step]
 
     def ahead(self, step: int | None) -> Mapping[str, float]:

@@ -1,4 +1,4 @@
-"""The functions of the REPL that need the host: what they do, and what models are told of them.
+"""The functions of the REPL that need the host: what they do, and how models see them.
 
 The guest is not trusted: arguments are checked against the annotations below before anything is
 done. Results are JSON; the guest gives them their face in Python. Models read the declarations in

@@ -1,4 +1,4 @@
-"""What a run is asked to do, within which limits, and what comes of it."""
+"""The request for a run, its limits, and its result."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPTIONS = ("machine_id", "keep_machine", "max_depth", "max_seconds", "max_tokens
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What a run is asked to do; see the tool `vers_rlm` for the meaning of each part."""
+    """The request for a run. The tool `vers_rlm` documents each part."""
 
     signature: str
     inputs: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
@@ -69,12 +69,12 @@ class RunRequest:
                 )
 
     def options(self) -> dict[str, JsonValue]:
-        """What of it the task does not tell, and what may be asked anew of a run that goes on."""
+        """The part of the request that the task does not hold, for `RunRequest.of`."""
         return {name: getattr(self, name) for name in OPTIONS}
 
     @classmethod
     def of(cls, task: rlm.Task, options: Mapping[str, Any]) -> RunRequest:
-        """The request of which this task and these options came."""
+        """The request that led to this task and these options."""
         return cls(
             str(task.signature),
             instructions=task.instructions,
@@ -87,11 +87,11 @@ class RunRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """What came of a run."""
+    """The result of a run."""
 
     run_id: str
     status: Literal["finished", "extracted", "partial", "failed", "cancelled"]
-    """The last two are only met on record."""
+    """The last two occur only in recorded runs."""
     outputs: Mapping[str, JsonValue]
     steps: tuple[rlm.Step, ...]
     reason: str
@@ -118,14 +118,14 @@ class RunResult:
 
     @classmethod
     def of(cls, ended: RunFinished, steps: Sequence[rlm.Step]) -> RunResult:
-        """What came of a run, by its journal's `RunFinished` and its steps."""
+        """The result of a recorded run."""
         values: dict[str, Any] = {each.name: getattr(ended, each.name) for each in fields(ended)}
         values |= {"steps": tuple(steps), "machine_id": ended.machine_id or ""}
         return cls(**values)
 
 
 def check_prices(limits: Limits, models: Sequence[Model]) -> None:
-    """Raise `InputError` when a limit of money cannot be held."""
+    """Raise `InputError` if a limit in USD cannot be enforced."""
     unknown = sorted({model.name for model in models if model.price is None})
     if limits.usd is not None and unknown:
         raise InputError(
@@ -136,9 +136,9 @@ def check_prices(limits: Limits, models: Sequence[Model]) -> None:
 
 
 def limits(request: RunRequest, settings: Settings) -> Limits:
-    """What a run may use: what it asks for, within what the settings allow.
+    """The limits of a run: those it requests, within those of the settings.
 
-    Raises `InputError` where there would be no machine for its check.
+    Raises `InputError` if there would be no machine for its check.
     """
     machines = settings.max_machines - bool(request.verify)  # which works in a copy
     if machines < 1:

@@ -118,9 +118,9 @@ class Application:
         Raises:
             UnknownHandle: The caller has no such run.
         """
-        from vers_rlm_mcp.runs import recorded
+        from vers_rlm_mcp.runs import load_record
 
-        return await to_thread.run_sync(recorded, (await self.journals()).of(run_id))
+        return await to_thread.run_sync(load_record, (await self.journals()).of(run_id))
 
     async def workbench(self) -> Workbench:
         """The caller's workbench, on which the tools act. It has one kernel per machine."""

@@ -77,16 +77,16 @@ async def describe_run(
     Raises:
         UnknownHandle: There is no such run.
     """
-    from vers_rlm_mcp.runs import COMPLETE, recorded, way_on
+    from vers_rlm_mcp.runs import COMPLETE, load_record, next_step_hint
 
     journal, live = await app.find_run(run_id)
     result = live.result if live and live.has_ended else None
     if result and result.status in COMPLETE:
         return result_answer(result, cursor=cursor)
-    run = await to_thread.run_sync(recorded, journal)
+    run = await to_thread.run_sync(load_record, journal)
     if live and not live.has_ended:
         return running_answer(run_id, run.steps, cursor)
-    next_step = way_on(await app.fleet(), run.summary)
+    next_step = next_step_hint(await app.fleet(), run.summary)
     if result := result or run.result:  # in memory it is complete even if the disk was full
         return result_answer(result, next_step, cursor)
     if run.summary.state == RUNNING:  # in another process

@@ -177,14 +177,14 @@ async def list_runs(
     context: Context, offset: Annotated[int, Field(ge=0)] = 0
 ) -> Answer[RunsFields]:
     """List vers_rlm runs and their states, newest first."""
-    from vers_rlm_mcp.runs import summary, way_on
+    from vers_rlm_mcp.runs import next_step_hint, summary
 
     app = application(context)
     fleet, journals = await app.fleet(), await app.journals()
     known = await to_thread.run_sync(journals.all)
     end = offset + PAGE
     page = [await to_thread.run_sync(summary, journal) for journal in known[::-1][offset:end]]
-    runs = [(run, way_on(fleet, run)) for run in page]
+    runs = [(run, next_step_hint(fleet, run)) for run in page]
     next_offset = end if len(known) > end else None
     lines = [_line(run, next_step) for run, next_step in runs]
     if next_offset is not None:
@@ -284,14 +284,14 @@ async def show_tree(
     runId: Annotated[str | None, Field(description="Default: all VMs there are")] = None,
 ) -> Answer[TreeFields]:
     """Show which VM or commit came from which, at which step, what it cost, who won."""
-    from vers_rlm_mcp.runs import drawn, fleet_lineage, run_lineage
+    from vers_rlm_mcp.runs import fleet_lineage, render_lineage, run_lineage
 
     app = application(context)
     if runId is None:
         about, nodes = "All VMs and commits", await fleet_lineage(await app.fleet())
     else:
         about, nodes = run_lineage((await app.journals()).of(runId))
-    tree = "\n".join(drawn(nodes, limit=MAX_NODES)) or "(none)"
+    tree = "\n".join(render_lineage(nodes, limit=MAX_NODES)) or "(none)"
     fields: TreeFields = {
         "about": about,
         "nodes": [asdict(node) for node in nodes[:MAX_NODES]],
