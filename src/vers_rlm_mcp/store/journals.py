@@ -54,6 +54,7 @@ microseconds."""
 LOCK_POLL_SECONDS = 0.0005
 
 _KEY = b'"event": '
+_STORED = b'"sha256": '
 _HASH = re.compile("[0-9a-f]{64}")
 
 
@@ -139,8 +140,11 @@ class StoredJournal:
                 if line is None or (kinds and line.get("event") not in kinds):
                     continue
                 at = line.pop("at", None)
-                if isinstance(at, int | float):
-                    yield at, cast("Mapping[str, Any]", self._expanded(line, whole=whole))
+                if not isinstance(at, int | float):
+                    continue
+                if _STORED in data:
+                    line = cast("dict[str, Any]", self._expanded(line, whole=whole))
+                yield at, line
 
     def append(self) -> Journal:
         """Open it to be continued. Raises `UsageError` if another process has it open."""
@@ -279,11 +283,16 @@ def _is_cut(file: IO[str]) -> bool:
 
 
 def _may_be(line: bytes, names: tuple[bytes, ...]) -> bool:
-    """Whether an object in a line has one of these names (as JSON) as its ``event``."""
+    """Whether the ``event`` of a line may be one of these names, which are JSON.
+
+    It is told without parsing the line, since most lines are not wanted.
+    """
     at = line.find(_KEY)
     while at >= 0:
         if line.startswith(names, at + len(_KEY)):
             return True
+        if line.count(b"{", 0, at) == 1:
+            return False  # the key is that of the line, not of an object in it
         at = line.find(_KEY, at + len(_KEY))
     return False
 
