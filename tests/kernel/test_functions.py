@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import pytest
+from pydantic import Field
 from repl import FUNCTIONS, NAMES, Host, Repl, ended
 
-from vers_rlm_mcp.kernel import HostCall, Kernel
+from vers_rlm_mcp.kernel import Carried, HostCall, Kernel
+from vers_rlm_mcp.rlm import system_prompt
+from vers_rlm_mcp.runs import declarations
 
 if TYPE_CHECKING:
     from vers_rlm_mcp.testing import FakeMachine
@@ -26,6 +29,36 @@ async def test_a_kernel_that_runs_learns_what_a_later_host_declares(machine: Fak
     output = await Repl(later, Host()).output("print(budget, vmSwitch('m1'))")
     assert output.startswith("5 vmSwitch\n[budget is a function of this REPL and was put back")
     await later.aclose()
+
+
+async def test_one_method_declares_what_models_are_shown_and_cells_can_call(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(declarations, "_DECLARED", {})
+
+    @declarations.repl_function("greet someone; returns the greeting")
+    async def say_hello(
+        self: object,
+        id: str,  # noqa: A002 - has aliases
+        count: Annotated[int, Field(ge=1)] = 1,
+        carried: object = None,
+    ) -> None:
+        """Answered by the test's own host."""
+
+    functions = declarations.repl_functions()
+    assert "\n- `sayHello(id, count=1)`: greet someone; returns the greeting\n" in system_prompt(
+        functions
+    )
+    assert declarations.reserved_names() == {"sayHello", "say_hello"}
+    kernel = await Kernel.connect(machine, home_id="home", functions=functions)
+    repl = Repl(kernel, Host())
+    assert await repl.output("x = 1; print(await say_hello(vm='m1', n=2))") == "sayHello\n"
+    [call] = repl.host.calls
+    assert (call.name, call.arguments) == ("sayHello", {"id": "m1", "count": 2})
+    assert call.carried == Carried(("x",), {})
+    assert "sayHello: id must be a str, not int" in await repl.error("sayHello(5)")
+    assert "call sayHello(id, count=1)" in await repl.error("sayHello('m1', 2, 3)")
+    await kernel.aclose()
 
 
 async def test_functions_stay_the_same_objects_while_hosts_declare_the_same(

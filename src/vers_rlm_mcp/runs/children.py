@@ -304,7 +304,7 @@ class Children:
         return tuple(not_carried(carried))
 
     async def _decide(self, children: list[Child], keep: Keep, score: str | None) -> list[Child]:
-        """Score the children, let the best one win if that is wanted, and return who stays."""
+        """Score the children, let the best one win if one should, and return those that stay."""
         for child in children:
             child.score = score_of(child, score)
             self._parent.publish(child.finished())
@@ -323,7 +323,7 @@ class Children:
         self._parent.publish(events.ChildChosen(child.path, child.machine_id))
 
     async def _merge(self, child: Child, before: Digest) -> None:
-        """Bring files of a child back. Raises `MergeConflict`, with the answer that is there."""
+        """Bring files of a child back. Raises `MergeConflict`, which quotes the child's answer."""
         source, target = await child.bench.machine(), await self._bench.machine()
         try:
             changed = await bring_back(source, target, before)
@@ -336,8 +336,8 @@ class Children:
     def _room_for_checks(self, count: int) -> Generator[anyio.Semaphore]:
         """Set machines aside in which `count` answers are checked.
 
-        One for each, or as many as there are beside one copy for each, but one at least: so a
-        right answer is never lost because there is no machine left to check it in.
+        One for each, or as many as are left after one copy for each, but at least one: no right
+        answer is lost because no machine is left to check it in.
         """
         left = self._budget.machines_left(time.monotonic()) - count
         room = int(max(1, min(count, left))) if count else 0
@@ -349,7 +349,7 @@ class Children:
     async def _ending(self, children: list[Child]) -> AsyncGenerator[list[Child]]:
         """Stop the cell's clock; then delete the children's machines.
 
-        The machine that a child ended on stays if the child is put into the list given here.
+        The machine that a child ended on stays if the child is added to the list that this yields.
         """
         kept: list[Child] = []
         home = self._bench.home
@@ -365,7 +365,7 @@ class Children:
                             tasks.start_soon(self._clear_away, child, stays)
 
     async def _clear_away(self, child: Child, stays: str | None) -> None:
-        """Delete what a child leaves; what cannot be deleted now goes with the run."""
+        """Delete a child's machines; those that cannot be deleted now are deleted with the run."""
         for machine_id in {child.first_machine, *child.bench.made} - {stays}:
             with suppress(VersRlmError):
                 await child.bench.delete(machine_id)
@@ -376,7 +376,7 @@ class Children:
 
 
 def check_score(signature: rlm.Signature, score: str | None) -> None:
-    """Raise `UsageError` when branches are to be scored by what they do not hand in."""
+    """Raise `UsageError` if branches are to be scored by something that they do not hand in."""
     names = [field.name for field in signature.outputs]
     if score is not None and score not in names:
         raise UsageError(
@@ -386,7 +386,7 @@ def check_score(signature: rlm.Signature, score: str | None) -> None:
 
 
 def score_of(child: Child, name: str | None) -> float | None:
-    """The number in the output of that name, if there is one."""
+    """The number in the output of that name; None if there is no number."""
     value = child.outcome.outputs.get(name) if child.outcome and name else None
     return float(value) if isinstance(value, int | float) else None
 

@@ -1,7 +1,7 @@
-"""Declares the functions of the REPL, each where its calls are answered.
+"""Declares functions of the REPL where their calls are answered.
 
-What is said here once is read by the prompt, which shows the functions; by the signature, whose
-inputs must not have their names; by the kernel, which lets cells call them; and by the dispatch.
+The prompt shows what is declared, signatures reserve the names, the kernel makes the functions
+available to cells, and calls are dispatched and checked by it.
 """
 
 import inspect
@@ -40,20 +40,20 @@ DECLARED: Mapping[str, Declaration] = _DECLARED
 def repl_function(usage: str, *, call: str = "", in_run: bool = False) -> Callable[[A], A]:
     """Declare a method to answer the calls of a function of the REPL.
 
-    ``vm_branch`` answers ``vmBranch``. Its annotations check the arguments, its parameters are
-    those of the function.
+    The method ``vm_branch`` answers ``vmBranch``. Its parameters are those of the function, and
+    its annotations check the arguments. Functions are shown in the order of their declarations.
 
     Args:
-        usage: What it does and returns, in one line. Without it, only the kernel's own code in the
-            machine makes this call.
-        call: How it is shown to be called, where that differs from the method's signature.
+        usage: What it does and returns, in one line. If it is empty, only the kernel's own code in
+            the machine makes this call.
+        call: How a call is shown, if not by the method's signature.
         in_run: Whether it needs a run.
     """
 
     def declare(method: A) -> A:
         twin = method.__name__
         name = _camel_case(twin)
-        signature = inspect.signature(method)
+        signature = inspect.signature(method, eval_str=True)
         given = [p for p in signature.parameters.values() if p.name not in ("self", CARRIED)]
         function = ReplFunction(
             name=name,
@@ -70,7 +70,7 @@ def repl_function(usage: str, *, call: str = "", in_run: bool = False) -> Callab
 
 
 def repl_functions() -> tuple[ReplFunction, ...]:
-    """The functions that models and cells have, in the order that they are shown in."""
+    """The functions that models are shown and cells can call."""
     return tuple(each.function for each in _DECLARED.values() if each.function.usage)
 
 

@@ -1,7 +1,7 @@
 """The functions of the REPL that need the host: what they do, and how models see them.
 
 The guest is not trusted: arguments are checked against the annotations below before anything is
-done. Results are JSON; the guest gives them their face in Python. Models read the declarations in
+done. Results are JSON, which the guest turns into Python values. Models read the declarations in
 the order of this file.
 """
 

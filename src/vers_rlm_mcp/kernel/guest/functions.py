@@ -37,8 +37,10 @@ ALIASES = {
     "task": ("query", "prompt", "question", "instructions"),
     "timeout": ("timeout_seconds", "seconds"),
 }
-"""Names that models invent for arguments, by the right one."""
+"""Names that models invent for arguments, by the right one; the same for every function."""
 
+_KINDS: dict[str, tuple[type, str]] = {"str": (str, "a str"), "int": (int, "an int")}
+"""The types of parameters that are checked before the host is called, and how errors call them."""
 
 _NOT_STARTED = {
     errno.E2BIG: "the command and os.environ are too long together; put what is long into a file",
@@ -46,7 +48,7 @@ _NOT_STARTED = {
     "REPL, commands in the background too",
     errno.EMFILE: "this REPL has as many files open as it may; close some",
 }
-"""What to do when no command can be started."""
+"""What to do if a command cannot be started, by the number of the error."""
 
 
 class Finished(BaseException):
@@ -145,9 +147,7 @@ class Functions:
 
     def llmQueryBatched(self, prompts: list[str]) -> Any:
         """Ask a sub-model many things at once; return the answers in the same order."""
-        if isinstance(prompts, (str, bytes)) or not hasattr(prompts, "__iter__"):
-            raise TypeError("llmQueryBatched takes a list of prompts, each a str")
-        texts = [_prompt(p, f"llmQueryBatched(prompts[{i}])") for i, p in enumerate(prompts)]
+        texts = _texts(prompts, "llmQueryBatched", "prompts")
         return self.call("llmQueryBatched", {"prompts": texts}) if texts else []
 
     def rlmQuery(
@@ -175,12 +175,9 @@ class Functions:
         seconds: float | None = None,
     ) -> Any:
         """Try plans at once, each on a copy of the machine; return what came of each."""
-        if isinstance(plans, (str, bytes)) or not hasattr(plans, "__iter__"):
-            raise TypeError("branches takes a list of plans, each a str")
-        texts = [_prompt(p, f"branches(plans[{i}])") for i, p in enumerate(plans)]
         judge = score if callable(score) else None
         given = {
-            "plans": texts,
+            "plans": _texts(plans, "branches", "plans"),
             "outputs": outputs,
             "score": None if judge else score,
             "keep": "all" if judge and keep == "best" else keep,
@@ -207,7 +204,7 @@ class Functions:
                 f"FINAL was given too much: {error}. Hand in less, such as a count or a summary, "
                 "or write it to a file and hand in the path."
             ) from None
-        # The first one counts: after it, only code that swallowed it can call again.
+        # The first one counts: only code that swallowed `Finished` can get here again.
         self.final = self.final or final
         raise Finished
 
@@ -250,9 +247,9 @@ class Functions:
 
 
 def bind(functions: Functions, declared: list[dict[str, Any]]) -> dict[str, Any]:
-    """FINAL and the functions that the host declares, by every name that cells know them by.
+    """FINAL and the functions that the host declares, by each of their names.
 
-    A function with a method of its name in `Functions` runs that; any other is a call of the host.
+    A function whose name is a method of `Functions` runs that method; any other calls the host.
     """
     bound: dict[str, Any] = {"FINAL": functions.FINAL, "FINAL_VAR": functions.FINAL_VAR}
     for function in declared:
@@ -261,10 +258,6 @@ def bind(functions: Functions, declared: list[dict[str, Any]]) -> dict[str, Any]
             _from_method(function, method) if method else _from_host(function, functions)
         )
     return bound
-
-
-_KINDS: dict[str, tuple[type, str]] = {"str": (str, "a str"), "int": (int, "an int")}
-"""The types of parameters that are checked before the host is called, and how errors call them."""
 
 
 def _from_method(function: dict[str, Any], method: Any) -> Callable[..., Any]:
@@ -294,7 +287,7 @@ def _from_host(function: dict[str, Any], functions: Functions) -> Callable[..., 
 def _forgiving(
     function: dict[str, Any], required: tuple[str, ...], optional: dict[str, Any], act: Any
 ) -> Callable[..., Any]:
-    """`act`, with the argument names that models invent, and errors that say the right ones."""
+    """`act`, which also takes the argument names that models invent. Errors name the right ones."""
     names = (*required, *optional)
     usage = ", ".join([*required, *(f"{name}={value!r}" for name, value in optional.items())])
     right = f"call {function['name']}({usage})"
@@ -333,8 +326,14 @@ def _prompt(prompt: Any, where: str) -> str:
     return to_json(prompt, where)
 
 
+def _texts(values: Any, function: str, name: str) -> list[str]:
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{function} takes a list of {name}, each a str")
+    return [_prompt(value, f"{function}({name}[{i}])") for i, value in enumerate(values)]
+
+
 def _read_regular(path: str) -> bytes:
-    """The bytes of a regular file. Never waits, as opening a FIFO or a device could."""
+    """The bytes of a regular file. Never blocks, as opening a FIFO or a device could."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
