@@ -12,6 +12,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from vers_rlm_mcp.errors import KernelError, MachineError, MachineGone, PathRefused, WireError
+from vers_rlm_mcp.machines.complaint import MAX_COMPLAINT, Complaint
 
 from .archive import ENTRY, guest_archive
 from .guest.frames import FROM_GUEST
@@ -31,9 +32,6 @@ VARIABLES = "/workspace/.vers-rlm/variables"
 """Where variables are saved: in a directory that copies carry on every backend."""
 
 READ_SIZE = 256 * 1024
-MAX_COMPLAINT = 4096
-"""Bytes of the program's standard error that are quoted in an error."""
-
 COMPLAINT_SECONDS = 1.0
 """For reading what a process wrote before it ended, which is there already."""
 
@@ -145,13 +143,9 @@ class Attachment:
         return Lost(_UNKNOWN)
 
     async def _complaint(self) -> str:
-        text = b""
-        try:
-            while len(text) < MAX_COMPLAINT:
-                text += await self._process.stderr.receive(MAX_COMPLAINT)
-        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
-            pass
-        return text[-MAX_COMPLAINT:].decode(errors="replace").strip()
+        complaint = Complaint()
+        await complaint.read(self._process.stderr, MAX_COMPLAINT)
+        return complaint.text
 
 
 def _describe_exit(code: int | None) -> str:

@@ -12,6 +12,8 @@ import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream
 from anyio.lowlevel import checkpoint
 
+from ..complaint import Complaint
+
 F_SETPIPE_SZ: Final = 1031
 
 WIDE_PIPE: Final = 1024 * 1024
@@ -19,9 +21,6 @@ WIDE_PIPE: Final = 1024 * 1024
 
 COMPLAINT_SECONDS: Final = 2.0
 """How long those that are about to end may take to do so."""
-
-MAX_COMPLAINT: Final = 4096
-"""Bytes that are kept of what a helper program wrote to standard error."""
 
 
 class PipeReceiveStream(ByteReceiveStream):
@@ -141,11 +140,10 @@ def is_readable(descriptor: int) -> bool:
 
 async def read_text(stream: PipeReceiveStream) -> str:
     """The end of what was written to standard error, once nobody can write any more."""
-    data = b""
-    with anyio.move_on_after(COMPLAINT_SECONDS), contextlib.suppress(anyio.EndOfStream):
-        while True:
-            data = data[-MAX_COMPLAINT:] + await stream.receive()
-    return data[-MAX_COMPLAINT:].decode(errors="replace").strip()
+    complaint = Complaint()
+    with anyio.move_on_after(COMPLAINT_SECONDS):
+        await complaint.read(stream)
+    return complaint.text
 
 
 def _pipe(*, wide: bool) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from vers_rlm_mcp.errors import BackendUnavailable
 
 from ..base import ExitStatus
 from ..code import guest_code, loader
+from ..complaint import Complaint
 from .guest.frames import (
     CHUNK,
     FROM_DAEMON,
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from anyio.abc import ByteReceiveStream, ByteSendStream
 
 logger = logging.getLogger(__name__)
-
-MAX_COMPLAINT: Final = 4096
-"""Bytes that are kept of what the daemon, or the shell in its place, writes to standard error."""
 
 MAX_STATUS: Final = 255
 """The largest exit code, and more than the largest number of a signal."""
@@ -100,7 +98,7 @@ class Daemon:
         self._pong = anyio.Event()
         self._jobs: dict[int, Job] = {}
         self._last = 0
-        self._complaint = b""
+        self._complaint = Complaint()
         self._exit_code: int | None = None
 
     # For the host
@@ -121,7 +119,7 @@ class Daemon:
     async def ready(self) -> None:
         """Wait until the daemon runs; see `begin`."""
         await self._ready.wait()
-        complaint = self._complaint.decode(errors="replace").strip()
+        complaint = self._complaint.text
         if self._exit_code == NO_SUCH_PROGRAM:
             raise BackendUnavailable(
                 f"A machine cannot be worked with when it has no python3 ({complaint}). Make one "
@@ -204,7 +202,7 @@ class Daemon:
 
     def complained(self, data: bytes) -> None:
         """Keep what the daemon, or a shell in its place, wrote to standard error."""
-        self._complaint = (self._complaint + data)[-MAX_COMPLAINT:]
+        self._complaint.add(data)
 
     def ended(self, exit_code: int) -> None:
         """Note the exit code of the daemon, or of a shell in its place."""

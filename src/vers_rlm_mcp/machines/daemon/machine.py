@@ -16,6 +16,7 @@ from vers_rlm_mcp.errors import MachineError, MachineFull, PathRefused
 
 from ..base import Capabilities, Commit, ExitStatus, Machine, MachineInfo, Process
 from ..paths import WORKSPACE, check_path
+from .guest.wire import FrameError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Generator, Mapping, Sequence
@@ -195,7 +196,7 @@ class DaemonMachine(Machine):
     ) -> int:
         check_path(path)
         what = f"write {path!r}"
-        job = await self._link.start({"do": "write", "path": path, "mode": mode})
+        job = await self._start({"do": "write", "path": path, "mode": mode}, what)
         try:
             await _feed(job.stdin, data, what)
             with _patience(what):
@@ -233,9 +234,15 @@ class DaemonMachine(Machine):
             self._closed = True
             self._owner.release(self.id)
 
+    async def _start(self, request: Mapping[str, Any], what: str) -> Job:
+        try:
+            return await self._link.start(request)
+        except FrameError as error:
+            raise PathRefused(f"Cannot {what}: {error}.") from None
+
     async def _open(self, request: Mapping[str, Any], what: str) -> Job:
         """Start a job, and wait until its program runs or its file is open."""
-        job = await self._link.start(request)
+        job = await self._start(request, what)
         try:
             with _patience(what):
                 report = await rest(job.report)

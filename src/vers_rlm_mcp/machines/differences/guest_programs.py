@@ -13,6 +13,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from vers_rlm_mcp.errors import MachineError, PathRefused, VersRlmError
 
 from ..code import guest_code, loader
+from ..complaint import Complaint
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -26,9 +27,6 @@ MAX_LINE: Final = 1024 * 1024
 
 MAX_TOLD: Final = 32 * 1024 * 1024
 """Bytes of all lines that one program tells the host: 100,000 paths of the usual length."""
-
-MAX_COMPLAINT: Final = 4096
-"""Bytes that are kept of what a program wrote to standard error."""
 
 MAX_STDERR: Final = 1024 * 1024
 """Bytes of standard error that are read at all: who writes more has to wait until time is up."""
@@ -82,7 +80,7 @@ class Guest:
         self._what = what
         self._lines = BufferedByteReceiveStream(process.stdout)
         self._told = 0
-        self._complaint = b""
+        self._complaint = Complaint()
 
     async def hear(self) -> Any:
         """The next line: a JSON value of a bounded size. Raises `MachineError`."""
@@ -128,7 +126,7 @@ class Guest:
         """Why it ended before it should have."""
         with anyio.move_on_after(END_SECONDS):
             status = await self._process.wait()
-            said = self._complaint.decode(errors="replace").strip().rpartition("\n")[2]
+            said = self._complaint.text.rpartition("\n")[2]
             how = "" if status.signal is None else f" (killed by signal {status.signal})"
             if said or how:
                 return MachineError(f"{self._what} failed: {said or 'it said nothing'}{how}.")
@@ -143,13 +141,7 @@ class Guest:
 
     async def keep_complaint(self) -> None:
         """Read standard error, and keep the end of it."""
-        total = 0
-        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-            async for chunk in self._process.stderr:
-                total += len(chunk)
-                self._complaint = (self._complaint + chunk)[-MAX_COMPLAINT:]
-                if total > MAX_STDERR:
-                    return
+        await self._complaint.read(self._process.stderr, MAX_STDERR)
 
 
 async def work_with(
