@@ -217,6 +217,6 @@ async def test_a_program_that_stops_all_others_makes_nobody_wait_for_ever(
 
     async with await machine.spawn(["python3", "-c", STOP]) as hostile:
         assert await hostile.stdout.receive() == b"stopping\n"
-        with anyio.fail_after(SECONDS), pytest.raises(MachineError, match="nothing went on"):
+        with anyio.fail_after(SECONDS), pytest.raises(MachineError, match="nothing happened"):
             await act_again_and_again()
     await machine.write("/run/large", b"works again")

@@ -328,7 +328,7 @@ class BubblewrapBackend(Backend):
                 if name not in self._bases:
                     self._bases[name] = await to_thread.run_sync(self._open_base, name)
             except (OSError, subprocess.SubprocessError) as error:
-                # Of the many files that could not be copied, one tells enough.
+                # Of the many files that could not be copied, one is enough.
                 why = error.args[0][0][2] if isinstance(error, shutil.Error) else error
                 raise BackendUnavailable(f"Machines cannot be prepared: {why}.") from error
         return self._bases[name]
@@ -426,5 +426,5 @@ class BubblewrapBackend(Backend):
             del self._running[running.machine_id]
 
     async def _empty_trash(self) -> None:
-        """Remove files in a thread; one that is cancelled goes on there, or at the next time."""
+        """Remove files in a thread; when cancelled, that continues there or at the next time."""
         await to_thread.run_sync(self._store.empty_trash, abandon_on_cancel=True)

@@ -1,6 +1,6 @@
 """Who a machine's root user is on the host, and mounts that belong to it.
 
-As root, machines run in a range of ids that nobody else has: their root user is an ordinary,
+As root, machines run in a range of ids that no one else has: their root user is an ordinary,
 unused id here, and what they start from is shown to it through id-mapped mounts. As an ordinary
 user, a machine's root is that user, other owners' files appear as nobody's, and system directories
 stay read-only.

@@ -73,7 +73,7 @@ class Connection:
         self._life = life
         """The helper ends when the last copy of this is closed, be it by our death."""
         self._complaint = complaint
-        """Its standard error: kept open, as it goes on writing there after it has connected."""
+        """Its standard error: kept open, as it keeps writing there after it has connected."""
 
     @classmethod
     async def open(cls, pid: int, owner: int | None) -> Connection:

@@ -61,7 +61,7 @@ class RunningMachine:
     record: MachineRecord
     sandbox: Sandbox
     lock: int
-    """The descriptor that tells other servers that this machine is taken."""
+    """The descriptor that shows other servers that this machine is taken."""
     slots: frozenset[str]
     """The names of its writable directories."""
     _freezing: anyio.Lock = field(default_factory=anyio.Lock)
@@ -81,7 +81,7 @@ class RunningMachine:
         return self.sandbox
 
     async def start(self, request: Mapping[str, Any]) -> Job:
-        """Start a job, unless the machine is being frozen: then, afterwards."""
+        """Start a job; while the machine is being frozen, wait for that first."""
         sandbox = self.check()
         async with self.gate:
             return sandbox.start(request)
@@ -96,7 +96,7 @@ class RunningMachine:
         os.close(self.lock)
 
     async def freeze(self, store: Store, keep: Keep) -> None:
-        """Turn what the machine has written into a layer, while it goes on.
+        """Turn what the machine has written into a layer, while it keeps running.
 
         Raises MachineFull when there is no room for what that takes.
         """
@@ -178,13 +178,13 @@ class RunningMachine:
             self._keep(store, keep, Frozen((layer, *older), (note,)))
 
     def _keep(self, store: Store, keep: Keep, frozen: Frozen) -> None:
-        """Let it be written down, unless the machine was deleted meanwhile, and its layers too."""
+        """Record what uses the layers, unless machine and layers were deleted in the meantime."""
         if store.machine(self.machine_id) is None:
             raise MachineGone(f"Machine {self.machine_id} was deleted while it was frozen.")
         keep(frozen)
 
     async def _copy(self, *, merged: bool) -> None:
-        """Let the machine copy its layers; see `guest.init`."""
+        """Have the machine copy its layers; see `guest.init`."""
         job = self.sandbox.daemon.start({"do": "copy", "merged": merged})
         try:
             report, status = await rest(job.report), await job.wait()
@@ -213,7 +213,7 @@ class RunningMachine:
         return MachineError(f"Machine {self.machine_id} cannot be frozen: {error}.")
 
     def _stopped(self, frozen: Any) -> tuple[str, list[str]]:
-        """The obstacle and the slots that the machine tells; only those of its base are taken."""
+        """The obstacle and the slots that the machine reports: nothing but slots of its base."""
         match frozen:
             case {"obstacle": str(obstacle), "slots": [*slots]} if self.slots.issuperset(slots):
                 return obstacle, slots

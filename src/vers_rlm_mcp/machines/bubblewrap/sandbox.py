@@ -70,7 +70,7 @@ class Plan:
     disk: Path
     """All of the host's files that the machine can write to."""
     lock: int
-    """A descriptor that tells as long as it is open that the machine runs."""
+    """A descriptor that marks the machine as running as long as it is open."""
     layers_root: Path
     layers: tuple[str, ...]
     """Frozen layers, newest first."""
@@ -135,7 +135,7 @@ class Sandbox:
                     await sandbox._set_up(plan, report, go)
             finally:
                 report.close()
-                go.close()  # Or the machine would wait for it for ever.
+                go.close()  # Or the machine would wait for it indefinitely.
         except TimeoutError as error:
             await sandbox.end()
             raise BackendUnavailable(f"No machine boots within {BOOT_SECONDS:.0f} s.") from error
@@ -154,7 +154,7 @@ class Sandbox:
             if plan.mapped:
                 identity.write_maps(self.pid)
                 descriptors = _detached_mounts(plan, self.pid)
-                await go.send(b"\0")  # Else nobody waits for it, or has it open any more.
+                await go.send(b"\0")  # Else nothing waits for it, or has it open any more.
             # To enter a cgroup takes 10 ms, in which PID 1 starts; it runs nothing else before
             # it is asked to boot.
             with anyio.CancelScope(shield=True):  # Or the directories would be left behind.
@@ -336,7 +336,7 @@ def _detached_mounts(plan: Plan, pid: int) -> list[int]:
 
 
 def _boot_request(plan: Plan, held: frozenset[str]) -> dict[str, object]:
-    """What PID 1 is told in order to boot, cgroups holding some of the limits."""
+    """What PID 1 needs to know in order to boot; cgroups hold some of the limits."""
     slots: list[object] = []
     for slot in plan.rootfs.slots:
         layers = [layer for layer in plan.layers if (plan.layers_root / layer / slot.name).is_dir()]

@@ -46,12 +46,12 @@ class PipeReceiveStream(ByteReceiveStream):
             return chunk
 
     async def aclose(self) -> None:
-        """Close the pipe; who waits in `receive` gets ClosedResourceError."""
+        """Close the pipe; a task that waits in `receive` gets ClosedResourceError."""
         descriptor, self._descriptor = self._descriptor, -1
         await _close_gently(descriptor)
 
     def close(self) -> None:
-        """The same, at once; nobody may be waiting."""
+        """Close at once; no task may be waiting."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -65,7 +65,7 @@ class PipeSendStream(ByteSendStream):
         self._descriptor = descriptor
 
     async def send(self, item: bytes) -> None:
-        """Write everything. Raises BrokenResourceError when nobody reads any more."""
+        """Write everything. Raises BrokenResourceError when nothing reads it any more."""
         await checkpoint()
         left = memoryview(item)
         while left:
@@ -84,7 +84,7 @@ class PipeSendStream(ByteSendStream):
         await _close_gently(descriptor)
 
     def close(self) -> None:
-        """The same, at once; nobody may be waiting."""
+        """Close at once; no task may be waiting."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -132,14 +132,14 @@ class Pipes:
 
 
 def is_readable(descriptor: int) -> bool:
-    """Whether there is something to read by now; of a pidfd, whether its process has ended."""
+    """Whether there is something to read now; of a pidfd, whether its process has ended."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))
 
 
 async def read_text(stream: PipeReceiveStream) -> str:
-    """The end of what was written to standard error, once nobody can write any more."""
+    """The end of what was written to standard error, once nothing can write any more."""
     complaint = Complaint()
     with anyio.move_on_after(COMPLAINT_SECONDS):
         await complaint.read(stream)
@@ -155,7 +155,7 @@ def _pipe(*, wide: bool) -> tuple[int, int]:
 
 
 async def _close_gently(descriptor: int) -> None:
-    """Close once those who wait for it know: else they would wait for its number's next owner."""
+    """Close once waiting tasks know: else they would wait for its number's next owner."""
     if descriptor >= 0:
         try:
             anyio.notify_closing(descriptor)

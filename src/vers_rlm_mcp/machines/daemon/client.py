@@ -242,7 +242,7 @@ class Daemon:
             else:
                 self._transport.write(data)
         except OSError:
-            self._transport.abort()  # it was closing, and tells when it has closed
+            self._transport.abort()  # it was closing, and reports when it has closed
 
 
 class Job:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 STALL_SECONDS: Final = 300.0
 """How long a daemon, or a process that reads or writes a file for it, may stand still. Programs of
-the machine can stop that for ever; a snapshot that copies does so for as long as it takes."""
+the machine can stop that indefinitely; a snapshot that copies stops it for as long as it takes."""
 
 CLOSE_SECONDS: Final = 5.0
 """For killing a program that is given up, which takes a round trip and some milliseconds."""
@@ -110,7 +110,7 @@ class DaemonProcess(Process):
         self._job = job
 
     async def wait(self) -> ExitStatus:
-        """Raises `MachineError` when the connection broke, so that nobody knows how it ended."""
+        """Raises `MachineError` when the connection broke, so that its end is not known."""
         return await _end_of(self._job, self._link)
 
     async def kill(self) -> None:
@@ -256,7 +256,7 @@ class DaemonMachine(Machine):
 
 
 async def rest(stream: ByteReceiveStream) -> str:
-    """What a job has to say until it ends, as far as anyone would read it."""
+    """What a stream carries until it ends, up to `MAX_REPORT`, as text."""
     text = b""
     with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
         while len(text) < MAX_REPORT:
@@ -265,7 +265,7 @@ async def rest(stream: ByteReceiveStream) -> str:
 
 
 def parse_refusal(report: str) -> OSError | None:
-    """The error that a report of the daemon tells of; None when it does not."""
+    """The error that a report of the daemon describes; None when it describes none."""
     refused = _REFUSAL.fullmatch(report)
     return OSError(int(refused[1]), refused[2][:MAX_REASON]) if refused else None
 
@@ -290,7 +290,7 @@ async def _end_of(job: Job, link: Link) -> ExitStatus:
 
 
 async def _feed(target: ByteSendStream, data: bytes | AsyncIterable[bytes], what: str) -> None:
-    """Send everything, as long as something takes it: why not is in the report."""
+    """Send everything. If nothing takes it any more, the report says why."""
     with suppress(anyio.BrokenResourceError):
         async for chunk in _chunks(data) if isinstance(data, bytes) else data:
             with _patience(what):
@@ -311,6 +311,6 @@ def _patience(what: str) -> Generator[None]:
             yield
     except TimeoutError:
         raise MachineError(
-            f"Cannot {what}: nothing went on for {STALL_SECONDS:g} s. A program in the machine may "
-            "have stopped what serves you; go on in a new machine."
+            f"Cannot {what}: nothing happened for {STALL_SECONDS:g} s. A program in the machine "
+            "may have stopped what serves you; continue in a new machine."
         ) from None

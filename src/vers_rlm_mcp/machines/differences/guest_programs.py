@@ -1,4 +1,4 @@
-"""Runs our guest programs in machines and hears what they tell, of which nothing is vouched for."""
+"""Runs our guest programs in machines and reads what they send, which is not trusted."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ MAX_LINE: Final = 1024 * 1024
 """Bytes of a line, as the guest's `tree` has it."""
 
 MAX_TOLD: Final = 32 * 1024 * 1024
-"""Bytes of all lines that one program tells the host: 100,000 paths of the usual length."""
+"""Bytes of all lines that one program sends to the host: 100,000 paths of the usual length."""
 
 MAX_STDERR: Final = 1024 * 1024
 """Bytes of standard error that are read at all: who writes more has to wait until time is up."""
 
 END_SECONDS: Final = 5.0
-"""From the last line that a program tells until it has ended."""
+"""From a program's last line until it has ended."""
 
 Result = TypeVar("Result")
 
@@ -73,7 +73,7 @@ class Program:
 
 
 class Guest:
-    """A program at work. Nothing it tells is trusted, and all of it is bounded."""
+    """A program at work. Nothing that it sends is trusted, and all of it is bounded."""
 
     def __init__(self, process: Process, what: str) -> None:
         self._process = process
@@ -102,22 +102,22 @@ class Guest:
             await self._process.stdin.send(data)
 
     async def feed(self, other: Guest) -> None:
-        """Let all that this one tells flow to another, and nothing after it."""
+        """Pass everything that this one sends on to another, then end that one's input."""
         await self.pour(other)
         await other.close()
 
     async def pour(self, other: Guest) -> None:
-        """Let all that this one tells flow to another, whatever it is: only time bounds it."""
+        """Pass everything that this one sends on to another, bounded by time only."""
         with suppress(anyio.BrokenResourceError):
             async for chunk in self._process.stdout:
                 await other._process.stdin.send(chunk)
 
     async def close(self) -> None:
-        """Tell that nothing more comes."""
+        """End its input."""
         await self._process.stdin.aclose()
 
     async def ended_well(self) -> bool:
-        """Whether it has done all it should, once it has told everything."""
+        """Whether it succeeded, once it has sent everything."""
         with anyio.move_on_after(END_SECONDS):
             return (await self._process.wait()).ok
         return False

@@ -108,7 +108,7 @@ class MicrosandboxBackend(DaemonBackend):
         try:
             async with self._making(1, commit_id, labels, spec or MachineSpec()) as (name,):
                 await self._library.restore(commit_id, name, fidelity, spec, self.config)
-        except NoSuchSnapshot:  # deleted meanwhile
+        except NoSuchSnapshot:  # deleted in the meantime
             raise unknown_handle("commit", commit_id, []) from None
         return self.handle(name)
 

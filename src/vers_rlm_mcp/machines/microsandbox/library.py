@@ -33,7 +33,7 @@ LIVE: Final = frozenset({"created", "starting", "running"})
 PAUSED: Final = "paused"
 
 COPY_SECONDS: Final = 120.0
-"""For copying or freezing a machine: milliseconds to seconds. Its end is awaited even where nobody
+"""For copying or freezing a machine: milliseconds to seconds. Its end is awaited even where no one
 wants it any more: given up, the package leaves the machine paused, and then stops it."""
 
 JOURNAL_MIB: Final = 72
@@ -121,7 +121,7 @@ class Library:
             return None
 
     async def wake(self, name: str) -> None:
-        """Let a machine work: one that was stopped boots from its disk."""
+        """Resume a machine; one that was stopped boots from its disk."""
         with self.doing(f"start machine {name}"):
             handle = await self.package.Sandbox.get(name)
             if handle.status == PAUSED:
@@ -148,7 +148,7 @@ class Library:
             )
 
     async def _copy(self, gone: type[MachineError], *arguments: str) -> None:
-        """Let the package's command copy a machine. Raises `gone` where there is none."""
+        """Copy a machine with the package's command. Raises `gone` where there is none."""
         program = self.package.resolve_runtime().msb_path
         argv = (program, *arguments, "--quiet", "--dangerously-inherit-resources")
         with anyio.fail_after(COPY_SECONDS, shield=True):
@@ -225,7 +225,7 @@ class Library:
             }
 
     async def remove_snapshot(self, commit: str) -> None:
-        """Remove a snapshot; machines made from it go on. One that is gone is no error."""
+        """Remove a snapshot; machines made from it live on. One that is gone is no error."""
         directory = (await self.snapshots()).get(commit)
         try:
             with self.doing(f"delete commit {commit}"):

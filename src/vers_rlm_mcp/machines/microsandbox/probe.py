@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .config import MicrosandboxConfig
 
 BOOT_SECONDS: Final = 20.0
-"""A machine boots in a fraction of a second where it can. Who has a slower computer sets the
+"""A machine boots in a fraction of a second where it can. On slower computers set the
 backend, which is not tried beforehand."""
 
 CLEAN_SECONDS: Final = 20.0

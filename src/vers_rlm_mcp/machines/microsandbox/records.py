@@ -62,7 +62,7 @@ class Records:
         for path in self._directory.glob("*.json"):
             try:
                 found.append(json.loads(path.read_text()))
-            except FileNotFoundError:  # deleted meanwhile
+            except FileNotFoundError:  # deleted in the meantime
                 continue
         return found
 

@@ -50,7 +50,7 @@ PAGE: Final = 100
 """Commits of one reply: the most that the service sends."""
 
 MAX_PAGES: Final = 100
-"""A service that never comes to the end of its commits is not asked for ever."""
+"""A service whose list of commits never ends is not asked indefinitely."""
 
 PAUSE_WORDS: Final = ("Sleeping", "Paused")
 """How the state of a stopped machine is written: since May 2026, and before."""
@@ -142,11 +142,11 @@ class VersApi:
         return key.ssh_private_key
 
     async def wake(self, vm_id: str) -> None:
-        """Let a machine that is paused run again."""
+        """Resume a paused machine."""
         await self._set_state(vm_id, "Running")
 
     async def pause(self, vm_id: str) -> None:
-        """Let a machine stand still, its memory kept, in the words that the server knows."""
+        """Pause a machine, its memory kept, in the words that the server knows."""
         for word in PAUSE_WORDS[:-1]:
             try:
                 return await self._set_state(vm_id, word)

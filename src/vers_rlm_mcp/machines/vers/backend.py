@@ -47,7 +47,7 @@ _UUID = re.compile(UUID_PATTERN)
 
 
 class VersBackend(DaemonBackend):
-    """The machines of one Vers organisation, whoever made them.
+    """The machines of one Vers organisation, no matter what made them.
 
     Raises `SettingsError` when the configuration cannot be used. Nothing is sent before the first
     call.
@@ -266,7 +266,7 @@ class VersBackend(DaemonBackend):
     # Looking
 
     async def _look(self, machine_id: str) -> None:
-        """Learn where a machine comes from, unless it was deleted meanwhile."""
+        """Learn where a machine comes from, unless it was deleted in the meantime."""
         with suppress(NotThere):
             await self._metadata(machine_id)
 

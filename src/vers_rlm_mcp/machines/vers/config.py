@@ -65,7 +65,7 @@ class VersConfig:
         # The key itself is not shown, whatever is wrong with it.
         if _UNPRINTABLE.search(self.key.value):
             raise SettingsError(
-                f"The Vers key in {self.key.source} holds characters that no key has: copy it anew."
+                f"The Vers key in {self.key.source} has characters that no key has; copy it again."
             )
         parts = _split(self.url)
         if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:

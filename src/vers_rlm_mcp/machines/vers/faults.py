@@ -105,7 +105,7 @@ def refusal(config: VersConfig, what: str, response: httpx2.Response) -> Machine
     status = response.status_code
     words, is_json = _words(response)
     said = f"Vers cannot {what}: {quote(config, words) or 'no reason is given'} ({status})."
-    # A bad key is told by a 403 in plain text, though documented as 401. One in JSON is about
+    # A bad key is answered by a 403 in plain text, though documented as 401. One in JSON is about
     # the thing asked for: deleting what is unknown is answered so.
     if status == HTTPStatus.UNAUTHORIZED or (status == HTTPStatus.FORBIDDEN and not is_json):
         return KeyRefused(

@@ -1,7 +1,7 @@
 """Making things so that none is lost: what an attempt did is looked up before it is repeated.
 
 The service is not known to honour a key of idempotency, so when the answer to a request that makes
-something is lost, it may exist or not. What tells ours from everybody else's:
+something is lost, it may exist or not. Ours are told from all others by:
 
 - A fresh machine bears a label of this very request, `REQUEST`, from the beginning.
 - A commit bears a name of its own.
@@ -47,11 +47,11 @@ PARENT: Final = f"{OWN_LABELS}parent"
 """The commit or machine that was asked for: metadata name both for either."""
 
 FINISH_SECONDS: Final = 15.0
-"""How long a request goes on after it was cancelled: a branch takes 10 s, and its answer is the
+"""How long a request continues after it was cancelled: a branch takes 10 s, and its answer is the
 surest way to learn what to delete."""
 
 LATE_SECONDS: Final = 600.0
-"""How long a service may go on with a request that was given up: it is in trouble then."""
+"""How long a service may continue a request that was given up: it is in trouble then."""
 
 CLOCK_SECONDS: Final = 60.0
 """How far the service's clock may be from ours."""

@@ -107,7 +107,7 @@ class SshKey(Reply):
 
 
 class KeyLimits(Reply):
-    """What may be made with a key; None where nothing is told."""
+    """What may be made with a key; None where the service does not say."""
 
     label: str | None = None
     max_vcpus: int | None = None
@@ -115,7 +115,7 @@ class KeyLimits(Reply):
 
 
 class Organisation(Reply):
-    """Who pays."""
+    """Who pays for it."""
 
     name: str | None = None
 

@@ -26,12 +26,12 @@ async def let_finish(
 ) -> T:
     """Make a call that, when cancelled, is given time to finish, and is then undone.
 
-    For calls that leave something behind of which, half-way, nobody would know.
+    For calls that would leave something unknown behind if they stopped half-way.
 
     Args:
         call: Has an end of its own.
         undo: Takes back what came of it. Shielded, so it must have an end, too.
-        seconds: How long the call may go on after it was cancelled.
+        seconds: How long the call may continue after it was cancelled.
     """
     results: list[T] = []
     failures: list[Exception] = []

@@ -68,7 +68,7 @@ class _Directory:
         return None
 
     def close(self) -> None:
-        """Give the copy its attributes, which adding entries has changed, and let go."""
+        """Give the copy its attributes, which adding entries has changed, and close everything."""
         _copy_attributes(self._sources[0], self._target)
         if any(map(_is_opaque, self._sources)):
             os.setxattr(self._target, OPAQUE, b"y")

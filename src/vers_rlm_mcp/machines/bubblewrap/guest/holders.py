@@ -1,7 +1,7 @@
 """What holds on to the overlays that are to be frozen, so that their layers cannot be switched.
 
 A process that has something of an overlay in its hands would keep seeing the layers of before: it
-would miss what is written later, or what it writes itself would be seen by nobody.
+would miss what is written later, or what it writes itself would be lost.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _may_lie_in(path: bytes, devices: set[int]) -> bool:
     try:
         above = os.stat(os.path.dirname(path))
         return above.st_dev in devices and stat.S_ISSOCK(os.lstat(path).st_mode)
-    except OSError:  # Removed: nobody can connect to it anyway.
+    except OSError:  # Removed: nothing can connect to it anyway.
         return False
 
 

@@ -177,7 +177,7 @@ class Init(Daemon):
     # Snapshots
 
     def _changes(self, request: Request, descriptors: list[int]) -> list[str]:
-        """The slots that have changed, while everything goes on."""
+        """The slots that have changed, while everything keeps running."""
         return [overlay.slot for overlay in self._overlays if overlay.changed]
 
     def _freeze(self, request: Request, descriptors: list[int]) -> dict[str, object]:
@@ -259,7 +259,7 @@ def _full_of_processes() -> str:
 
 
 def _warn(text: str) -> None:
-    """Say something on a program's standard error before it starts."""
+    """Write to a program's standard error before it starts."""
     if text:
         os.write(2, f"[{text}]\n".encode())
 

@@ -61,7 +61,7 @@ class Unstoppable(Exception):
 def stop_all() -> list[int]:
     """Stop every process and return those that were running until now.
 
-    One that waits in the kernel for its vfork child stays as it is (D): it cannot go on either.
+    One that waits in the kernel for its vfork child stays as it is (D): it cannot run either.
     """
     stopped: list[int] = []
     deadline = time.monotonic() + PATIENCE
@@ -82,6 +82,6 @@ def stop_all() -> list[int]:
 
 
 def resume(pids: list[int]) -> None:
-    """Let stopped processes go on."""
+    """Resume stopped processes."""
     for pid in pids:
         send(pid, signal.SIGCONT)

@@ -58,7 +58,7 @@ FAILED = 127
 
 
 class Job:
-    """A process that was started for the host, for as long as the host wants to know about it."""
+    """A process that was started for the host, until the host closes it."""
 
     def __init__(self, pid: int, stdin: int, outputs: dict[int, int]) -> None:
         self.pid = pid
@@ -67,7 +67,7 @@ class Job:
         """-1 once it is closed, and when the host writes to the process itself."""
         self.unwritten = bytearray()
         self.taken = 0
-        """Bytes of input that were written and that the host was not told of yet."""
+        """Bytes of input that were written and not reported to the host yet."""
         self.input_ended = False
         self.outputs = outputs
         """The descriptors of streams that have not ended."""
@@ -365,7 +365,7 @@ class Daemon:
 
         def act() -> None:
             file = file_tasks.open_to_read(encoded(request["path"]), request["offset"])
-            os.dup2(STDERR, REPORT)  # which ends it: the file is open, and what fails is told there
+            os.dup2(STDERR, REPORT)  # which ends it: the file is open, and errors are written there
             file_tasks.send(file, request["length"])
 
         return act
@@ -438,7 +438,7 @@ def _execute(argv: list[bytes], environment: dict[bytes, bytes]) -> None:
 
 
 def _reset_signals() -> None:
-    """Undo for a program what Python's start, this daemon and whoever began it changed.
+    """Reset the signals that Python's start, this daemon and what started it have changed.
 
     What runs under `nohup`, or in the background of a script, ignores signals, and so would all
     that it starts.
@@ -456,7 +456,7 @@ def _wake(_signal: int, _frame: object) -> None:
 
 
 def _widen(pipes: list[int]) -> None:
-    """Let pipes hold more than usual, so that much content needs fewer turns."""
+    """Enlarge pipes, so that much content needs fewer turns."""
     for descriptor in pipes:
         try:
             fcntl.fcntl(descriptor, F_SETPIPE_SZ, WIDE)

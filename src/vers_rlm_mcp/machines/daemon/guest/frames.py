@@ -15,7 +15,7 @@ TO_DAEMON = frozenset(
         "data",  # job; payload: a piece of its input, whose end is an empty one
         "taken",  # job, stream, size: the host has taken so many bytes of an output
         "kill",  # job: kill its session; answered by the same
-        "close",  # job: close its streams and forget it; its process goes on
+        "close",  # job: close its streams and forget it; its process lives on
         "ping",  # answered by the same
     }
 )
@@ -47,7 +47,7 @@ WINDOW = 1024 * 1024
 """Bytes: with 40 ms of round trip, one stream carries 25 MB a second."""
 
 TELL_AFTER = WINDOW // 4
-"""Bytes that are taken before the sender is told so: often enough that it never waits for a reader
+"""Bytes that are taken before the sender is notified: often enough that it never waits for a reader
 who keeps up, and seldom enough to cost nothing."""
 
 MAX_REQUEST = 4 * 1024 * 1024

@@ -126,7 +126,7 @@ def dump(value: Any, *, most: int = MAX_VALUES) -> bytes:
 
 
 def load(data: bytes, *, most: int = MAX_VALUES, surrogates: bool = False) -> Any:
-    """The JSON value in `data`, which nobody vouches for.
+    """The JSON value in `data`, which is not trusted.
 
     Raises `FrameError` for what is not strict JSON (NaN and infinities included), nests too deep,
     or would take much more memory than its bytes. Lone surrogates, which no UTF-8 can carry on,

@@ -31,7 +31,7 @@ RECENT_BYTES = 1024 * 1024
 """…and this size: more is not written in a tick."""
 
 FEW = 20
-"""Entries of a directory that only one machine has that are told one by one; more are summed up."""
+"""Entries of a directory of only one machine that are listed one by one; more are summed up."""
 
 TEXT_BYTES = 64 * 1024
 """Of a file whose lines are compared."""
@@ -95,7 +95,7 @@ def debian_packages() -> Iterator[tuple[str, str]]:
 
 
 def installed(fields: dict[bytes, bytes]) -> Iterator[tuple[str, str]]:
-    """The package that a paragraph of dpkg's file tells of, if it is there."""
+    """The package that a paragraph of dpkg's file describes, if it is installed."""
     if fields.get(b"Status", b"").endswith(b" installed"):
         yield decoded(fields.get(b"Package", b"")), decoded(fields.get(b"Version", b""))
 
@@ -259,7 +259,7 @@ def text_of(path: str) -> str | None:
 
 
 class Explanation:
-    """Says of each finding how it differs, as long as there is room."""
+    """Describes how each finding differs, as long as there is room."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._limit: int = options["limit"]

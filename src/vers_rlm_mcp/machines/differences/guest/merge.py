@@ -1,8 +1,8 @@
 """Brings files of one machine into another.
 
-    digest  tells what is at and below the paths that it is told
-    pack    tells the content of the files that it is told
-    unpack  is told what to do and the contents, and does it when it is told a second time
+    digest  describes what is at and below the given paths
+    pack    sends the content of the given files
+    unpack  takes a plan and contents, and carries the plan out when it is confirmed
 
 An item is ``[path, kind, mode, detail]``. Its kind is file, directory, symlink or other; the detail
 a digest of a file's content, or a symlink's target.
@@ -45,7 +45,7 @@ TEMPORARY = ".vers-rlm-{}-{}"
 
 
 def perform(command: str, options: dict[str, Any]) -> None:
-    """Digest, pack or unpack. An error of the system is told with its number."""
+    """Digest, pack or unpack. An error of the system is reported with its number."""
     try:
         if command == "digest":
             tell_items()
@@ -98,7 +98,7 @@ def pack() -> None:
 
 
 def unpack(token: str) -> None:
-    """Get all contents ready under other names; once told to go on, give them their own."""
+    """Write all contents under other names; once that is confirmed, rename them."""
     transfer = Transfer(token, list(hear_all()))
     try:
         transfer.stage()

@@ -142,7 +142,7 @@ def digest(path: bytes) -> str:
     """The same for files of the same content, be it with holes or without."""
     file = opened(path)
     try:
-        size = os.fstat(file).st_size  # what is appended meanwhile does not count
+        size = os.fstat(file).st_size  # what is appended from now on does not count
         found = hashlib.blake2b(b"%d" % size, digest_size=32)
         for offset, data in blocks(file, size):
             found.update(b"@%d:" % offset)
