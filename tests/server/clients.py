@@ -16,9 +16,11 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, TextContent
 
 import user_data
+from vers_rlm_mcp.server import Application, create_server
+from vers_rlm_mcp.settings import Settings, variable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
 COMMAND = str(Path(sys.executable).with_name("vers-rlm-mcp"))
 
@@ -75,6 +77,18 @@ def script(path: Path, *replies: str) -> str:
 
 def cell(code: str, reasoning: str = "Let me see.") -> str:
     return f"--- reply\n{reasoning}\n```python\n{code}\n```"
+
+
+@asynccontextmanager
+async def in_memory(environment: Mapping[str, str], **options: Any) -> AsyncGenerator[Client]:
+    """A client of a server in this process, whose settings are these environment variables."""
+    names = [name for name in Settings.model_fields if variable(name) in environment]
+    settings = Settings.model_validate({name: environment[variable(name)] for name in names})
+    async with (
+        Application(settings, one_client=True) as app,
+        Client(create_server(app), **options) as client,
+    ):
+        yield client
 
 
 @asynccontextmanager

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from clients import COMMAND, call, environment_in, error, script
-from mcp import Client, StdioServerParameters
+from clients import call, environment_in, error, in_memory, script
 from mcp_types import ElicitRequestFormParams, ElicitRequestParams, ElicitResult
 
 if TYPE_CHECKING:
@@ -35,38 +34,36 @@ class User:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> StdioServerParameters:
+def server(tmp_path: Path) -> dict[str, str]:
+    """The settings of a server that asks."""
     model = script(tmp_path / "replies", "FINAL(1)")
-    env = environment_in(tmp_path) | {"VERS_RLM_MODEL": model, "VERS_RLM_CONFIRM_USD": "0.5"}
-    return StdioServerParameters(command=COMMAND, env=env)
+    return environment_in(tmp_path) | {"VERS_RLM_MODEL": model, "VERS_RLM_CONFIRM_USD": "0.5"}
 
 
 @pytest.mark.parametrize("era", ["legacy", "auto"])
-async def test_a_costly_run_begins_only_with_the_user_s_consent(
-    server: StdioServerParameters, era: Any
-):
+async def test_a_costly_run_begins_only_with_the_user_s_consent(server: dict[str, str], era: Any):
     user = User()
-    async with Client(server, mode=era, elicitation_callback=user) as client:
+    async with in_memory(server, mode=era, elicitation_callback=user) as client:
         assert (await call(client, "vers_rlm", **RUN))["outputs"] == {"answer": 1}
         assert user.asked == [
             "A vers_rlm run is about to start that may spend any amount of money."
         ]
     for refusal in (User("decline"), User("cancel"), User(start=False)):
-        async with Client(server, mode=era, elicitation_callback=refusal) as client:
+        async with in_memory(server, mode=era, elicitation_callback=refusal) as client:
             assert "did not agree" in await error(client, "vers_rlm", **RUN)
             (run,) = (await call(client, "rlmRuns"))["runs"]
             assert run["status"] == "finished"
 
 
 async def test_nobody_is_asked_before_a_cheap_run_or_by_a_client_that_cannot_ask(
-    server: StdioServerParameters,
+    server: dict[str, str],
 ):
     user = User("decline")
-    async with Client(server, elicitation_callback=user) as client:
+    async with in_memory(server, elicitation_callback=user) as client:
         await call(client, "vers_rlm", **RUN, budget={"usd": 0.5})
         assert user.asked == []
         await error(client, "vers_rlm", **RUN, budget={"usd": 0.6})
         assert user.asked == ["A vers_rlm run is about to start that may spend up to 0.6 USD."]
-    async with Client(server) as client:
+    async with in_memory(server) as client:
         assert (await call(client, "vers_rlm", **RUN))["outputs"] == {"answer": 1}
     assert len(user.asked) == 1

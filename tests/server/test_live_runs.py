@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import httpx2
 import pytest
-from clients import COMMAND, call, connected, environment_in, error, script, vm_ids
+from clients import COMMAND, call, connected, environment_in, error, in_memory, script, vm_ids
 from mcp import Client, MCPError, StdioServerParameters
 
 from vers_rlm_mcp.server import Application, create_server
@@ -70,7 +70,7 @@ async def ended(client: Client, run_id: str) -> dict[str, Any]:
 
 async def test_a_run_that_takes_longer_than_its_call_may_is_asked_for_again(serving: Any):
     server = serving("print('first')", BARRIER + "FINAL(42)")
-    async with Client(server) as client:
+    async with in_memory(server.env) as client:
         answer = await call(client, "vers_rlm", **RUN)
         assert answer["status"] == "running"
         assert f"runId {answer['run_id']}" in answer["next"]
@@ -127,7 +127,7 @@ async def test_a_client_that_cancels_its_call_ends_the_run(serving: Any):
 
 
 async def test_a_run_is_ended_by_its_id(serving: Any):
-    async with Client(serving(BARRIER)) as client:
+    async with in_memory(serving(BARRIER).env) as client:
         run_id = (await call(client, "vers_rlm", **RUN))["run_id"]
         answer = await call(client, "rlmCancel", runId=run_id)
         assert (answer["status"], answer["reason"]) == ("cancelled", "The run was cancelled.")
@@ -140,7 +140,7 @@ async def test_the_steps_of_a_run_are_read_page_by_page(serving: Any):
     server = serving(
         *(f"print({n})" for n in range(1, 25)), "FINAL(25)", VERS_RLM_WAIT_SECONDS="30"
     )
-    async with Client(server) as client:
+    async with in_memory(server.env) as client:
         answer = await call(client, "vers_rlm", **RUN, maxIterations=30)
         assert answer["trajectory"][0]["output"] == "6\n"
         assert "next_cursor" not in answer
@@ -201,7 +201,7 @@ async def test_a_run_belongs_to_its_principal(serve_http_process: ServeHttp, tmp
 
 
 async def test_runs_under_way_are_limited(serving: Any):
-    async with Client(serving(BARRIER, VERS_RLM_MAX_CALLS="2")) as client:
+    async with in_memory(serving(BARRIER, VERS_RLM_MAX_CALLS="2").env) as client:
         for _ in range(2):
             await call(client, "vers_rlm", **RUN)
         assert "2 runs of yours are under way" in await error(client, "vers_rlm", **RUN)

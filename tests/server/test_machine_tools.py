@@ -1,4 +1,4 @@
-"""The low-level tools, used by a real client of a real server over stdio."""
+"""The low-level tools, used by a client of a server."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from clients import COMMAND, call, environment_in, error, text_of, vm_ids
-from mcp import Client, StdioServerParameters
+from clients import call, environment_in, error, in_memory, text_of, vm_ids
 from mcp_types import PromptReference
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from mcp import Client
+
 
 @pytest.fixture(scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Client]:
-    """One for the module: a process takes a second to start."""
-    env = environment_in(tmp_path_factory.mktemp("server"))
-    async with Client(StdioServerParameters(command=COMMAND, env=env)) as client:
+    """One for the module."""
+    async with in_memory(environment_in(tmp_path_factory.mktemp("server"))) as client:
         yield client
 
 

@@ -6,8 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from clients import COMMAND, call, environment_in, script
-from mcp import Client, MCPError, StdioServerParameters
+from clients import call, environment_in, in_memory, script
+from mcp import Client, MCPError
 from mcp_types import (
     BlobResourceContents,
     CompletionArgument,
@@ -24,13 +24,10 @@ LONG = "x" * 70_000
 
 @pytest.fixture(scope="module")
 async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Client]:
-    """One for the module: a process takes a second to start."""
+    """One for the module."""
     home = tmp_path_factory.mktemp("server")
     model = script(home / "replies", "print('y' * 70_000)", f"FINAL(a='{LONG}', b=[1])")
-    server = StdioServerParameters(
-        command=COMMAND, env=environment_in(home) | {"VERS_RLM_MODEL": model}
-    )
-    async with Client(server) as client:
+    async with in_memory(environment_in(home) | {"VERS_RLM_MODEL": model}) as client:
         yield client
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from clients import COMMAND, call, environment_in, error, script, text_of, vm_ids
+from clients import call, environment_in, error, in_memory, script, text_of, vm_ids
 from mcp import Client, StdioServerParameters
 from mcp_types import CreateMessageRequestParams, CreateMessageResult, TextContent
 
@@ -53,10 +53,9 @@ def allowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def client(
     tmp_path_factory: pytest.TempPathFactory, author: Author, allowed: Path
 ) -> AsyncGenerator[Client]:
-    """One for the module: a process takes a second to start."""
+    """One for the module."""
     env = environment_in(tmp_path_factory.mktemp("server")) | {"VERS_RLM_ALLOW_DIR": str(allowed)}
-    server = StdioServerParameters(command=COMMAND, env=env)
-    async with Client(server, mode="legacy", sampling_callback=author) as client:
+    async with in_memory(env, mode="legacy", sampling_callback=author) as client:
         yield client
 
 
@@ -73,7 +72,7 @@ async def test_a_run_answers_with_outputs_trajectory_and_costs_in_fields_and_in_
             tmp_path / "replies", "n = int(exec('echo $((6 * 7))'))\nprint(n)", "FINAL(answer=n)"
         )
     }
-    async with Client(StdioServerParameters(command=COMMAND, env=env)) as client:
+    async with in_memory(env) as client:
         result = await client.call_tool(
             "vers_rlm",
             {"signature": "question -> answer: int", "inputs": {"question": "6 * 7?"}},
@@ -209,10 +208,9 @@ async def test_a_run_on_record_is_gone_on_with_and_its_tree_shown(tmp_path: Path
             tmp_path / "replies", "n = 20", "n += 1; print(n)", "FINAL(answer=n * 2)"
         ),
     }
-    server = StdioServerParameters(command=COMMAND, env=env)
-    async with Client(server) as client:
+    async with in_memory(env) as client:
         first = await call(client, "vers_rlm", signature="-> answer: int", maxIterations=3)
-    async with Client(server) as client:
+    async with in_memory(env) as client:
         run_id = first["run_id"]
         assert "Name the step to go on from, one of: 0, 1, 2, 3" in await error(
             client, "rlmResume", runId=run_id
