@@ -63,7 +63,7 @@ def provider(exporter: InMemorySpanExporter) -> TracerProvider:
     return provider
 
 
-def ended(status: Literal["finished", "failed"]) -> events.RunFinished:
+def ended(status: Literal["finished", "failed", "cancelled"]) -> events.RunFinished:
     return events.RunFinished(
         run_id="run-1",
         status=status,
@@ -157,7 +157,9 @@ def test_a_run_is_a_tree_of_steps_calls_of_models_and_machines(
 
 @pytest.mark.parametrize("status", ["failed", "cancelled"])
 def test_what_is_under_way_when_a_run_breaks_off_ends_with_it(
-    exporter: InMemorySpanExporter, provider: TracerProvider, status: str
+    exporter: InMemorySpanExporter,
+    provider: TracerProvider,
+    status: Literal["failed", "cancelled"],
 ):
     with RunSpans(provider.get_tracer("test")) as spans:
         spans(STARTED)
