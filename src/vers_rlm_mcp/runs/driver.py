@@ -53,11 +53,13 @@ async def run(
     settings: Settings,
     on_event: Callable[[rlm.Event], None] = lambda _: None,
     journal: Journal | None = None,
+    beginning: Beginning | None = None,
 ) -> RunResult:
     """Perform a run. Its machines are deleted at the end, except for one that is to be kept.
 
     Events reach `on_event` as they happen; it must not block. Cancelling ends the run at once.
-    `journal` is a new one, which the run closes; without it, the run opens its own.
+    `journal` is a new one, which the run closes; without it, the run opens its own. `beginning` is
+    what `check_request` returned for the request; without it, the run checks the request itself.
 
     Raises:
         UsageError: The request does not make sense; no machine was made for it, unless it took
@@ -67,7 +69,7 @@ async def run(
         KernelError: The same for the kernel. `KernelBusy`: another run or cell uses it.
         ModelUnavailable: The first call showed that the model cannot be used.
     """
-    signature, inputs = check_request(request)
+    beginning = beginning or check_request(request)
     check_prices(limits(request, settings), (model, sub_model))
     with journal or Journals(settings.state_dir, fleet.principal).new() as journal:
         context = RunContext(
@@ -78,22 +80,19 @@ async def run(
             journal=journal,
             on_event=on_event,
         )
-        return await Driver(context).perform(Beginning(signature, inputs))
+        return await Driver(context).perform(beginning)
 
 
-def check_request(
-    request: RunRequest,
-) -> tuple[rlm.Signature, Mapping[str, JsonValue | Path]]:
-    """The signature of a request, and the value of every input; a path for one from a file.
+def check_request(request: RunRequest) -> Beginning:
+    """Check a request, and return its beginning for `run`.
 
-    `run` does this first. Callers that choose models before can report with it what is wrong with
-    the request itself.
+    A caller that first chooses models uses this to report what is wrong with the request itself.
 
     Raises:
         UsageError: The request does not make sense.
     """
     signature = rlm.Signature.parse(request.signature, reserved=reserved_names())
-    return signature, check_inputs(signature, request.inputs, request.files)
+    return Beginning(signature, check_inputs(signature, request.inputs, request.files))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +101,7 @@ class Beginning:
 
     signature: rlm.Signature
     inputs: Mapping[str, JsonValue | Path]
+    """The value of every input; a path for one from a file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,12 +131,20 @@ async def vers_rlm(
             max_tokens=limit.tokens,
             max_usd=limit.usd,
         )
-        check_request(request)
+        beginning = check_request(request)
         models = choose_models(
             context, (model, settings.model), (subModel, settings.sub_model), resources
         )
         journal = resources.enter_context((await app.journals()).new())
-        perform = partial(run, request, fleet=fleet, settings=settings, journal=journal, **models)
+        perform = partial(
+            run,
+            request,
+            fleet=fleet,
+            settings=settings,
+            journal=journal,
+            beginning=beginning,
+            **models,
+        )
         live = app.live_runs.start(journal.run_id, fleet.principal, perform, resources)
     return await _outcome(context, live, models)
 
