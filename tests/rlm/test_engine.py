@@ -64,7 +64,9 @@ def play(
     branch: Branch | None = None,
 ) -> Recorded:
     """Feed replies until the run ends; every one of them must be asked for."""
-    recorded = Recorded(Outcome("partial", {}, (), "", ""))
+    recorded = Recorded(
+        Outcome(status="partial", outputs={}, steps=(), reason="", final_reasoning="")
+    )
     parsed = Signature.parse(signature)
     generator = run(Task(parsed, max_iterations=steps, verify=verify, branch=branch))
     remaining = iter(replies)
@@ -467,7 +469,13 @@ def test_a_branch_goes_on_from_the_conversation_of_its_origin_word_for_word():
     (history,) = parent.conversations
     assert history[:2] == parent.calls[0].messages
     assert history[-1].content == "Fork. " + CODE
-    branch = Branch(history, "Do it backwards.", 2, 3, ("The variable `f` is not here.",))
+    branch = Branch(
+        history=history,
+        plan="Do it backwards.",
+        number=2,
+        count=3,
+        notes=("The variable `f` is not here.",),
+    )
     child = play([Completion(CODE), final(7)], "-> n: int", branch=branch)
     messages = child.calls[0].messages
     assert messages[:-1] == history

@@ -59,13 +59,15 @@ def test_the_system_prompt_names_every_function() -> None:
 
 def test_a_large_input_and_many_files_do_not_make_a_large_prompt() -> None:
     files = tuple(InputFile(f"/workspace/{n}", n) for n in range(10_000))
-    task = Task(Signature.parse("log -> answer"), (describe("log", "x" * 10_000_000),), files)
+    task = Task(
+        Signature.parse("log -> answer"), inputs=(describe("log", "x" * 10_000_000),), files=files
+    )
     assert len(task_prompt(task)) < 5_000
     assert "and 9,950 more" in task_prompt(task)
 
 
 def test_what_the_machine_is_and_can_is_said() -> None:
-    strong = MachineFacts("vm", "memory", root=True, network=False)
+    strong = MachineFacts(isolation="vm", fidelity="memory", root=True, network=False)
     said = task_prompt(Task(Signature.parse("-> answer"), machine=strong))
     for fact in ("Isolation: vm.", "running processes.", "You are root.", "no network"):
         assert fact in said

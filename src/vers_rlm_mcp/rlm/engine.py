@@ -120,7 +120,17 @@ class _Engine:
 
     def _silent_turn(self, number: int, parsed: ParsedReply, problem: str) -> _Turn:
         message = feedback.reminder(problem, number, self._task.max_iterations)
-        return _Turn(Step(number, parsed.reasoning, "", "", problem, 0.0), message)
+        return _Turn(
+            Step(
+                number=number,
+                reasoning=parsed.reasoning,
+                code="",
+                output="",
+                error=problem,
+                seconds=0.0,
+            ),
+            message,
+        )
 
     def _cell_turn(
         self, number: int, parsed: ParsedReply, cell: CellResult
@@ -136,7 +146,14 @@ class _Engine:
                 yield from self._emit(Feedback(number, error))
             else:
                 outputs = checked.values
-        step = Step(number, parsed.reasoning, parsed.code, cell.output, error, cell.seconds)
+        step = Step(
+            number=number,
+            reasoning=parsed.reasoning,
+            code=parsed.code,
+            output=cell.output,
+            error=error,
+            seconds=cell.seconds,
+        )
         message = feedback.cell_message(cell, notes, number, self._task.max_iterations)
         return _Turn(step, message, outputs)
 
@@ -181,7 +198,14 @@ class _Engine:
             asked = RunCell(number, parsed.code, self._transcript.messages)
             return _expect((yield asked), CellResult)
         except _Ended as end:
-            step = Step(number, parsed.reasoning, parsed.code, end.output, str(end), 0.0)
+            step = Step(
+                number=number,
+                reasoning=parsed.reasoning,
+                code=parsed.code,
+                output=end.output,
+                error=str(end),
+                seconds=0.0,
+            )
             self._steps.append(step)
             raise
 
@@ -210,7 +234,14 @@ class _Engine:
     ) -> Outcome:
         reasoning = self._steps[-1].reasoning if self._steps else ""
         verified = self._task.verify is not None and status != "partial"
-        return Outcome(status, outputs, tuple(self._steps), reason, reasoning, verified)
+        return Outcome(
+            status=status,
+            outputs=outputs,
+            steps=tuple(self._steps),
+            reason=reason,
+            final_reasoning=reasoning,
+            verified=verified,
+        )
 
 
 def _expect(reply: Reply, kind: type[T]) -> T:

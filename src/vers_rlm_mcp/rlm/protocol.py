@@ -89,7 +89,7 @@ class Stop:
     """What the cell that was stopped had printed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One turn of the trajectory."""
 
@@ -104,7 +104,7 @@ class Step:
     """How long the cell ran."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How a run ended."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from vers_rlm_mcp.errors import InputError
@@ -23,7 +23,7 @@ MAX_SUB_CALLS = 30
 """What a task is allowed by default."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InputVariable:
     """An input as it is described to the model. Its value is already in the kernel."""
 
@@ -45,7 +45,7 @@ class InputFile:
     """In bytes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MachineFacts:
     """What the model should know of its machine."""
 
@@ -59,7 +59,7 @@ class MachineFacts:
     """Whole sentences on what is special."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
     """Where a branched conversation comes from."""
 
@@ -78,6 +78,7 @@ class Task:
     """One run's task. Raises `InputError` when no step is allowed."""
 
     signature: Signature
+    _: KW_ONLY
     inputs: tuple[InputVariable, ...] = ()
     files: tuple[InputFile, ...] = ()
     machine: MachineFacts = field(default_factory=MachineFacts)
@@ -127,10 +128,12 @@ class Task:
 def describe(name: str, value: JsonValue, *, encoded: str | None = None) -> InputVariable:
     """Describe an input to the model. `encoded` is the value's JSON, if it is known already."""
     if isinstance(value, str):
-        return InputVariable(name, "str", _count(value, "character"), preview(value))
+        return InputVariable(
+            name=name, type="str", size=_count(value, "character"), preview=preview(value)
+        )
     text = json.dumps(value, ensure_ascii=False) if encoded is None else encoded
     size = _count(value, "item") if isinstance(value, list | dict) else ""
-    return InputVariable(name, type(value).__name__, size, preview(text))
+    return InputVariable(name=name, type=type(value).__name__, size=size, preview=preview(text))
 
 
 def preview(text: str) -> str:

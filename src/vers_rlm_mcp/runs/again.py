@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
     """Changes to a run that is resumed or replayed. None leaves a part as it was."""
 
@@ -49,7 +49,7 @@ class Changes:
         return task, RunRequest.of(task, {**past.options, **given})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
     """The result of a replay."""
 
@@ -93,8 +93,8 @@ async def resume(
         check_prices(limits(request, settings), (model, sub_model))
         at = max(past.checkpoints, default=0) if step is None else step
         checkpoint = past.checkpoint(at) if at or past.checkpoints else None
-        inputs = past.inputs if checkpoint is None else {}
         replies = past.replies(at)
+        beginning = _beginning(past, task, checkpoint)
         if checkpoint:
             _check_replies(run_id, task, replies, None if task != past.task else checkpoint)
         context = RunContext(
@@ -109,9 +109,7 @@ async def resume(
             run_id=run_id, step=at, model=model.name, sub_model=sub_model.name
         )
         driver = Driver(context, resumed=resumed, last=checkpoint)
-        if checkpoint:
-            return await driver.perform(BeginningAt(checkpoint, task), replies)
-        return await driver.perform(Beginning(task.signature, inputs), replies)
+        return await driver.perform(beginning, replies)
 
 
 async def replay(
@@ -137,8 +135,7 @@ async def replay(
     past = recall(journals.of(run_id))
     task, request = (changes or Changes()).apply(past)
     request = replace(request, machine_id=None)
-    checkpoint = past.checkpoint(0) if past.checkpoints else None
-    inputs = past.inputs if checkpoint is None else {}
+    beginning = _beginning(past, task, past.checkpoint(0) if past.checkpoints else None)
     differences: list[events.Diverged] = []
 
     def watch(event: rlm.Event) -> None:
@@ -156,13 +153,21 @@ async def replay(
             on_event=watch,
         )
         replayed = events.RunReplayed(run_id, live_from if models else None)
-        driver = Driver(context, replayed=replayed)
-        if checkpoint:
-            result = await driver.perform(BeginningAt(checkpoint, task))
-        else:
-            result = await driver.perform(Beginning(task.signature, inputs))
+        result = await Driver(context, replayed=replayed).perform(beginning)
     outputs = past.finished and past.finished.outputs
-    return Replay(run_id, result, differences, dict(result.outputs) == outputs)
+    return Replay(
+        origin=run_id,
+        result=result,
+        differences=differences,
+        same_outputs=dict(result.outputs) == outputs,
+    )
+
+
+def _beginning(
+    past: Past, task: rlm.Task, checkpoint: events.CheckpointMade | None
+) -> Beginning | BeginningAt:
+    """Where a run begins again. Raises `UsageError` if it cannot."""
+    return BeginningAt(checkpoint, task) if checkpoint else Beginning(task.signature, past.inputs)
 
 
 def _check_replies(

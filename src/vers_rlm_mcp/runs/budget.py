@@ -26,7 +26,7 @@ _LOW = 0.2
 """The part of a limit below which the model is warned."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Limits of each kind. None means no limit."""
 

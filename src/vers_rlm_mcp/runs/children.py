@@ -44,7 +44,7 @@ ELSEWHERE = (
 )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Child:
     """A conversation on a copy of the machine, and what came of it."""
 
@@ -192,11 +192,11 @@ class Children:
                 async with anyio.create_task_group() as tasks:
                     for number, child in enumerate(children, 1):
                         branch = rlm.Branch(
-                            self._parent.cell.messages,
-                            child.about,
-                            number,
-                            len(plans),
-                            self._lacking(carried),
+                            history=self._parent.cell.messages,
+                            plan=child.about,
+                            number=number,
+                            count=len(plans),
+                            notes=self._lacking(carried),
                         )
                         task = self._task_for(child, signature, verify=verify, branch=branch)
                         tasks.start_soon(self._converse, child, task, checks)
@@ -253,7 +253,9 @@ class Children:
             parent.children += 1
             path = f"{parent.path}.{parent.children}".lstrip(".")
             bench = self._bench.at(machine_id, on_event=partial(parent.run.publish, path=path))
-            children.append(Child(path, text, machine_id, bench, budget))
+            children.append(
+                Child(path=path, about=text, first_machine=machine_id, bench=bench, budget=budget)
+            )
             parent.publish(
                 events.ChildStarted(child=path, origin=kind, machine_id=machine_id, about=text)
             )

@@ -114,83 +114,23 @@ class Conversation:
                 await self._checkpoints.after(len(outcome.steps), (), self.children)
         return outcome
 
-    def child(
-        self,
-        path: str,
-        bench: Workbench,
-        budget: Budget,
-        task: rlm.Task,
-        checks: anyio.Semaphore | None,
-    ) -> Conversation:
-        """A conversation that a cell of this one starts on a copy of the machine."""
-        return Conversation(self.run, bench, budget, task, path=path, checks=checks)
-
-    def publish(self, event: rlm.Event) -> None:
-        """Publish an event of this conversation."""
-        self.run.publish(event, self.path)
-
-    @contextmanager
-    def reserved(self, machines: int) -> Generator[None]:
-        """Reserve machines in the budget; release them if they could not be made."""
-        self.budget.reserve_machines(machines, time.monotonic())
-        try:
-            yield
-        except BaseException:
-            self.budget.release_machines(machines)
-            raise
-
-    async def ask_sub_model(self, prompt: str) -> str:
-        """Ask the sub-model for a cell, which has reserved the call. Raises `ModelError`."""
-        async with self.run.sub_calls:
-            # Checked again: what is under way may have used up the tokens or the money.
-            self.budget.check(time.monotonic())
-            self._sub_calls += 1
-            number, started = self._sub_calls, time.monotonic()
-            self.publish(events.SubCallStarted(self.cell.step, number, prompt))
-            try:
-                answer = await self.run.replies.ask_sub_model(prompt)
-            except ModelError as error:
-                nothing = Answer(Completion("", Usage()), "", recorded=False)
-                self._sub_call_finished(number, started, nothing, str(error))
-                raise
-            self.budget.settle(answer.completion.usage, recorded=answer.recorded)
-            self._sub_call_finished(number, started, answer)
-            return answer.completion.text
-
-    def _sub_call_finished(
-        self, number: int, started: float, answer: Answer, error: str | None = None
-    ) -> None:
-        self.publish(
-            events.SubCallFinished(
-                step=self.cell.step,
-                number=number,
-                text=answer.completion.text,
-                usage=answer.completion.usage,
-                seconds=time.monotonic() - started,
-                error=error,
-                request=answer.request,
-                recorded=answer.recorded,
-            )
-        )
-
     async def _answer(self, asked: rlm.Request) -> rlm.Reply:
         """Answer one request. Running out of time or budget stops the conversation."""
         if isinstance(asked, rlm.Emit):
             return self.publish(asked.event)
         with anyio.move_on_at(self._deadline()):
             try:
-                return await self._perform(asked)
+                match asked:
+                    case rlm.CallModel():
+                        return await self._call_model(asked)
+                    case rlm.RunCell():
+                        return await self._run_cell(asked)
+                    case rlm.Verify():
+                        return await self._verify(asked)
             except (BudgetExceeded, KernelError, MachineError) as error:
                 return rlm.Stop(str(error), "".join(self._output))
         reason = f"The time limit of {self.budget.time_limit:g} s was reached."
         return rlm.Stop(reason, "".join(self._output))
-
-    async def _perform(self, asked: rlm.CallModel | rlm.RunCell | rlm.Verify) -> rlm.Reply:
-        if isinstance(asked, rlm.CallModel):
-            return await self._call_model(asked)
-        if isinstance(asked, rlm.RunCell):
-            return await self._run_cell(asked)
-        return await self._verify(asked)
 
     async def _call_model(self, asked: rlm.CallModel) -> rlm.Reply:
         if asked.purpose == "step":
@@ -339,6 +279,67 @@ class Conversation:
         """The end of the conversation's time, on the event loop's clock."""
         left = self.budget.seconds_left(time.monotonic())
         return anyio.current_time() + (inf if left is None else left)
+
+    def publish(self, event: rlm.Event) -> None:
+        """Publish an event of this conversation."""
+        self.run.publish(event, self.path)
+
+    # For its cells, through `CellCalls`.
+
+    async def ask_sub_model(self, prompt: str) -> str:
+        """Ask the sub-model for a cell, which has reserved the call. Raises `ModelError`."""
+        async with self.run.sub_calls:
+            # Checked again: what is under way may have used up the tokens or the money.
+            self.budget.check(time.monotonic())
+            self._sub_calls += 1
+            number, started = self._sub_calls, time.monotonic()
+            self.publish(events.SubCallStarted(self.cell.step, number, prompt))
+            try:
+                answer = await self.run.replies.ask_sub_model(prompt)
+            except ModelError as error:
+                nothing = Answer(Completion("", Usage()), "", recorded=False)
+                self._sub_call_finished(number, started, nothing, str(error))
+                raise
+            self.budget.settle(answer.completion.usage, recorded=answer.recorded)
+            self._sub_call_finished(number, started, answer)
+            return answer.completion.text
+
+    def _sub_call_finished(
+        self, number: int, started: float, answer: Answer, error: str | None = None
+    ) -> None:
+        self.publish(
+            events.SubCallFinished(
+                step=self.cell.step,
+                number=number,
+                text=answer.completion.text,
+                usage=answer.completion.usage,
+                seconds=time.monotonic() - started,
+                error=error,
+                request=answer.request,
+                recorded=answer.recorded,
+            )
+        )
+
+    @contextmanager
+    def reserved(self, machines: int) -> Generator[None]:
+        """Reserve machines in the budget; release them if they could not be made."""
+        self.budget.reserve_machines(machines, time.monotonic())
+        try:
+            yield
+        except BaseException:
+            self.budget.release_machines(machines)
+            raise
+
+    def child(
+        self,
+        path: str,
+        bench: Workbench,
+        budget: Budget,
+        task: rlm.Task,
+        checks: anyio.Semaphore | None,
+    ) -> Conversation:
+        """A conversation that a cell of this one starts on a copy of the machine."""
+        return Conversation(self.run, bench, budget, task, path=path, checks=checks)
 
 
 def feed(engine: rlm.Run, replies: Sequence[rlm.Reply]) -> rlm.Request:

@@ -331,4 +331,11 @@ def _facts(machine: Machine, spec: MachineSpec, settings: Settings) -> rlm.Machi
         "one cell": f"{settings.cell_timeout:g} s",
     }
     limits = {name: str(size) for name, size in sizes.items() if size}
-    return rlm.MachineFacts(can.isolation, can.fidelity, can.root, can.network, limits, can.notes)
+    return rlm.MachineFacts(
+        isolation=can.isolation,
+        fidelity=can.fidelity,
+        root=can.root,
+        network=can.network,
+        limits=limits,
+        notes=can.notes,
+    )

@@ -113,7 +113,7 @@ async def _from_file(
     size = await upload(machine, source, path)
     await kernel.load(name, path, "text")
     shown = await to_thread.run_sync(_preview, source, size)
-    return rlm.InputVariable(name, "str", f"{size:,} bytes of UTF-8", shown)
+    return rlm.InputVariable(name=name, type="str", size=f"{size:,} bytes of UTF-8", preview=shown)
 
 
 def _preview(source: Path, size: int) -> str:

@@ -33,7 +33,7 @@ ABOUT_CHARS = 80
 """Characters of a plan or a reason that a line shows."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Node:
     """A machine or a commit."""
 
@@ -81,17 +81,36 @@ async def fleet_lineage(fleet: Fleet) -> Sequence[Node]:
         if id_ := record.machine_id:
             parent = record.parent
             origin = "created" if parent is None else "restored" if parent in commits else "copied"
-            nodes[id_] = Node(id_, "machine", parent, origin, None, id_ in infos, record.run)
+            nodes[id_] = Node(
+                id=id_,
+                kind="machine",
+                parent=parent,
+                origin=origin,
+                step=None,
+                alive=id_ in infos,
+                run=record.run,
+            )
     for record in ledger.commits(backend):
         origin = "vmSnapshot" if record.step is None else "checkpoint"
         alive = record.id in commits
         nodes[record.id] = Node(
-            record.id, "commit", record.machine_id, origin, record.step, alive, record.run
+            id=record.id,
+            kind="commit",
+            parent=record.machine_id,
+            origin=origin,
+            step=record.step,
+            alive=alive,
+            run=record.run,
         )
     for info in infos.values():
-        nodes.setdefault(info.id, Node(info.id, "machine", info.parent, "made elsewhere"))
+        nodes.setdefault(
+            info.id, Node(id=info.id, kind="machine", parent=info.parent, origin="made elsewhere")
+        )
     for commit in commits.values():
-        nodes.setdefault(commit.id, Node(commit.id, "commit", commit.machine_id, "made elsewhere"))
+        nodes.setdefault(
+            commit.id,
+            Node(id=commit.id, kind="commit", parent=commit.machine_id, origin="made elsewhere"),
+        )
     return list(_with_ancestors(nodes))
 
 
@@ -191,7 +210,14 @@ class _Reader:
     def _add(
         self, path: str, id_: str, kind: Literal["machine", "commit"], parent: str | None, how: str
     ) -> None:
-        self.nodes[id_] = Node(id_, kind, parent, how, self._steps.get(path, 0), run=self._run)
+        self.nodes[id_] = Node(
+            id=id_,
+            kind=kind,
+            parent=parent,
+            origin=how,
+            step=self._steps.get(path, 0),
+            run=self._run,
+        )
 
     def _checkpoint(self, event: CheckpointMade) -> None:
         made = {event.commit_id: event.machine_id}
@@ -199,7 +225,12 @@ class _Reader:
             made[event.current_commit_id] = event.current_id
         for commit, machine in made.items():
             self.nodes[commit] = Node(
-                commit, "commit", machine, "checkpoint", event.step, run=self._run
+                id=commit,
+                kind="commit",
+                parent=machine,
+                origin="checkpoint",
+                step=event.step,
+                run=self._run,
             )
 
     def _gone(self, id_: str) -> None:
