@@ -269,3 +269,13 @@ async def test_the_tree_of_a_run_tells_who_came_from_whom_and_who_won(lab: Lab):
     assert "vmSnapshot at step 2" in commit
     assert "restored at step 3" in restored
     assert list(render_lineage(nodes, limit=2))[2:] == ["… and 3 more"]
+
+
+async def test_a_cell_that_fails_again_after_a_resume_has_the_number_that_it_had(lab: Lab):
+    turns = [cell(code) for code in ("x = 1", "y = 2", "1 / 0", "FINAL(x)")]
+    result = await lab.run("-> x: int", Turns(*turns), settings={"checkpoints": "step"})
+    model = Turns()
+    again = await lab.resume(result.run_id, model, step=1)
+    assert again.outputs == {"x": 1}
+    assert lab.happened(events.Diverged) == []
+    assert model.asked == []

@@ -184,6 +184,7 @@ class Kernel:
         timeout: float,
         handler: Handler,
         on_output: Callable[[str], None] | None = None,
+        cells: int = 0,
     ) -> CellResult:
         """Run one cell. Errors of the cell are part of the result.
 
@@ -196,6 +197,8 @@ class Kernel:
             timeout: Seconds the cell may take, calls to the host included.
             handler: Answers the cell's calls to functions of the host.
             on_output: Called with each piece of output as it comes.
+            cells: How many cells ran before. A kernel that was restored on another machine may
+                have counted fewer; tracebacks name cells by their number.
 
         Raises:
             InputError: The code is too long.
@@ -213,7 +216,7 @@ class Kernel:
             output = Output(self._output_limit, on_output)
             attachment = await self._attached()
             self._requests += 1
-            self._cells += 1
+            self._cells = max(self._cells, cells) + 1
             run = CellRun(attachment, self._requests, output, handler)
             done = await self._perform(run, source, timeout)
             self._names = done.names or self._names

@@ -92,6 +92,8 @@ class Conversation:
         self._checks = checks or anyio.Semaphore(1)
         self._calls = CellCalls(bench, self)
         self._calls.note(notes)
+        self._cells = 0
+        """How many cells have run."""
         self._sub_calls = 0
         self._output: list[str] = []
         """What the cell under way has printed, in pieces; the kernel's limit bounds it."""
@@ -103,6 +105,7 @@ class Conversation:
             ModelUnavailable: The run's first call showed that the model cannot be used.
         """
         engine = rlm.run(self.task)
+        self._cells = sum(isinstance(reply, CellResult) for reply in replies)
         try:
             asked = feed(engine, replies)
             while True:
@@ -215,11 +218,13 @@ class Conversation:
             if len(self._output) <= OUTPUT_PIECES:
                 self.publish(events.CellOutput(asked.step, text))
 
+        self._cells += 1
         return await kernel.run(
             asked.code,
             timeout=self.run.settings.cell_timeout,
             handler=self._calls,
             on_output=publish,
+            cells=self._cells - 1,
         )
 
     async def _recover(self, step: int, why: str) -> tuple[str, ...] | None:
