@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vers_rlm_mcp.rlm import Event, StepFinished
-from vers_rlm_mcp.runs import events, load_record, recall, run_lineage, summary
+from vers_rlm_mcp.runs import events, load_past, load_record, run_lineage, summary
 from vers_rlm_mcp.runs.history import read_events
 from vers_rlm_mcp.store import Journal, StoredJournal
 from vers_rlm_mcp.values import Usage
@@ -106,7 +106,7 @@ def test_a_line_that_cannot_be_read_does_not_keep_the_others_from_being_read(
     assert [event for _, event in read_events(stored)] == [STARTED, STEP, ENDED]
     assert (summary(stored).state, summary(stored).steps) == ("finished", 1)
     assert load_record(stored).steps[0].output == "1\n"
-    assert recall(stored).finished == ENDED
+    assert load_past(stored).finished == ENDED
     assert run_lineage(stored)[0].startswith("run-1: -> x [finished after 1 steps")
 
 

@@ -51,7 +51,7 @@ async def manage_runs(options: argparse.Namespace, settings: Settings) -> int:
 
 
 async def _diff(journals: Journals, options: argparse.Namespace, settings: Settings) -> None:
-    past = runs.recall(journals.of(options.run))
+    past = runs.load_past(journals.of(options.run))
     first, second = (past.checkpoint(step) for step in (options.a, options.b))
     async with open_fleet(settings) as fleet:
         bench = runs.Workbench(fleet, settings)
@@ -108,7 +108,7 @@ async def _models(
     stack: AsyncExitStack, options: argparse.Namespace, settings: Settings
 ) -> tuple[Model, Model]:
     """Open the run's own models, or those given on the command line."""
-    past = runs.recall(Journals(settings.state_dir).of(options.run))
+    past = runs.load_past(Journals(settings.state_dir).of(options.run))
     name = getattr(options, "model", None)
     sub_name = getattr(options, "sub_model", None) or name
     return (

@@ -140,7 +140,7 @@ class RLM(Session):
             UsageError: It cannot be resumed from there; the message says from where it can.
         """
         fleet = self._opened()
-        past = runs.recall(Journals(self._settings.state_dir, fleet.principal).of(run_id))
+        past = runs.load_past(Journals(self._settings.state_dir, fleet.principal).of(run_id))
         return await runs.resume(
             run_id,
             step=step,

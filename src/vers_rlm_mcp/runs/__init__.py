@@ -24,7 +24,7 @@ from .history import (
 from .lineage import Node, fleet_lineage, render_lineage, run_lineage
 from .narration import narrate
 from .notes import lost_variables, not_carried
-from .past import recall
+from .past import load_past
 from .repl_handlers import run_cell
 from .request import RunRequest, RunResult
 from .workbench import Branches, Snapshot, Workbench
@@ -47,6 +47,7 @@ __all__ = [
     "compare",
     "events",
     "fleet_lineage",
+    "load_past",
     "load_record",
     "lost_variables",
     "narrate",
@@ -54,7 +55,6 @@ __all__ = [
     "not_carried",
     "opened_files",
     "prune",
-    "recall",
     "render_lineage",
     "replay",
     "resume",

@@ -14,7 +14,7 @@ from .context import RunContext
 from .conversation import feed
 from .driver import Beginning, BeginningAt, Driver
 from .history import COMPLETE
-from .past import Past, recall
+from .past import Past, load_past
 from .replies import ReplayedReplies, Replies
 from .request import RunRequest, RunResult, check_prices, limits
 
@@ -83,7 +83,7 @@ async def resume(
     """
     stored = Journals(settings.state_dir, fleet.principal).of(run_id)
     with stored.append() as journal:
-        past = recall(stored)
+        past = load_past(stored)
         if step is None and past.finished and past.finished.status in COMPLETE:
             raise UsageError(
                 f"{run_id} has ended with its outputs. Name the step to go on from, one of: "
@@ -132,7 +132,7 @@ async def replay(
         MachineError: No machine could be made ready.
     """
     journals = Journals(settings.state_dir, fleet.principal)
-    past = recall(journals.of(run_id))
+    past = load_past(journals.of(run_id))
     task, request = (changes or Changes()).apply(past)
     request = replace(request, machine_id=None)
     beginning = _beginning(past, task, past.checkpoint(0) if past.checkpoints else None)

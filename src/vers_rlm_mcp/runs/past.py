@@ -208,6 +208,6 @@ def _order(step: int, purpose: str) -> int:
     return step if purpose == "step" else step + 1
 
 
-def recall(journal: StoredJournal) -> Past:
-    """What is on record of a run."""
+def load_past(journal: StoredJournal) -> Past:
+    """Read what is on record of a run."""
     return Past(journal.run_id, (event for _, event in read_events(journal)))

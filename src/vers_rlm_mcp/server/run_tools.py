@@ -255,13 +255,13 @@ async def resume_run(
     For one that was cut off, ran dry or failed, or to try again from an earlier step. No reply
     is paid for twice.
     """
-    from vers_rlm_mcp.runs import Changes, recall, resume
+    from vers_rlm_mcp.runs import Changes, load_past, resume
 
     from .sampling import choose_models
 
     app = application(context)
     settings, fleet = app.settings, await app.fleet()
-    past = recall((await app.journals()).of(runId))
+    past = load_past((await app.journals()).of(runId))
     limit = budget or Budget()
     require(consent)
     app.live_runs.admit(fleet.principal)
