@@ -125,7 +125,7 @@ class _Round:
 
     async def branch(self, bench: runs.Workbench, count: int) -> None:
         branches = await bench.branch(count)
-        await self.check(bench, [info.id for info in branches.machines])
+        await self.check(bench, branches.ids)
 
     async def restore(self, bench: runs.Workbench, commit: str) -> None:
         await self.check(bench, [(await bench.restore(commit)).id])

@@ -47,17 +47,17 @@ async def test_a_copy_without_changes_has_the_same_variables(lab: Lab):
     bench = lab.bench()
     machine = (await bench.create()).id
     await lab.cell(bench, "class A: pass\na, numbers, words = A(), list(range(99)), {'b', 'c'}")
-    (branch,) = (await bench.branch()).machines
-    assert await variables(bench, machine, branch.id) == []
+    (branch,) = (await bench.branch()).ids
+    assert await variables(bench, machine, branch) == []
 
 
 async def test_values_that_only_differ_where_nobody_looks_are_told_apart(lab: Lab):
     bench = lab.bench()
     machine = (await bench.create()).id
     await lab.cell(bench, "long, deep, text = list(range(99)), {'a': [[1], (2,)]}, 'x' * 5000")
-    (branch,) = (await bench.branch()).machines
+    (branch,) = (await bench.branch()).ids
     await lab.cell(bench, "long[50] = 0; deep['a'][1] = [2]; text = text[:-1] + 'y'")
-    assert [line.split()[1] for line in await variables(bench, branch.id)] == [
+    assert [line.split()[1] for line in await variables(bench, branch)] == [
         "long:",
         "deep:",
         "text:",
@@ -68,15 +68,15 @@ async def test_values_that_only_differ_where_nobody_looks_are_told_apart(lab: La
 async def test_a_machine_without_a_kernel_gets_none(lab: Lab):
     bench = lab.bench()
     await bench.create()
-    (branch,) = (await bench.branch()).machines
-    assert await variables(bench, branch.id) == []
-    assert (await bench.exec("ls -A", machine_id=branch.id, limit=100)).stdout.text == ""
+    (branch,) = (await bench.branch()).ids
+    assert await variables(bench, branch) == []
+    assert (await bench.exec("ls -A", machine_id=branch, limit=100)).stdout.text == ""
 
 
 async def test_a_kernel_at_work_is_not_disturbed(lab: Lab):
     bench = lab.bench()
     await bench.create()
-    (branch,) = (await bench.branch()).machines
+    (branch,) = (await bench.branch()).ids
     started, seen = anyio.Event(), list[str]()
 
     async def work() -> None:
@@ -87,7 +87,7 @@ async def test_a_kernel_at_work_is_not_disturbed(lab: Lab):
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(work)
         await started.wait()
-        difference = await compare(bench, branch.id, path="/workspace")
+        difference = await compare(bench, branch, path="/workspace")
         assert "Variables were not compared. The kernel of machine" in difference.text
         await bench.write_file("/workspace/go", b"")
     assert seen == ["ok"]

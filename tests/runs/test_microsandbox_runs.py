@@ -62,7 +62,7 @@ async def test_a_kernel_lives_on_in_branches_and_restored_machines(lab: Lab) -> 
     commit = (await bench.snapshot()).commit
     branches = await bench.branch(2)
     restored = await bench.restore(commit.id)
-    copies = [*(branch.id for branch in branches.machines), restored.id]
+    copies = [*branches.ids, restored.id]
     for copy in copies:
         assert await lab.cell(bench, LOOK, copy, SECONDS) == "['x'] kept hello got over"
     draws = {await lab.cell(bench, "(random.random(), os.urandom(8))", copy) for copy in copies}

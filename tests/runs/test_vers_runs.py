@@ -67,10 +67,9 @@ async def test_a_copys_kernel_has_its_variables_and_the_parents_goes_on(vers: La
 async def test_kernels_of_copies_draw_random_numbers_of_their_own(vers: Lab) -> None:
     bench = vers.bench()
     await vers.cell(bench, "import os, random; random.seed(5)")
-    copies = (await bench.branch(2)).machines
+    copies = (await bench.branch(2)).ids
     draws = [
-        await vers.cell(bench, "random.random(), os.urandom(8)", place)
-        for place in (None, *(copy.id for copy in copies))
+        await vers.cell(bench, "random.random(), os.urandom(8)", place) for place in (None, *copies)
     ]
     assert len(set(draws)) == len(draws)
     await bench.aclose()
