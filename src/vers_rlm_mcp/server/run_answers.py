@@ -87,7 +87,8 @@ async def describe_run(
     if live and not live.has_ended:
         return running_answer(run_id, run.steps, cursor)
     next_step = next_step_hint(await app.fleet(), run.summary)
-    if result := result or run.result:  # in memory it is complete even if the disk was full
+    # In memory it is complete even if the disk was full.
+    if result := (live and live.result) or run.result:
         return result_answer(result, next_step, cursor)
     if run.summary.state == RUNNING:  # in another process
         return running_answer(run_id, run.steps, cursor)

@@ -54,9 +54,6 @@ POLL_SECONDS = 0.5
 CANCEL_SECONDS = 25.0
 """How long to wait for a cancelled run to end; its clean-up is bounded below that."""
 
-PASSING = frozenset({"sub_call_started", "sub_call_finished"})
-"""Kinds of events of which a run may have thousands; a client sees the latest."""
-
 TOOLS = Toolset()
 
 
@@ -348,7 +345,9 @@ async def _wait(context: Context, live: "LiveRun", seconds: float) -> None:
     def tell(event: "Event") -> None:
         if message := narrate(event):
             inner = event.event if isinstance(event, events.InChild) else event
-            progress.say(message, passing=inner.kind() in PASSING)
+            # A run may have thousands of these; a client sees the latest.
+            passing = isinstance(inner, events.SubCallStarted | events.SubCallFinished)
+            progress.say(message, passing=passing)
 
     async with Progress(context.report_progress, "The run") as progress:
         progress.say(f"Run {live.run_id} is under way")
