@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from vers_rlm_mcp.errors import ModelFailed, ModelUnavailable
-from vers_rlm_mcp.retries import MAX_ATTEMPTS, PassingFault, retry_after, with_retries
+from vers_rlm_mcp.retries import FIRST_DELAY, MAX_ATTEMPTS, PassingFault, retry_after, with_retries
 
 
 class Attempts:
@@ -24,6 +24,16 @@ class Attempts:
         if self.errors:
             raise self.errors.pop(0)
         return self.made
+
+
+class Clock:
+    """Takes note of waits instead of waiting."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
 
 
 async def test_an_attempt_that_succeeds_is_the_only_one():
@@ -48,18 +58,21 @@ async def test_a_lasting_fault_is_not_tried_again():
 
 
 async def test_retries_come_to_an_end():
-    attempts = Attempts(*[PassingFault("busy.", 0)] * 20)
-    with anyio.fail_after(10), pytest.raises(ModelFailed, match=r"busy\. Tried 5 times") as caught:
-        await with_retries(attempts, failed=ModelFailed)
+    attempts, clock = Attempts(*[PassingFault("busy.")] * 20), Clock()
+    with pytest.raises(ModelFailed, match=r"busy\. Tried 5 times") as caught:
+        await with_retries(attempts, failed=ModelFailed, sleep=clock.sleep)
     assert attempts.made == MAX_ATTEMPTS
+    assert clock.waits == [pytest.approx(FIRST_DELAY * 2**n, rel=0.25) for n in range(4)]
     assert type(caught.value) is ModelFailed
 
 
 async def test_the_wait_that_the_server_asks_for_is_kept():
-    start = time.monotonic()
-    with anyio.fail_after(5):
-        await with_retries(Attempts(PassingFault("busy", 0.6)), failed=ModelFailed)
-    assert time.monotonic() - start >= 0.6
+    clock = Clock()
+    faults = Attempts(PassingFault("busy", 0.6), PassingFault("busy", 59))
+    await with_retries(faults, failed=ModelFailed, sleep=clock.sleep)
+    short, long = clock.waits
+    assert 0.6 <= short <= 0.6 + FIRST_DELAY
+    assert 59 <= long <= 59 + FIRST_DELAY
 
 
 async def test_a_wait_beyond_the_limit_fails_at_once_and_says_how_long_it_would_be():

@@ -45,7 +45,10 @@ class PassingFault(VersRlmError):
 
 
 async def with_retries(
-    attempt: Callable[[], Awaitable[T]], *, failed: Callable[[str], VersRlmError]
+    attempt: Callable[[], Awaitable[T]],
+    *,
+    failed: Callable[[str], VersRlmError],
+    sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
 ) -> T:
     """Call `attempt` until it succeeds or raises anything but `PassingFault`.
 
@@ -60,7 +63,7 @@ async def with_retries(
         except PassingFault as fault:
             delay = _delay(fault, tried, failed)
             _log.info("%s Retrying in %.1f s.", fault, delay)
-        await anyio.sleep(delay)
+        await sleep(delay)
 
 
 def _delay(fault: PassingFault, tried: int, failed: Callable[[str], VersRlmError]) -> float:

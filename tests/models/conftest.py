@@ -1,0 +1,11 @@
+from __future__ import annotations
+
+import pytest
+
+from vers_rlm_mcp import retries
+
+
+@pytest.fixture(autouse=True)
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts follow each other at once. How long the delays are is tested in `test_retries`."""
+    monkeypatch.setattr(retries, "FIRST_DELAY", 0.01)
