@@ -142,7 +142,7 @@ class BubblewrapBackend(Backend):
                 return
             try:
                 lock = await self._claim(machine_id)
-            except UnknownHandle:  # Another server was quicker.
+            except UnknownHandle:  # Another server has deleted it.
                 return
             try:
                 await noted(self._cgroup_note(machine_id)).remove()

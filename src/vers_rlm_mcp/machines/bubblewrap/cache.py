@@ -120,7 +120,7 @@ class Cache:
         self.root.chmod(0o700)  # Set-user-ID programs lie below.
         with self._locked(wait=True):
             self._remove_remains()
-            if place.is_dir():  # Another process was faster.
+            if place.is_dir():  # Another process has made it in the meantime.
                 return
             making = self.root / f".{new_id()}"
             making.mkdir()

@@ -1,9 +1,9 @@
-"""Limits of a machine: through cgroups where they can be had, else by its own PID 1.
+"""Limits of a machine: cgroups if this process can create them, else checks by the machine's PID 1.
 
 A machine's cgroup is made beside the server's own (version 2, where a cgroup with processes has no
 limited children) or below it (version 1). Root may do that, and so may a user to whom systemd has
-delegated the parent. What no cgroup holds, PID 1 watches: it kills the largest process when the
-machine's memory is over its limit.
+delegated the parent. PID 1 enforces what cgroups do not: it kills the largest process when the
+machine exceeds its memory.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ CPU_PERIOD: Final = 100_000
 """Microseconds over which processor time is shared out: the kernel's default."""
 
 RESERVE: Final = 16
-"""The most of a machine's processes that only the host can start, so that one which has filled
-itself with others can be told to end them. Of few, it is one in `RESERVE`, too."""
+"""Processes that only the host can start, so that a machine full of processes can still be told to
+end them. Of a small number of processes, at most 1/RESERVE is reserved."""
 
 PER_NAMESPACE: Final = (5, 14)
 """The version of Linux since which RLIMIT_NPROC counts the processes of one user namespace."""
 
 FILLED_SECONDS: Final = 60.0
-"""A cgroup is empty for less than this before its machine is put into it."""
+"""A cgroup is empty for less time than this before its machine is moved into it."""
 
 REMOVE_TRIES: Final = 100
 REMOVE_POLL: Final = 0.01
@@ -50,7 +50,7 @@ class Limits:
     memory: int
     """Bytes."""
     processes: int
-    """Processes and threads, those included that only the host can start."""
+    """Processes and threads, including those that only the host can start."""
     processors: int
     disk: int
     """Bytes that it may write."""
@@ -109,9 +109,9 @@ def controllers() -> tuple[Controller, ...]:
 def confine(
     name: str, pid: int, limits: Limits, available: tuple[Controller, ...], note: Path
 ) -> Cgroup:
-    """Put a process, and so all that it starts, under limits as far as cgroups can hold them.
+    """Put a process, and so everything that it starts, under the limits that cgroups enforce.
 
-    The directories are written down in the file `note`, for those who clean up after us.
+    The directories are recorded in the file `note`, for clean-up after this process has died.
     """
     cgroup = Cgroup()
     held: set[str] = set()
@@ -124,7 +124,7 @@ def confine(
             for file, value in _settings(controller, limits).items():
                 (directory / file).write_text(value)
             (directory / "cgroup.procs").write_text(str(pid))
-        except OSError:  # PID 1 watches instead, and what `info` says comes from `held`.
+        except OSError:  # PID 1 enforces the limit instead; `held` says which is which.
             continue
         held.add(controller.resource)
     _prefer_processors(pid, limits.processors)
@@ -134,15 +134,15 @@ def confine(
 
 
 def noted(note: Path) -> Cgroup:
-    """The cgroups that a server wrote down before it died."""
+    """The cgroups that `confine` recorded."""
     return Cgroup(directories=[Path(line) for line in _read(note).splitlines()])
 
 
 def sweep(available: tuple[Controller, ...]) -> None:
-    """Remove the empty cgroups of servers that died; those of live ones hold their machines."""
+    """Remove the empty cgroups of dead servers; those of live ones contain machines."""
     for parent in {controller.parent for controller in available}:
         for directory in (*parent.glob(f"{PREFIX}*"), *parent.parent.glob(f"*/{PREFIX}*")):
-            with contextlib.suppress(OSError):  # In use, or another server was quicker.
+            with contextlib.suppress(OSError):  # It is in use, or another server has removed it.
                 if time.time() - directory.stat().st_mtime > FILLED_SECONDS:
                     directory.rmdir()
 
@@ -157,7 +157,7 @@ def process_limits(limits: Limits) -> Mapping[int, int]:
 
 
 def mechanisms(available: tuple[Controller, ...]) -> Mapping[str, str]:
-    """How each limit is enforced, in words."""
+    """A description of how each limit is enforced."""
     words = {item.resource: f"cgroup v{item.version}" for item in available}
     return {
         "memory": words.get("memory", "watchdog: the largest process is killed"),
@@ -186,7 +186,7 @@ def _candidates() -> list[Controller]:
 
 
 def _settings(controller: Controller, limits: Limits) -> Mapping[str, str]:
-    """The files of a cgroup that hold a limit, and what to write there."""
+    """The files of a cgroup that set a limit, and their content."""
     quota = limits.processors * CPU_PERIOD
     match controller.name, controller.version:
         case "memory", 2:
@@ -202,7 +202,7 @@ def _settings(controller: Controller, limits: Limits) -> Mapping[str, str]:
 
 
 def _prefer_processors(pid: int, count: int) -> None:
-    """Let a machine see as many processors as it may use."""
+    """Bind a machine to as many processors as it may use, so that it sees no more."""
     ours = sorted(os.sched_getaffinity(0))
     with contextlib.suppress(OSError):
         os.sched_setaffinity(pid, random.sample(ours, min(count, len(ours))))

@@ -1,4 +1,4 @@
-"""What lies on disk: machines, commits, and the frozen layers that they share.
+"""Machines, commits and the frozen layers that they share, on disk.
 
     machines/ID/machine.json  before.json  lock  disk/{up/SLOT/{u,w},copy,merged}
     commits/ID.json
@@ -43,8 +43,8 @@ BEFORE: Final = "before.json"
 """A machine's record, and a second name of the one before: to go back to that takes no room."""
 
 LOCK: Final = "lock"
-"""A machine's lock, which names who took it. It is made with the machine, so that one can be taken,
-and so be deleted, when the disk is full."""
+"""A machine's lock, which names the process that holds it. It is created with the machine, so that
+a machine can be locked, and so deleted, when the disk is full."""
 
 COPY: Final = "copy"
 MERGED: Final = "merged"
@@ -136,7 +136,7 @@ class Store:
             (self.root / name).touch(mode=0o600)
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Nobody else changes the store meanwhile. Held for a few file operations only."""
+        """Keep others from changing the store. Held for a few file operations only."""
         return locked(self.root / LOCKS[0])
 
     # Machines
@@ -203,7 +203,7 @@ class Store:
         return frozen
 
     def take_back(self, frozen: MachineRecord, slots: Iterable[str]) -> None:
-        """Undo `put`, for a machine that could not go on over its frozen layer. Needs no room."""
+        """Undo `put` for a machine that could not continue on its frozen layer. Needs no room."""
         layer = self.layers / frozen.layers[0]
         for slot in slots:
             if (layer / slot).is_dir():
@@ -220,7 +220,7 @@ class Store:
         (self.disk(machine_id) / MERGED).rename(self.layers / layer)
 
     def discard_copies(self, machine_id: str) -> None:
-        """Forget copies that were not adopted; `empty_trash` removes their files."""
+        """Discard copies that were not adopted; `empty_trash` removes their files."""
         for name in (COPY, MERGED):
             self._discard(self.disk(machine_id) / name)
 
@@ -289,11 +289,11 @@ class Store:
     # Removing
 
     def drop_machine(self, machine_id: str) -> None:
-        """Forget a machine; `empty_trash` removes its files."""
+        """Discard a machine; `empty_trash` removes its files."""
         self._discard(self.home(machine_id))
 
     def drop_commit(self, commit_id: str) -> None:
-        """Forget a commit; `empty_trash` removes its files."""
+        """Discard a commit."""
         if _is_name(commit_id):
             (self._commits / f"{commit_id}.json").unlink(missing_ok=True)
 
@@ -306,17 +306,17 @@ class Store:
                 self._discard(self.layers / layer)
 
     def empty_trash(self) -> None:
-        """Remove files for good. May take long, and waits for others who do."""
+        """Remove discarded files. May take long, and waits for other processes that do so."""
         # Two at once, of two servers even, would trip over each other.
         with locked(self.root / LOCKS[1]):
             for path in list(self._trash.iterdir()):
                 remove_tree(path)
 
     def drop_old_bases(self) -> bool:
-        """Forget what earlier releases kept here for machines to start from, if it is there.
+        """Discard the bases that earlier releases kept in the state directory; tell if it did.
 
-        They did not say what they use: as long as another process has a file of the state
-        directory open, it may be such a server, and everything stays.
+        Those releases do not lock the bases that they use. Any process that has a file of the state
+        directory open may be such a server, and then the bases stay.
         """
         if not self._old_bases.is_dir() or _others_use(self.root.parent):
             return False
@@ -331,7 +331,7 @@ class Store:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Generator[None]:
-    """Hold the lock of a file; BlockingIOError if another has it and we do not wait."""
+    """Lock a file. Raises BlockingIOError if `wait` is false and another process holds the lock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -399,7 +399,7 @@ def _has_inherited(pid: int, path: str) -> bool:
 
 
 def _flags(descriptor: Path) -> int:
-    """The flags of a descriptor, as proc(5) tells them: in octal."""
+    """The flags of a descriptor, which proc(5) gives in octal."""
     lines = descriptor.read_text().splitlines()
     return next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
 

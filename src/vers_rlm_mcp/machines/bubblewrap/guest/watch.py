@@ -1,10 +1,10 @@
-"""Keeping the machine within its limits, as far as the kernel does not.
+"""The limits on memory and disk that the kernel does not enforce.
 
 Memory: when all processes together hold too much, the largest is killed. Disk: when too much has
 been written, frozen layers included, no program may make a file larger until there is room again:
-it gets SIGXFSZ or EFBIG, the kernel's own ways to say so. A program that lifts this limit and
-keeps writing is killed. Where the disk still grows, by files without content or through mapped
-memory, the process that works most in the kernel is killed.
+it gets SIGXFSZ or EFBIG, as for any other limit on the size of files. A program that lifts this
+limit and keeps writing is killed. If the disk still grows, by files without content or through
+mapped memory, the process that works most in the kernel is killed.
 
 What was written is counted file by file, which takes a while. So the free space of the host's disk
 is glanced at in between: when it shrinks by much of the room that is left, it is time to count.
@@ -20,37 +20,37 @@ import time
 from . import tasks
 
 MEMORY_INTERVAL = 0.1
-"""Seconds between two looks at memory: some hundred MiB can be filled in that time."""
+"""Seconds between two checks of memory: some hundred MiB can be filled in that time."""
 
 DISK_INTERVAL = 1.0
-"""Seconds between two counts, and the most between two glances."""
+"""Seconds between two counts, and the most between two checks of the free space."""
 
 GLANCE = 0.01
-"""The least seconds between two glances at the host's free space, which take microseconds."""
+"""The least seconds between two checks of the host's free space, which take microseconds."""
 
 FASTEST = 1 << 31
-"""Bytes a second that are expected to be written at most: with less room, we glance sooner."""
+"""Bytes a second that are written at most: with less room, the free space is checked sooner."""
 
 MUCH = 4
-"""It is time to count when one part of so many of the room is gone."""
+"""A count is due when 1/MUCH of the room is gone."""
 
 DISK_SHARE = 20
-"""Counting may take one part of so many of the time: many small files are counted less often."""
+"""Counting takes 1/DISK_SHARE of the time at most: many small files are counted less often."""
 
 URGENT_SHARE = 4
 """The same while the disk fills."""
 
 SLACK = 8
-"""A full disk may grow by one part in so many of its size until the busiest process is killed."""
+"""A full disk may grow by 1/SLACK of its size before the busiest process is killed."""
 
 PASSES = 3
-"""Looks for processes that are to be limited: one may have begun with its parent's old limit."""
+"""Scans for processes to limit: one may have started with its parent's old limit."""
 
 UNSETTLED = -1
-"""Stands for the growth allowed to a full disk until writes under way at that time have ended."""
+"""Placeholder for the size allowed to a full disk while earlier writes still complete."""
 
 MOST_MISSED = 3
-"""After so many counts that came to nothing, the disk is taken as full until one succeeds."""
+"""After so many failed counts, the disk counts as full until one succeeds."""
 
 NEVER = -1
 SIGKILL = 9
@@ -59,7 +59,7 @@ BLOCK = 512
 """Bytes of what `st_blocks` counts."""
 
 ENTRY = 4096
-"""Bytes that any file counts as: the host has only so many, however small they are."""
+"""Bytes that every file counts as, at least: the host's inodes are limited, too."""
 
 MIB = 1 << 20
 
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """Looks at memory and disk from time to time. A limit of 0 is not watched."""
+    """Checks memory and disk periodically. A limit of 0 is not checked."""
 
     def __init__(self, memory: int, disk: int, overlays: list[Overlay]) -> None:
         self._memory = memory
@@ -80,29 +80,29 @@ class Watch:
         self._memory_due = self._disk_due = 0.0
         self._count_due = self._urgent_due = 0.0
         self._counting = -1
-        """Where a child tells how much has been written, while it counts."""
+        """The pipe from the child that counts; -1 if none does."""
         self._written = 0
         self._free = 0
-        """What was free on the host's disk when it began to count."""
+        """Free space of the host's disk when the last count began."""
         self._layers: set[str] = set()
-        """The frozen layers that were counted; they do not change."""
+        """The frozen layers that were counted already: they do not change."""
         self._frozen = 0
         """Bytes in them."""
         self._missed = 0
-        """How many counts in a row came to nothing."""
+        """Failed counts in a row."""
         self._most = UNSETTLED
         """Bytes to which a full disk may grow before processes are killed."""
         self._limited: set[int] = set()
         """The processes that may not make files larger, because the disk is full."""
         self._busy: dict[int, int] = {}
         self.touched = False
-        """Whether something was started since the last count, so that more may be written."""
+        """Whether a program was started since the last count, and may have written something."""
         self.full = False
-        """Whether all has been written that may be."""
+        """Whether the limit on the disk is exceeded."""
 
     @property
     def interval(self) -> int:
-        """Milliseconds until the next look."""
+        """Milliseconds until the next check is due."""
         if not (self._memory or self._disk):
             return NEVER
         due = min(self._memory_due or self._disk_due, self._disk_due or self._memory_due)
@@ -110,7 +110,7 @@ class Watch:
 
     @property
     def fullness(self) -> str:
-        """That the disk is full, in words; empty while it is not."""
+        """The error message if the disk is full, else an empty text."""
         if not self.full:
             return ""
         text = (
@@ -120,15 +120,15 @@ class Watch:
         if self._frozen * 2 > self._disk:
             text += (
                 f"; {self._frozen // MIB} of them are frozen in commits, which deleting files does "
-                "not free, so go on in a new machine or from an earlier commit"
+                "not free, so continue in a new machine or from an earlier commit"
             )
         return text
 
     def look(self) -> None:
-        """Look at what is due. An error ends this look only."""
+        """Perform the checks that are due. An error ends only this round of them."""
         try:
             self._look(time.monotonic())
-        except OSError:  # No process or descriptor is left: that must not end PID 1.
+        except OSError:  # No process or descriptor is left, which must not end PID 1.
             soon = time.monotonic() + MEMORY_INTERVAL
             self._memory_due = soon if self._memory else 0.0
             self._disk_due = soon
@@ -155,7 +155,7 @@ class Watch:
             total -= sizes.pop(largest)
 
     def _glance(self, now: float) -> None:
-        """See whether it is time to count."""
+        """Start a count if one is due."""
         room = max(0, self._disk - self._written)
         self._disk_due = now + max(GLANCE, min(room / FASTEST, DISK_INTERVAL))
         free = _free()
@@ -177,7 +177,7 @@ class Watch:
         self._disk_due = now + GLANCE
 
     def _take_note(self, now: float) -> None:
-        """Act on what the child has counted, once it has."""
+        """Act on the child's count once it is there."""
         try:
             told = os.read(self._counting, 100).split()
         except BlockingIOError:
@@ -198,7 +198,7 @@ class Watch:
         self._act(upper + self._frozen)
 
     def _miss_count(self) -> None:
-        """The child was killed, which any program may do: it must not pay to do so always."""
+        """The child was killed. Any program can do that, and must not escape the limit by it."""
         self._layers.clear()
         self._frozen = 0
         self._missed += 1
@@ -206,7 +206,7 @@ class Watch:
             self._act(self._disk + 1)
 
     def _act(self, written: int) -> None:
-        """Refuse writes or allow them again, now that so many bytes are known to be written."""
+        """Refuse writes or allow them again, given the number of bytes that are written."""
         grown = written > self._written
         self._written = written
         was_full, self.full = self.full, written > self._disk
@@ -217,8 +217,8 @@ class Watch:
         self._refuse_writes()
         before, self._busy = self._busy, {pid: tasks.kernel_time(pid) for pid in _programs()}
         if not was_full:
-            # What was written while the child counted, and what calls under way still write, was
-            # allowed when it began. The next count includes it.
+            # Writes that began before the limit was set complete, and the count is older still. The
+            # next count includes all of them.
             self._most = UNSETTLED
             self._urgent_due = self._count_due = time.monotonic() + MEMORY_INTERVAL
         elif self._most == UNSETTLED:
@@ -227,7 +227,7 @@ class Watch:
             _kill_busiest(before, self._busy)
 
     def _refuse_writes(self) -> None:
-        """Let no process make a file larger; kill those that have lifted this limit and write."""
+        """Limit the files of all processes. Kill those that have lifted this limit and write."""
         mounts = {number for overlay in self._overlays for number in overlay.mounts}
         seen: set[int] = set()
         for _ in range(PASSES):
@@ -247,7 +247,7 @@ class Watch:
 
 
 def _programs() -> list[int]:
-    """The processes of the machine, without those that PID 1 has forked for its own work."""
+    """The processes of the machine, except those that PID 1 forked for its own work."""
     ours = os.getsid(0)
     return [
         pid
@@ -265,7 +265,7 @@ def _kill_busiest(before: dict[int, int], now: dict[int, int]) -> None:
 
 
 def _free() -> int:
-    """What is free on the disk of the host: bytes, and files at what they count as."""
+    """Free space of the host's disk: bytes, plus free inodes at `ENTRY` bytes each."""
     about = os.statvfs("machine")
     return about.f_bfree * about.f_frsize + about.f_ffree * ENTRY
 
@@ -278,7 +278,7 @@ def _file_limit(pid: int) -> int:
 
 
 def _limit_files(pid: int, size: int) -> None:
-    """Set how large a process may make a file, as far as its hard limit lets us take it back."""
+    """Set the soft limit on the size of a process's files. The hard limit stays, to undo this."""
     try:
         hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (min(size, hard), hard))
@@ -287,7 +287,7 @@ def _limit_files(pid: int, size: int) -> None:
 
 
 def _resident(pid: int) -> int:
-    """Bytes of memory that a process holds, with what it shares with its forks: quickly told."""
+    """Bytes of memory that a process holds, shared pages included. Quick to read."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:
             fields = file.read().split()
@@ -297,7 +297,7 @@ def _resident(pid: int) -> int:
 
 
 def _proportional(pid: int) -> int:
-    """The same, where what several share is counted once: this takes the kernel a while."""
+    """The same, with shared pages divided among their users. Slow to read."""
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
             fields = dict(line.split(b":", 1) for line in file if b": " in line)
@@ -321,10 +321,10 @@ def _writes(pid: int, mounts: set[int]) -> bool:
 
 
 def _count(upper: list[str], frozen: list[str], devices: set[int]) -> int:
-    """Let a child count the bytes in two groups of directories, and how long that takes.
+    """Count the bytes in two groups of directories in a child, and measure how long it takes.
 
-    Files that have no name any more, but are open, count with the first. Returns where it tells
-    all that, not blocking.
+    Open files without a name count with the first group. Returns the non-blocking pipe that the
+    child writes its result to.
     """
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -347,10 +347,10 @@ def _count(upper: list[str], frozen: list[str], devices: set[int]) -> int:
 
 
 def _size(directory: str) -> int:
-    """Bytes below a directory, which programs change meanwhile.
+    """Bytes below a directory that programs may change at the same time.
 
-    Through descriptors: a path could be too long, or lead elsewhere by now. Raises OSError when the
-    tree is too deep for those that a process may have.
+    Walks by descriptors: a path could be too long, or lead elsewhere by now. Raises OSError if the
+    tree is deeper than the number of descriptors that a process may have.
     """
     total = 0
     top = os.open(directory, DIRECTORY)
@@ -369,7 +369,7 @@ def _size(directory: str) -> int:
                 below = os.open(entry.name, DIRECTORY, dir_fd=descriptor)
                 stack.append((below, os.scandir(below)))
         except (FileNotFoundError, NotADirectoryError):
-            continue  # It was removed or replaced meanwhile.
+            continue  # It was removed or replaced in the meantime.
     return total
 
 
