@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+# Imported here since that takes seconds on a busy computer, for which no test's limit allows.
+import anthropic  # noqa: F401  # pyright: ignore[reportUnusedImport]
+import openai  # noqa: F401  # pyright: ignore[reportUnusedImport]
 import pytest
 
 from vers_rlm_mcp import retries
