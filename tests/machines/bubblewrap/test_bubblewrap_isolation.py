@@ -123,3 +123,9 @@ async def test_programs_heed_signals_that_the_server_ignores(backend: Bubblewrap
         result = await run_command(machine, ["sh", "-c", f"kill -{number} $$"], timeout=20)
         assert result.status == ExitStatus(None, number)
     await machine.delete()
+
+
+async def test_no_signal_of_a_program_ends_pid_1(machine: Machine, sh: Shell) -> None:
+    script = "for number in $(seq 64); do kill -$number 1; done; echo sent"
+    assert (await sh(machine, script)).endswith("sent\n")
+    assert await sh(machine, "echo alive") == "alive\n"

@@ -17,6 +17,7 @@ import resource
 import stat
 import time
 
+from ...daemon.guest.sessions import ENDED, send, table
 from . import tasks
 
 MEMORY_INTERVAL = 0.1
@@ -151,7 +152,7 @@ class Watch:
         total = sum(sizes.values())
         while total > self._memory:
             largest = max(sizes, key=lambda pid: sizes[pid])
-            tasks.send(largest, SIGKILL)
+            send(largest, SIGKILL)
             total -= sizes.pop(largest)
 
     def _glance(self, now: float) -> None:
@@ -234,7 +235,7 @@ class Watch:
             fresh = set(_programs()) - seen
             for pid in fresh:
                 if pid in self._limited and _file_limit(pid) > 0 and _writes(pid, mounts):
-                    tasks.send(pid, SIGKILL)
+                    send(pid, SIGKILL)
                 _limit_files(pid, 0)
             seen |= fresh
         self._limited = seen
@@ -251,8 +252,8 @@ def _programs() -> list[int]:
     ours = os.getsid(0)
     return [
         pid
-        for pid, (state, _, session) in tasks.table().items()
-        if state not in tasks.ENDED and session != ours
+        for pid, (state, _, session) in table().items()
+        if state not in ENDED and session != ours
     ]
 
 
@@ -261,7 +262,7 @@ def _kill_busiest(before: dict[int, int], now: dict[int, int]) -> None:
     worked = {pid: ticks - before.get(pid, 0) for pid, ticks in now.items()}
     busiest = max(worked, key=lambda pid: worked[pid], default=0)
     if worked.get(busiest):
-        tasks.send(busiest, SIGKILL)
+        send(busiest, SIGKILL)
 
 
 def _free() -> int:
