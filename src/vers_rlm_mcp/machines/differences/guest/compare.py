@@ -1,10 +1,10 @@
-"""Finds what differs between two machines, as three programs of which each reads the last one's.
+"""Compares two machines, as three programs that each read the output of the one before.
 
-    list     in the first machine: everything there is, in order
-    compare  in the second: what is not the same here, with proof where times alone say so
-    explain  in the first again: what differs indeed, and how
+    list     in the first machine: lists everything, in order
+    compare  in the second: finds what differs, with evidence if only the times do
+    explain  in the first again: decides what really differs, and how
 
-So neither machine's list is held anywhere, and what is compared costs time only in machines.
+So no list is held anywhere, and comparing costs time in the machines only.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
     from typing import Any
 
 RECENT_SECONDS = 24 * 3600
-"""Two copies may have written one file in the same tick of the clock, and as many bytes. So what
-was changed lately is compared by its content even where all times agree, up to this age…"""
+"""Two copies may have written one file in the same tick of the clock, and as many bytes. So files
+are compared by content even if their times agree, up to this age…"""
 
 RECENT_BYTES = 1024 * 1024
-"""…and this size: more is not written in a tick."""
+"""…and this size: more is not written in one tick."""
 
 FEW = 20
-"""Entries of a directory of only one machine that are listed one by one; more are summed up."""
+"""Entries of a directory of only one machine that are listed one by one. More are summed up."""
 
 TEXT_BYTES = 64 * 1024
-"""Of a file whose lines are compared."""
+"""Bytes of a file whose lines are compared."""
 
 TEXT_LINES = 2000
-"""Of such a file: to compare more takes long where they repeat."""
+"""Lines of such a file. Comparing more takes long if they repeat."""
 
 TEXTS_BYTES = 8 * 1024 * 1024
-"""Of all such files together."""
+"""Lines of all such files together."""
 
 MAX_COMMAND = 200
 """Characters of a process's command line."""
 
 DISTRIBUTION = re.compile(rb"(.+?)-(\d[^-]*)(?:-py[\d.]+)?\.(?:dist|egg)-info")
-"""The directory that says which version of which Python package lies beside it."""
+"""The directory that names a Python package beside it, and its version."""
 
 
 def perform(command: str, options: dict[str, Any]) -> None:
@@ -62,7 +62,7 @@ def perform(command: str, options: dict[str, Any]) -> None:
 
 
 def listing(options: dict[str, Any]) -> Iterator[Any]:
-    """Records of files, then facts, ``[name, value]``; all in the order of `key`."""
+    """Records of files, then facts, ``[name, value]``, all in the order of `key`."""
     facts = {"debian/" + name: version for name, version in debian_packages()}
     commands = Counter(commands_running(options["own_programs"]))
     facts.update(("process/" + command, str(count)) for command, count in commands.items())
@@ -78,7 +78,7 @@ def listing(options: dict[str, Any]) -> Iterator[Any]:
 
 
 def debian_packages() -> Iterator[tuple[str, str]]:
-    """Names and versions of what dpkg has installed."""
+    """Names and versions of the packages that dpkg has installed."""
     fields: dict[bytes, bytes] = {}
     try:
         with open(ROOT + b"/var/lib/dpkg/status", "rb") as file:
@@ -101,9 +101,9 @@ def installed(fields: dict[bytes, bytes]) -> Iterator[tuple[str, str]]:
 
 
 def commands_running(own: list[str]) -> Iterator[str]:
-    """The command lines of processes, without the machine's first one, and without ours.
+    """The command lines of processes, except the machine's first one and ours.
 
-    Those have an argument that begins like one of `own`.
+    Ours have an argument that begins with one of `own`.
     """
     for pid in os.listdir(ROOT + b"/proc") if os.path.isdir(ROOT + b"/proc") else ():
         words = arguments(pid) if pid.isdigit() and pid != b"1" else []
@@ -112,7 +112,7 @@ def commands_running(own: list[str]) -> Iterator[str]:
 
 
 def arguments(pid: bytes) -> list[bytes]:
-    """A process's arguments; none when it has ended, or is the kernel's."""
+    """A process's arguments; none if it has ended or is a kernel thread."""
     try:
         with open(b"/proc/" + pid + b"/cmdline", "rb") as file:
             words = file.read().rstrip(b"\0")
@@ -122,7 +122,7 @@ def arguments(pid: bytes) -> list[bytes]:
 
 
 def pairs(theirs: Iterator[Any], ours: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
-    """The records of both sides by name, None for what only the other one has."""
+    """Pairs of the records of both sides; None for what only the other side has."""
     old, new = next(theirs, None), next(ours, None)
     while old or new:
         if old and (not new or key(old[0]) < key(new[0])):
@@ -137,7 +137,7 @@ def pairs(theirs: Iterator[Any], ours: Iterator[Any]) -> Iterator[tuple[Any, Any
 
 
 def compare(found: Iterable[tuple[Any, Any]]) -> None:
-    """Tell what is not the same, as lines whose first word is `fact`, `file` or `unread`."""
+    """Write what differs, as lines whose first word is `fact`, `file` or `unread`."""
     proofs = Proofs()
     whole: Whole | None = None
     for old, new in found:
@@ -159,7 +159,7 @@ def compare(found: Iterable[tuple[Any, Any]]) -> None:
 
 
 def compare_files(old: Any, new: Any, proofs: Proofs) -> None:
-    """Tell of one path that is no directory, or a directory on both sides."""
+    """Write a path that is no directory, or a directory on both sides."""
     if not (old or new)[6] or not (new or old)[6]:
         tell(["unread", (old or new)[0]])
         if not ((old or new)[1] and (new or old)[1]):
@@ -170,17 +170,17 @@ def compare_files(old: Any, new: Any, proofs: Proofs) -> None:
 
 
 def looks(record: Any) -> Any:
-    """What must be the same of a path besides a file's content: mode, size, owner and target."""
+    """What of a path is compared besides a file's content: mode, size, owner and target."""
     return [record[1], record[2], record[4], record[5]]
 
 
 def is_directory(record: Any) -> bool:
-    """Whether it is one, and there."""
+    """Whether there is a record, of a directory."""
     return record is not None and len(record) > 2 and stat.S_ISDIR(record[1])
 
 
 def is_file(record: Any) -> bool:
-    """Whether it is a regular one."""
+    """Whether it is a record of a regular file."""
     return stat.S_ISREG(record[1])
 
 
@@ -194,7 +194,7 @@ class Whole:
         self._count = self._size = 0
 
     def takes(self, old: Any, new: Any) -> bool:
-        """Count what lies below; anything else is refused."""
+        """Count a record from below the directory. Refuses any other."""
         record = old or new
         if not key(record[0]).startswith(self._below):
             return False
@@ -207,7 +207,7 @@ class Whole:
         return True
 
     def tell(self) -> None:
-        """Tell of each, or of the directory alone with the sum of all sizes as its own."""
+        """Write each record, or the directory alone with the sum of all sizes."""
         old, new = self._first
         if self._count > FEW:
             (old if is_directory(old) else new)[2] = self._size
@@ -225,7 +225,7 @@ class Proofs:
         self._texts = 0
 
     def of(self, old: Any, new: Any) -> Any:
-        """A form (text, digest, size, unread) with what belongs to it; None without a doubt."""
+        """Evidence: a kind (text, digest, size, unread) and its value; None without a doubt."""
         lately = new[3] > self._recent and new[2] <= RECENT_BYTES
         if old[2:4] == new[2:4] and not lately:
             return None
@@ -244,7 +244,7 @@ class Proofs:
 
 
 def text_of(path: str) -> str | None:
-    """The content of a file that is text, and not too long for its lines to be compared."""
+    """The content of a file that is text, and short enough for its lines to be compared."""
     file = opened(ROOT + encoded(path))
     try:
         size = os.fstat(file).st_size
@@ -270,7 +270,7 @@ class Explanation:
         self._counts: Counter[str] = Counter()
 
     def explain(self) -> None:
-        """Read findings and tell what remains of them; at the end, how many of each kind."""
+        """Read findings, write what remains of them, and finally the number of each kind."""
         for form, *finding in hear_all():
             if form == "file":
                 self._explain_file(*finding)
@@ -281,7 +281,7 @@ class Explanation:
         tell(["counts", *(self._counts[kind] for kind in self._counted)])
 
     def _explain_file(self, old: Any, new: Any, below: int, proof: Any) -> None:
-        """Tell of a path, unless it is only younger on one side."""
+        """Write a path, unless only its time differs."""
         changed, diff = self._examine(old[0], *proof) if proof else (False, "")
         if old and new and not changed and looks(old) == looks(new):
             return
@@ -304,7 +304,7 @@ class Explanation:
         return False, ""
 
     def _diff(self, ours: str, theirs: str) -> str:
-        """The lines that differ, in the usual form, as far as there is room for them."""
+        """A unified diff, as far as there is room for it."""
         room = min(self._file_chars, self._diff_chars)
         if room <= 0 or self._lines["changed"] >= self._limit:
             return ""
@@ -320,7 +320,7 @@ class Explanation:
         return text
 
     def _tell(self, kind: str, line: Any, count: int = 1) -> None:
-        """Tell of one more of a kind, or only count it."""
+        """Write one more of a kind, or only count it."""
         if self._lines[kind] < self._limit:
             tell(line)
         self._lines[kind] += 1

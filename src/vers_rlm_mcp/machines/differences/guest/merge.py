@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 TEMPORARY = ".vers-rlm-{}-{}"
-"""The name of a file before it gets its own: the token of the transfer, and a number."""
+"""The name of a staged file: the token of the transfer and a number."""
 
 
 def perform(command: str, options: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ def perform(command: str, options: dict[str, Any]) -> None:
 
 
 def tell_items() -> None:
-    """The item of everything that there is."""
+    """The item of each record."""
     for record in walk(list(hear_all()), (), ()):
         if not record[6]:
             os.listdir(ROOT + encoded(record[0]))  # which raises why not
@@ -71,7 +71,7 @@ def tell_items() -> None:
 
 
 def item(record: Any) -> Any:
-    """What must be the same of a path for it to count as unchanged."""
+    """What of a path is compared."""
     path, mode, _, _, _, target, _ = record
     bits = stat.S_IMODE(mode)
     if stat.S_ISREG(mode):
@@ -84,7 +84,7 @@ def item(record: Any) -> Any:
 
 
 def pack() -> None:
-    """Tell of each file its size, then its blocks, each with its place and its bytes."""
+    """Write the size of each file, then its blocks, each with its offset and its bytes."""
     for path in list(hear_all()):
         file = opened(ROOT + encoded(path))
         size = os.fstat(file).st_size
@@ -113,7 +113,7 @@ def unpack(token: str) -> None:
 
 
 class Transfer:
-    """What is to be done, as lines of three kinds.
+    """The plan, as lines of three kinds.
 
     ``["top", path]``: the paths after it are at or below this one, and no symlink below the
     directory that this one is in is followed. ``["drop", path]``. ``["put", *item]``.
@@ -134,7 +134,7 @@ class Transfer:
                 self._puts.append((Place(above, encoded(path)), facts))
 
     def stage(self) -> None:
-        """Make files and links beside where they belong, so that a rename brings them there."""
+        """Make files and links beside their destinations, so that a rename moves them there."""
         for place, (kind, mode, detail) in self._puts:
             if kind == "directory":
                 continue
@@ -150,7 +150,7 @@ class Transfer:
             raise Broken("more was sent than was asked for")
 
     def commit(self) -> None:
-        """Remove, make directories, rename, and give directories their modes at last."""
+        """Remove, make directories, rename, and finally set the modes of directories."""
         for place in self._drops[::-1]:
             with suppress(FileNotFoundError), place.directory() as directory:
                 remove(place.name, directory)
@@ -168,7 +168,7 @@ class Transfer:
                 os.fchmod(directory, mode)
 
     def forget(self) -> None:
-        """Remove what has not got its place."""
+        """Remove what was staged and not renamed."""
         for temporary, _ in self._staged:
             with suppress(OSError), temporary.directory() as directory:
                 os.unlink(temporary.name, dir_fd=directory)
@@ -188,7 +188,7 @@ class Place:
         return self._parts[-1]
 
     def beside(self, name: bytes) -> Place:
-        """This name in the directory of this path, or the next above that there is."""
+        """This name in the directory of this path, or in the nearest one above that exists."""
         path = self.above
         for part in self._parts[:-1]:
             following = os.path.join(path, part)
@@ -223,7 +223,7 @@ class Place:
 
 
 def existing(path: bytes) -> bytes:
-    """The path, or the next directory above it that there is."""
+    """The path, or the nearest directory above it that exists."""
     while not os.path.isdir(ROOT + path):
         path = os.path.dirname(path)
     return path
@@ -238,7 +238,7 @@ def remove(name: bytes, directory: int) -> None:
 
 
 def receive(name: bytes, directory: int, mode: int, wanted: str) -> None:
-    """Make a file of what is sent; it must be what was looked at before."""
+    """Make a file of what is received. Its digest must be the one that was planned."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(name, flags, 0o600, dir_fd=directory), "wb", buffering=0) as file:
         form, size = hear()

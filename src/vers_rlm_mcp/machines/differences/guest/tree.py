@@ -1,7 +1,7 @@
-"""File trees of this machine, the contents of files, and the lines that tell of them.
+"""File trees of this machine, the contents of files, and the lines that describe them.
 
-Lines are JSON. A path, and whatever else is bytes, is text in them: UTF-8, where bytes that are
-none are carried as surrogates, whatever the machine's locale says.
+Lines are JSON. Paths and other bytes are text in them: UTF-8, with surrogates for bytes that are
+not, whatever the machine's locale is.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from typing import Any
 
 ROOT = os.environb.get(b"MACHINE_ROOT", b"")
-"""Set in machines that are no more than a directory: where their paths lie."""
+"""Set in machines that are just a directory: the real path of their root."""
 
 BLOCK = 256 * 1024
-"""Bytes that are read at a time; also the grain in which zeros are left out."""
+"""Bytes that are read at a time, and the unit in which zeros are left out."""
 
 MAX_LINE = 1024 * 1024
 """Bytes of a line. It holds a path or two of 4 KiB and a short text, escaped."""
 
 ENCODER = json.JSONEncoder(separators=(",", ":"))
-"""Made once: `json.dumps` would make it for each line."""
+"""Made once; `json.dumps` would make it for each line."""
 
 END = ["end"]
-"""The last line of those that may be many: without it something was cut off."""
+"""The last line of a list. Without it, something was cut off."""
 
 
 class Broken(Exception):
-    """The other side does not keep to what was agreed on."""
+    """The other side breaks the protocol."""
 
 
 def encoded(text: str) -> bytes:
@@ -49,7 +49,7 @@ def decoded(data: bytes) -> str:
 
 
 def key(path: str) -> bytes:
-    """What paths are ordered by: a directory, then all that is in it, then its next sibling."""
+    """The sort key of paths: a directory, then everything in it, then its next sibling."""
     return encoded(path).replace(b"/", b"\0")
 
 
@@ -67,7 +67,7 @@ def hear() -> Any:
 
 
 def hear_all() -> Iterator[Any]:
-    """Read lines up to the end that was agreed on."""
+    """Read lines up to the one that ends the list."""
     line = hear()
     while line != END:
         yield line
@@ -75,11 +75,11 @@ def hear_all() -> Iterator[Any]:
 
 
 def walk(roots: Iterable[str], skip: Iterable[str], skip_names: Iterable[str]) -> Iterator[Any]:
-    """Records of all that is at and below some paths, in the order of `key`.
+    """Records of everything at and below some paths, in the order of `key`.
 
-    A record is ``[path, mode, size, mtime, owner, target, seen]``: `size` is that of a file's
-    content, or a device's number; `target` a symlink's; `seen` is false for a directory that cannot
-    be listed, and where nothing is known but the path: then all is 0.
+    A record is ``[path, mode, size, mtime, owner, target, seen]``. `size` is the size of a file or
+    the number of a device, `target` that of a symlink. `seen` is false for a directory that cannot
+    be listed, and for a path of which nothing is known: then all numbers are 0.
     """
     skipped, skipped_names = set(map(encoded, skip)), set(map(encoded, skip_names))
     pending = sorted(map(encoded, roots), key=lambda path: path.replace(b"/", b"\0"), reverse=True)
@@ -99,7 +99,7 @@ def walk(roots: Iterable[str], skip: Iterable[str], skip_names: Iterable[str]) -
 
 
 def look(path: bytes) -> Any:
-    """The record of a path; None where there is nothing, as it may have gone this moment."""
+    """The record of a path; None if it does not exist, perhaps since a moment ago."""
     try:
         info = os.lstat(ROOT + path)
         target = os.readlink(ROOT + path) if stat.S_ISLNK(info.st_mode) else b""
@@ -113,7 +113,7 @@ def look(path: bytes) -> Any:
 
 
 def opened(path: bytes, directory: int | None = None) -> int:
-    """Open a regular file to be read: never through a link, and never waiting for a FIFO."""
+    """Open a regular file for reading. Never follows a symlink or waits for a FIFO."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
     descriptor = os.open(path, flags, dir_fd=directory)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -123,7 +123,7 @@ def opened(path: bytes, directory: int | None = None) -> int:
 
 
 def blocks(file: int, size: int) -> Iterator[tuple[int, bytes]]:
-    """The blocks among the first `size` bytes that are not all zeros; holes take no time."""
+    """The blocks among the first `size` bytes that are not all zeros. Holes take no time."""
     offset = 0
     while offset < size:
         try:
@@ -139,7 +139,7 @@ def blocks(file: int, size: int) -> Iterator[tuple[int, bytes]]:
 
 
 def digest(path: bytes) -> str:
-    """The same for files of the same content, be it with holes or without."""
+    """A digest of the content, whether it has holes or not."""
     file = opened(path)
     try:
         size = os.fstat(file).st_size  # what is appended from now on does not count
