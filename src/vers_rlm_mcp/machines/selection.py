@@ -78,7 +78,6 @@ async def open_fleet(settings: Settings, backend: Backend | None = None) -> Asyn
     """
     _make_state_dir(settings)
     reason = "it was given"
-    _make_state_dir(settings)
     if backend is None:
         choice = await to_thread.run_sync(choose_backend, settings)
         backend, reason = choice.factory.open(settings), choice.reason
