@@ -16,8 +16,8 @@ import anyio
 import pytest
 
 from vers_rlm_mcp.errors import MachineGone
+from vers_rlm_mcp.machines.bubblewrap.pipes import PipeReceiveStream
 from vers_rlm_mcp.machines.bubblewrap.sandbox import Sandbox
-from vers_rlm_mcp.machines.bubblewrap.streams import PipeReceiveStream
 from vers_rlm_mcp.machines.daemon.guest.frames import CHUNK, REPORT, TO_DAEMON
 from vers_rlm_mcp.machines.daemon.guest.wire import Decoder, encode
 

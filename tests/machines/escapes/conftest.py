@@ -16,7 +16,7 @@ import pytest
 from attacks import Bait, Outcome
 
 from vers_rlm_mcp.machines import run_command
-from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend, syscalls
+from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend, seccomp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,10 +90,10 @@ def bait(state: Path, tmp_path_factory: pytest.TempPathFactory, secret: str) -> 
             addresses=["127.0.0.1", "::1", *_own_addresses()],
             shared_memory=_shared_memory(secret, stack),
             numbers={
-                **syscalls.refused(),
+                **seccomp.refused(),
                 **NEEDED[os.uname().machine],
                 **SINCE_2019,
-                "first unknown": syscalls.FIRST_UNKNOWN,
+                "first unknown": seccomp.FIRST_UNKNOWN,
             },
         )
         assert canary.poll() is None, "a process of the host was ended"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vers_rlm_mcp.machines import run_command
-from vers_rlm_mcp.machines.bubblewrap import syscalls
+from vers_rlm_mcp.machines.bubblewrap import seccomp
 
 if TYPE_CHECKING:
     from vers_rlm_mcp.machines import Machine
@@ -53,7 +53,7 @@ print("all well")
 
 
 async def test_calls_that_nothing_needs_are_refused(machine: Machine) -> None:
-    calls = syscalls.refused()
+    calls = seccomp.refused()
     argv = ["python3", "-c", CALL, *map(str, calls.values())]
     results = json.loads((await run_command(machine, argv, timeout=SECONDS)).stdout.text)
     told = dict(zip(calls, results, strict=True))
@@ -72,8 +72,8 @@ def test_the_numbers_are_the_kernels(machine_type: str) -> None:
         pytest.skip(f"the kernel's headers are not installed: no {header}")
     defined = re.findall(r"^#define __NR(?:3264)?_(\w+)\s+(\d+)", header.read_text(), re.MULTILINE)
     numbers = {name: int(number) for name, number in defined}
-    about = syscalls.ARCHITECTURES[machine_type]
-    named = {**about.refused, **about.checked, "clone3": syscalls.CLONE3}
+    about = seccomp.ARCHITECTURES[machine_type]
+    named = {**about.refused, **about.checked, "clone3": seccomp.CLONE3}
     newer = {name for name in named if name not in numbers}
     assert newer <= {"open_tree_attr"}
     assert {name: numbers[name] for name in named if name not in newer} == {

@@ -34,7 +34,7 @@ from vers_emulator import (
 )
 from vers_rlm_mcp.errors import VersRlmError
 from vers_rlm_mcp.machines import ExitStatus, run_command
-from vers_rlm_mcp.machines.vers import VersBackend, api, link, making, ssh
+from vers_rlm_mcp.machines.vers import VersBackend, api, making, reach, ssh
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -139,7 +139,7 @@ async def shorten(emulators: Sequence[VersEmulator], monkeypatch: pytest.MonkeyP
         (api, "MAKE_SECONDS", 4),
         (making, "FINISH_SECONDS", 5),
         (ssh, "CONNECT_SECONDS", 3),
-        (link, "READY_SECONDS", 10),
+        (reach, "READY_SECONDS", 10),
     ):
         monkeypatch.setattr(module, name, units * unit)
 

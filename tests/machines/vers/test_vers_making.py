@@ -153,7 +153,7 @@ async def test_what_cannot_be_labelled_is_not_kept(
 async def test_a_machine_that_never_lets_us_in_is_deleted(
     emulator: VersEmulator, backend: VersBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vers_rlm_mcp.machines.vers.link.READY_SECONDS", 0.5)
+    monkeypatch.setattr("vers_rlm_mcp.machines.vers.reach.READY_SECONDS", 0.5)
     emulator.faults.set(NotReady(at="POST /vm/new_root", seconds=60))
     with anyio.fail_after(LIMIT), pytest.raises(MachineError, match="does not let us in"):
         await backend.create()

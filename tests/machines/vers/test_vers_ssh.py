@@ -310,7 +310,7 @@ async def test_a_silent_machine_is_given_up(
     emulator: VersEmulator, backend: VersBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vers_rlm_mcp.machines.vers.ssh.CONNECT_SECONDS", 0.3)
-    monkeypatch.setattr("vers_rlm_mcp.machines.vers.link.READY_SECONDS", 1.0)
+    monkeypatch.setattr("vers_rlm_mcp.machines.vers.reach.READY_SECONDS", 1.0)
     emulator.faults.set(NotReady(at="POST /vm/new_root", seconds=60, hang=True))
     with anyio.fail_after(20), pytest.raises(MachineError, match="does not let us in"):
         await backend.create()

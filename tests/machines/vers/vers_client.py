@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vers_rlm_mcp import retries
-from vers_rlm_mcp.machines.vers import link
+from vers_rlm_mcp.machines.vers import reach
 
 if TYPE_CHECKING:
     import pytest
@@ -17,5 +17,5 @@ UNKNOWN = "00000000-0000-4000-8000-000000000000"
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the pauses between attempts: how long they are is tested elsewhere."""
     monkeypatch.setattr(retries, "FIRST_DELAY", 0.01)
-    monkeypatch.setattr(link, "FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(link, "LAST_PAUSE", 0.1)
+    monkeypatch.setattr(reach, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(reach, "LAST_PAUSE", 0.1)

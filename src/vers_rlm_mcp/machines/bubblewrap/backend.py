@@ -30,6 +30,7 @@ from .init_program import init_code
 from .limits import Limits, controllers, mechanisms, noted, process_limits, sweep
 from .running import Frozen, RunningMachine, not_made
 from .sandbox import Plan, Sandbox
+from .seccomp import call_filter
 from .store import (
     BACKEND,
     COMMIT_PREFIX,
@@ -39,7 +40,6 @@ from .store import (
     Store,
     new_id,
 )
-from .syscalls import call_filter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -18,7 +18,7 @@ from anyio import to_thread
 
 from vers_rlm_mcp.errors import BackendUnavailable
 
-from .streams import PipeReceiveStream, Pipes, PipeSendStream, read_text
+from .pipes import PipeReceiveStream, Pipes, PipeSendStream, read_text
 
 NAMESERVER: Final = "10.0.2.3"
 """Where machines ask for names: slirp4netns' own address for it; pasta is told to use it too."""

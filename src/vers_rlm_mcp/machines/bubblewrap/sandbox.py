@@ -30,7 +30,7 @@ from .control import Control
 from .init_program import interpreter
 from .limits import Cgroup, confine
 from .network import Connection
-from .streams import (
+from .pipes import (
     PipeReceiveStream,
     Pipes,
     PipeSendStream,

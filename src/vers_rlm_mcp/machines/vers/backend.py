@@ -21,8 +21,8 @@ from ..base import Capabilities, Commit, MachineInfo, MachineSpec
 from ..daemon import Daemon, DaemonBackend, DaemonMachine, deleted
 from .api import VersApi
 from .faults import NotThere, Refused
-from .link import STOPPED, reach
 from .making import OWN_LABELS, PARENT, REQUEST, Maker, Making, Origin, copies_of, unlabelled
+from .reach import STOPPED, reach
 from .schema import UUID_PATTERN
 from .shielded import together
 from .ssh import Connector

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from . import linux, tasks
+from . import linux, processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _holder(frozen: list[Overlay]) -> int | None:
     """The first process that holds something of the overlays; None when none does."""
     devices = {overlay.device for overlay in frozen}
     mounts = {number for overlay in frozen for number in overlay.mounts}
-    for pid in tasks.living():
+    for pid in processes.living():
         try:
             if _in_use(pid, devices, mounts):
                 return pid

@@ -19,7 +19,7 @@ import resource
 import sys
 
 from ...daemon.guest.daemon import WIDE, Daemon, encoded
-from . import flatten, holders, linux, overlays, tasks, watch
+from . import flatten, holders, linux, overlays, processes, watch
 
 HIDDEN = "/.vers"
 """The hidden directory, in the root that bwrap made and, later, below the machine's root."""
@@ -144,7 +144,7 @@ class Init(Daemon):
         try:
             return os.fork()
         except BlockingIOError:
-            text = f"all {tasks.threads()} processes that it may have are there already"
+            text = f"all {processes.threads()} processes that it may have are there already"
             raise OSError(errno.EAGAIN, text) from None
 
     def close_from(self, first: int) -> None:
@@ -190,8 +190,8 @@ class Init(Daemon):
         if self._watch.full:
             raise OSError(errno.EFBIG, self._watch.fullness)
         try:
-            self._stopped = tasks.stop_all()
-        except tasks.Unstoppable:
+            self._stopped = processes.stop_all()
+        except processes.Unstoppable:
             raise OSError(errno.EBUSY, "the machine's processes could not be stopped") from None
         merged = request["merged"]
         self._frozen = [
@@ -242,13 +242,13 @@ class Init(Daemon):
             for overlay in self._frozen:
                 overlay.protect(0)
         finally:
-            tasks.resume(self._stopped)
+            processes.resume(self._stopped)
             self._frozen, self._stopped = [], []
 
 
 def _full_of_processes() -> str:
     """What to know when this process will not be able to start others; else nothing."""
-    running, most = tasks.threads(), resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    running, most = processes.threads(), resource.getrlimit(resource.RLIMIT_NPROC)[0]
     if not 0 <= most < running + ENOUGH:
         return ""
     return (

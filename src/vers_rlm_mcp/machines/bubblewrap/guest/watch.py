@@ -18,7 +18,7 @@ import stat
 import time
 
 from ...daemon.guest.sessions import ENDED, send, table
-from . import tasks
+from . import processes
 
 MEMORY_INTERVAL = 0.1
 """Seconds between two checks of memory: some hundred MiB can be filled in that time."""
@@ -216,7 +216,7 @@ class Watch:
                 self._allow_writes()
             return
         self._refuse_writes()
-        before, self._busy = self._busy, {pid: tasks.kernel_time(pid) for pid in _programs()}
+        before, self._busy = self._busy, {pid: processes.kernel_time(pid) for pid in _programs()}
         if not was_full:
             # Writes that began before the limit was set complete, and the count is older still. The
             # next count includes all of them.
@@ -381,7 +381,7 @@ def _weight(info: os.stat_result) -> int:
 def _unnamed(devices: set[int]) -> int:
     """Bytes in files on these devices that were removed while a process has them open."""
     found: dict[tuple[int, int], int] = {}
-    for pid in tasks.living():
+    for pid in processes.living():
         try:
             for number in os.listdir(f"/proc/{pid}/fd"):
                 info = os.stat(f"/proc/{pid}/fd/{number}")
