@@ -92,3 +92,25 @@ def test_code_can_come_over_another_descriptor() -> None:
     result = subprocess.run(argv, input=b"in", capture_output=True, pass_fds=[reading], check=True)
     os.close(reading)
     assert result.stdout == b"[] True in\n"
+
+
+LIST_MODULES = b"""
+import sys
+from .bubblewrap.guest import init
+def main():
+    print(*sys.modules)
+"""
+SLOW = {"contextlib", "enum", "functools", "json", "re", "signal", "typing"}
+"""Each takes milliseconds, of the few tens in which a machine boots."""
+
+
+def test_pid_1_starts_without_slow_modules() -> None:
+    sources = {f"{code.PACKAGE}/__init__.py": b"", f"{code.PACKAGE}/listing.py": LIST_MODULES}
+    for room in ("daemon", "bubblewrap"):
+        sources[f"{code.PACKAGE}/{room}/__init__.py"] = b""
+        folder = Path(code.__file__).parent / room / "guest"
+        sources |= code.modules(folder, f"{code.PACKAGE}/{room}/guest")
+    result = run(code.pack(sources), "listing")
+    imported = set(result.stdout.decode().split())
+    assert f"{code.PACKAGE}.bubblewrap.guest.init" in imported, result.stderr
+    assert not imported & SLOW

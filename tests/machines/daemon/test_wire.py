@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import struct
+import sys
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -11,6 +14,9 @@ from hypothesis import given, strategies as st
 
 from vers_rlm_mcp.machines.daemon.guest import wire
 from vers_rlm_mcp.machines.daemon.guest.wire import Decoder, Frame, FrameError, dump, encode, load
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 KINDS = frozenset({"a", "b"})
 JSON = st.recursive(
@@ -182,3 +188,39 @@ def test_commas_and_brackets_inside_of_strings_are_not_values() -> None:
 def test_numbers_that_json_does_not_have_are_not_sent(value: float) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         dump(value)
+
+
+def wire_without_c(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("wire_without_c", wire.__file__)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "_json", None)
+        spec.loader.exec_module(module)
+    return module
+
+
+def test_a_python_without_the_c_half_of_json_speaks_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = wire_without_c(monkeypatch)
+    assert hasattr(other, "json")
+    for value in (None, [1, -2.5, True], {"a": {"b": [[], {}, "é\ud800\n"]}}, "x", 0):
+        for ascii_only in (True, False):
+            text = wire.to_json(value, ascii_only=ascii_only)
+            assert other.to_json(value, ascii_only=ascii_only) == text
+            assert other.from_json(text) == wire.from_json(text) == value
+    for text in ("", "[1", "NaN", "1 2", "[1,]", "\ufeff1", '"\n"'):
+        for half in (wire, other):
+            with pytest.raises(ValueError, match=r"[a-z]"):
+                half.from_json(text)
+
+
+def test_a_value_inside_of_itself_is_refused() -> None:
+    value: list[object] = []
+    value.append(value)
+    with pytest.raises(ValueError, match="Circular reference"):
+        dump(value)
+    with pytest.raises(TypeError, match="Object of type set is not JSON serializable"):
+        dump({1, 2})

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 
-from ...daemon.guest.sessions import ENDED, send, stat, table
+from ...daemon.guest.sessions import ENDED, send, signal, stat, table
 
 STOPPED = ENDED | frozenset("Tt")
 

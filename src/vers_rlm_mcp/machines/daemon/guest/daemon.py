@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import select
-import signal
 import sys
 
 from . import file_tasks, sessions
@@ -34,7 +32,8 @@ from .frames import (
     TO_DAEMON,
     WINDOW,
 )
-from .wire import Decoder, Frame, encode
+from .sessions import signal
+from .wire import Decoder, Frame, encode, from_json, to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -214,7 +213,7 @@ class Daemon:
         if frame.kind == "ping":
             self.send("ping")
         elif frame.kind == "start":
-            self._start(number, json.loads(frame.payload.decode()), frame.fields)
+            self._start(number, from_json(frame.payload.decode()), frame.fields)
         elif number in self._jobs:
             job = self._jobs[number]
             if frame.kind == "data":
@@ -275,7 +274,7 @@ class Daemon:
         try:
             if request["do"] in self.operations:
                 report = self.operations[request["do"]](request, given)
-                self._report(number, json.dumps(report).encode())
+                self._report(number, to_json(report).encode())
             else:
                 self._jobs[number] = self._begin(request, given)
         except (OSError, ValueError) as error:

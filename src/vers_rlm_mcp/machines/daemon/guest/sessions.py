@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal  # `signal` itself takes milliseconds to import
 
 KILL_SECONDS = 2.0
 """How long killing a session may take; milliseconds are usual. What it starts in the meantime is

@@ -10,8 +10,6 @@ newer, and no import that would slow the start of a kernel or a machine.
 
 from __future__ import annotations
 
-import json
-import re
 import struct
 
 TYPE_CHECKING = False
@@ -29,12 +27,65 @@ MAX_VALUES = 500_000
 """Values in one JSON payload: parsed, they take about 80 bytes each, whatever they look like."""
 
 _LENGTHS = struct.Struct("!II")
-_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_STRINGS = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
 
 
 class FrameError(ValueError):
     """Bytes that are not a frame of this protocol, or a frame that is over its limits."""
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _refuse_type(value: object) -> None:
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+class _Decoding:
+    """What the scanner reads of a `json.JSONDecoder`."""
+
+    strict = True
+    object_hook = object_pairs_hook = array_hook = None
+    parse_float = float
+    parse_int = int
+    parse_constant = _refuse_constant
+
+
+try:
+    # What `json` itself calls. Its own modules import `re` and `enum`, which takes half as long as
+    # starting Python does.
+    from _json import encode_basestring, encode_basestring_ascii, make_encoder, make_scanner
+
+    _scan = make_scanner(_Decoding)  # pyright: ignore[reportArgumentType] - as the C code takes it
+
+    def to_json(value: Any, *, ascii_only: bool = True) -> str:
+        """A value as strict JSON."""
+        text = encode_basestring_ascii if ascii_only else encode_basestring
+        write = make_encoder({}, _refuse_type, text, None, ":", ",", False, False, False)
+        return "".join(write(value, 0))
+
+    to_json([])
+except (ImportError, AttributeError, TypeError):  # a Python that does it in another way
+    import json
+
+    _scan = json.JSONDecoder(parse_constant=_refuse_constant).scan_once
+
+    def to_json(value: Any, *, ascii_only: bool = True) -> str:
+        """A value as strict JSON."""
+        return json.dumps(value, ensure_ascii=ascii_only, allow_nan=False, separators=(",", ":"))
+
+
+def from_json(text: str) -> Any:
+    """The value of strict JSON. Raises `ValueError`, or `RecursionError` if it nests too deep."""
+    text = text.strip(" \t\n\r")
+    try:
+        value, end = _scan(text, 0)
+    except StopIteration as stop:
+        raise ValueError(f"there is no value at character {stop.value}") from None
+    if end != len(text):
+        raise ValueError(f"there is more than one value, from character {end} on")
+    return value
 
 
 class Frame:
@@ -50,7 +101,7 @@ class Frame:
 
 def encode(kind: str, fields: dict[str, Any], payload: bytes = b"") -> bytes:
     """The bytes of a frame. Raises `FrameError` when it is over the limits."""
-    header = json.dumps({"kind": kind, **fields}, separators=(",", ":")).encode()
+    header = to_json({"kind": kind, **fields}).encode()
     _check_lengths(len(header), len(payload))
     return b"".join((_LENGTHS.pack(len(header), len(payload)), header, payload))
 
@@ -115,11 +166,10 @@ def dump(value: Any, *, most: int = MAX_VALUES) -> bytes:
 
     Raises `FrameError` when the other half would refuse it for its size.
     """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     try:
-        data = text.encode()
+        data = to_json(value, ascii_only=False).encode()
     except UnicodeEncodeError:
-        data = json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+        data = to_json(value).encode()
     _check_lengths(0, len(data))
     _check_values(data, most)
     return data
@@ -134,10 +184,10 @@ def load(data: bytes, *, most: int = MAX_VALUES, surrogates: bool = False) -> An
     """
     _check_values(data, most)
     try:
-        value = json.loads(data.decode(), parse_constant=_refuse_constant)
-        if not surrogates and _SURROGATE.search(data):
-            clean = json.dumps(value, ensure_ascii=False).encode(errors="replace")
-            value = json.loads(clean.decode())
+        value = from_json(data.decode())
+        if not surrogates and (b"\\ud" in data or b"\\uD" in data):
+            clean = to_json(value, ascii_only=False).encode(errors="replace")
+            value = from_json(clean.decode())
     except (ValueError, RecursionError) as error:
         raise FrameError(f"not JSON: {str(error)[:200]}") from None
     return value
@@ -145,14 +195,14 @@ def load(data: bytes, *, most: int = MAX_VALUES, surrogates: bool = False) -> An
 
 def _check_values(data: bytes, most: int) -> None:
     """Refuse too many values; strings are only looked past when it matters."""
-    if _marks(data) > most and _marks(_STRINGS.sub(b"", data)) > most:
+    if _marks(data) <= most:
+        return
+    import re  # noqa: PLC0415 - slow, and hardly ever needed
+
+    if _marks(re.sub(_STRINGS, b"", data, flags=re.DOTALL)) > most:
         raise FrameError(f"a JSON payload holds more than {most} values")
 
 
 def _marks(data: bytes) -> int:
     """How many values `data` holds, at most and but for one."""
     return data.count(b",") + data.count(b"[") + data.count(b"{")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
