@@ -16,7 +16,7 @@ from vers_rlm_mcp.runs import Budget, Limits, RunRequest, events, repl_handlers
 from vers_rlm_mcp.runs.context import CONCURRENT_SUB_CALLS, RunContext
 from vers_rlm_mcp.runs.conversation import Conversation
 from vers_rlm_mcp.runs.repl_handlers import CellCalls
-from vers_rlm_mcp.runs.replies import Replies
+from vers_rlm_mcp.runs.reply_source import Replies
 from vers_rlm_mcp.store import Journals
 from vers_rlm_mcp.values import Completion, Message, Usage
 

@@ -7,7 +7,7 @@ package itself does not export is private.
 from __future__ import annotations
 
 from .run_stream import RunStream
-from .tasks import RLM
+from .runner import RLM
 from .virtual_machines import VM, CommandOutput, Machines
 
 __all__ = ["RLM", "VM", "CommandOutput", "Machines", "RunStream"]

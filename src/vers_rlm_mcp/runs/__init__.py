@@ -6,7 +6,6 @@ Knows models, kernels, machines and the engine; knows nothing of MCP or of termi
 from __future__ import annotations
 
 from . import events
-from .again import Changes, Replay, replay, resume
 from .budget import Budget, Limits
 from .differences import compare
 from .driver import check_request, run
@@ -27,6 +26,7 @@ from .notes import lost_variables, not_carried
 from .past import load_past
 from .repl_handlers import run_cell
 from .request import RunRequest, RunResult
+from .resume_and_replay import Changes, Replay, replay, resume
 from .workbench import Branches, Snapshot, Workbench
 
 __all__ = [

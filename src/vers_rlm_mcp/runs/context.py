@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.settings import Settings
     from vers_rlm_mcp.store import Journal
 
-    from .replies import Replies
+    from .reply_source import Replies
     from .request import RunRequest
 
 CONCURRENT_SUB_CALLS = 32

@@ -25,7 +25,7 @@ from vers_rlm_mcp.values import CellResult, Completion, Usage
 from . import events
 from .notes import lost_variables
 from .repl_handlers import CellCalls
-from .replies import Answer
+from .reply_source import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence

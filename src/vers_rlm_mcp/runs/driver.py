@@ -24,7 +24,7 @@ from .declarations import repl_functions, reserved_names
 from .history import prune_checkpoints, prune_to_size
 from .inputs import bring_in, check_inputs, recordable
 from .notes import not_carried
-from .replies import Replies
+from .reply_source import Replies
 from .request import RunRequest, RunResult, check_prices, limits
 from .workbench import Workbench
 

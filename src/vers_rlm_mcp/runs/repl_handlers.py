@@ -20,7 +20,7 @@ from vers_rlm_mcp.kernel import Carried, HostCall
 from vers_rlm_mcp.machines import WORKSPACE
 from vers_rlm_mcp.values import CellResult
 
-from .children import Children, Keep
+from .branching import Children, Keep
 from .declarations import CARRIED, DECLARED, checked, repl_function
 from .differences import compare
 from .notes import lost_variables, not_carried

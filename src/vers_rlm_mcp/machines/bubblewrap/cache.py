@@ -56,7 +56,7 @@ class Cache:
         return cls(fallback)
 
     def provide(
-        self, kind: str, key: object, content: object, make: Callable[[Path], None]
+        self, kind: str, key: object, content: object, make: Callable[[Path], object]
     ) -> Path:
         """A directory that is there until `close`, made by `make` if need be.
 
@@ -115,7 +115,7 @@ class Cache:
         self._held[place] = descriptor
         return True
 
-    def _make(self, place: Path, make: Callable[[Path], None]) -> None:
+    def _make(self, place: Path, make: Callable[[Path], object]) -> None:
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.root.chmod(0o700)  # Set-user-ID programs lie below.
         with self._locked(wait=True):

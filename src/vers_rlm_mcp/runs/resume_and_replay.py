@@ -15,7 +15,7 @@ from .conversation import feed
 from .driver import Beginning, BeginningAt, Driver
 from .history import COMPLETE
 from .past import Past, load_past
-from .replies import ReplayedReplies, Replies
+from .reply_source import ReplayedReplies, Replies
 from .request import RunRequest, RunResult, check_prices, limits
 
 if TYPE_CHECKING:
