@@ -27,7 +27,7 @@ from .bases import HOST_BASE, Base, open_base
 from .cache import Cache
 from .config import BubblewrapConfig
 from .init_program import init_code
-from .limits import Limits, controllers, mechanisms, noted, process_limits, sweep
+from .limits import Limits, controllers, mechanisms, process_limits, read_note, sweep
 from .running import Frozen, RunningMachine, not_made
 from .sandbox import Plan, Sandbox
 from .seccomp import call_filter
@@ -64,13 +64,13 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
     "TERM": "dumb",
     "USER": "root",
 }
-"""What a program in a machine starts with, unless its base has other values."""
+"""Environment variables of programs, unless the base sets other values."""
 
 ORPHAN_SECONDS: Final = 5.0
-"""How long what a dead server left running may take to be gone."""
+"""How long processes that a dead server left running may take to end."""
 
 ORPHAN_POLL: Final = 0.01
-"""Seconds between two looks at that."""
+"""Seconds between two checks for that."""
 
 
 class BubblewrapBackend(Backend):
@@ -145,7 +145,7 @@ class BubblewrapBackend(Backend):
             except UnknownHandle:  # Another server has deleted it.
                 return
             try:
-                await noted(self._cgroup_note(machine_id)).remove()
+                await read_note(self._cgroup_note(machine_id)).remove()
                 with self._store.locked():
                     self._store.drop_machine(machine_id)
                     self._store.drop_garbage()
@@ -164,7 +164,7 @@ class BubblewrapBackend(Backend):
         return await to_thread.run_sync(self._sweep)
 
     async def aclose(self) -> None:
-        """End what runs. Machines and commits stay, and can be attached to again."""
+        """Stop running machines. They are kept, like commits, and can be attached to again."""
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as tasks:
                 for running in list(self._running.values()):
@@ -175,11 +175,11 @@ class BubblewrapBackend(Backend):
     # For machines
 
     async def info(self, machine_id: str) -> MachineInfo:
-        """What is known of a machine. Raises `MachineGone`."""
+        """Describe a machine. Raises `MachineGone`."""
         return self._machine(machine_id).record.info(running=True)
 
     def release(self, machine_id: str) -> None:
-        """A machine runs until it is deleted or we end, whether there are handles or not."""
+        """Do nothing: a machine runs until it is deleted or this process ends."""
 
     async def commit(self, machine_id: str, intent: str | None) -> Commit:
         """Freeze a machine in a new commit."""
@@ -295,7 +295,7 @@ class BubblewrapBackend(Backend):
         return made
 
     async def _claim(self, machine_id: str) -> int:
-        """Take a machine that does not run; what a dead server left running of it is killed.
+        """Lock a machine that does not run. Processes that a dead server left in it are killed.
 
         Raises MachineError when another server runs it, UnknownHandle when one has deleted it.
         """
@@ -314,12 +314,12 @@ class BubblewrapBackend(Backend):
         except FileNotFoundError:
             raise self._unknown_machine(machine_id) from None
         raise MachineError(
-            f"What a dead server left running of machine {machine_id} has not ended within "
+            f"Processes that a dead server left in machine {machine_id} have not ended within "
             f"{ORPHAN_SECONDS:g} s. Try again later."
         )
 
     async def _prepare(self, name: str) -> Base:
-        """The base of a machine, once there is also the code of its PID 1."""
+        """Open a machine's base, after preparing the code of PID 1."""
         async with self._preparing:
             try:
                 if not self._code:
@@ -328,7 +328,7 @@ class BubblewrapBackend(Backend):
                 if name not in self._bases:
                     self._bases[name] = await to_thread.run_sync(self._open_base, name)
             except (OSError, subprocess.SubprocessError) as error:
-                # Of the many files that could not be copied, one is enough.
+                # One of the files that could not be copied is enough.
                 why = error.args[0][0][2] if isinstance(error, shutil.Error) else error
                 raise BackendUnavailable(f"Machines cannot be prepared: {why}.") from error
         return self._bases[name]
@@ -380,7 +380,7 @@ class BubblewrapBackend(Backend):
                 self._store.empty_trash()
                 removed.append("bases in the state directory")
         except OSError as error:
-            raise MachineError(f"What machines started from cannot be removed: {error}.") from error
+            raise MachineError(f"Unused bases cannot be removed: {error}.") from error
         return removed
 
     def _capabilities(self) -> Capabilities:
@@ -426,5 +426,5 @@ class BubblewrapBackend(Backend):
             del self._running[running.machine_id]
 
     async def _empty_trash(self) -> None:
-        """Remove files in a thread; when cancelled, that continues there or at the next time."""
+        """Remove files in a thread. If cancelled, the thread or the next call continues."""
         await to_thread.run_sync(self._store.empty_trash, abandon_on_cancel=True)

@@ -1,4 +1,4 @@
-"""The base of a machine, found by the name that is written down with the machine."""
+"""The base of a machine, by the name that is recorded with the machine."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Base:
 
     rootfs: Rootfs
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
-    """What its programs find in their environment."""
+    """Environment variables of its programs."""
 
 
 def open_base(cache: Cache, name: str, wanted: Network, *, mapped: bool) -> Base:
-    """Prepare a base; quick when that was done before. Raises OSError or SettingsError."""
+    """Prepare a base, or reuse a prepared one. Raises OSError or SettingsError."""
     if name == HOST_BASE:
         return Base(host_rootfs(cache, wanted, mapped=mapped))
     place = Path(name)

@@ -1,9 +1,9 @@
-"""Who a machine's root user is on the host, and mounts that belong to it.
+"""The host's ids of a machine's users, and mounts that show files under the machine's ids.
 
-As root, machines run in a range of ids that no one else has: their root user is an ordinary,
-unused id here, and what they start from is shown to it through id-mapped mounts. As an ordinary
-user, a machine's root is that user, other owners' files appear as nobody's, and system directories
-stay read-only.
+If this process is root, machines run in their own range of ids: their root is an unused id without
+rights on the host, and id-mapped mounts show it the base as its own. Otherwise a machine's root is
+the user of this process, other owners' files appear as those of the user `nobody`, and system
+directories stay read-only.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class _MountAttributes(ctypes.Structure):
 
 @cache
 def may_map_ids() -> bool:
-    """Whether this process may give machines a range of ids: root with all its rights."""
+    """Whether this process may give machines a range of ids: it is root with CAP_SYS_ADMIN."""
     with open("/proc/self/status") as file:  # noqa: PTH123 - a kernel file
         effective = next(line for line in file if line.startswith("CapEff:"))
     return os.geteuid() == 0 and bool(int(effective.split()[1], 16) >> CAP_SYS_ADMIN & 1)
 
 
 def give(descriptors: Sequence[int]) -> None:
-    """Make pipes the machine's own, so that /dev/stdout and the like can be opened in it."""
+    """Make a machine the owner of pipes, so that it can open /dev/stdout and the like."""
     if may_map_ids():
         for descriptor in descriptors:
             os.fchown(descriptor, FIRST_ID, FIRST_ID)
@@ -68,7 +68,7 @@ def write_maps(pid: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A host directory that a machine's PID 1 gets to see."""
+    """A directory of the host that is mounted for a machine's PID 1."""
 
     source: Path
     target: str
@@ -79,7 +79,7 @@ class Attachment:
 
 
 def detached_mount(attachment: Attachment, user_namespace: int) -> int:
-    """A copy of a mount that hangs nowhere, for the machine to attach. Raises OSError."""
+    """Open a detached copy of a mount, for the machine to attach. Raises OSError."""
     source = os.fsencode(attachment.source)
     flags = OPEN_TREE_CLONE | os.O_CLOEXEC
     descriptor = _check(_libc.syscall(ctypes.c_long(SYS_OPEN_TREE), AT_FDCWD, source, flags))

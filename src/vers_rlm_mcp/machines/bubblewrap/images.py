@@ -1,4 +1,4 @@
-"""Unpacking a docker-archive (what `docker save` and `podman save` write) into a root directory.
+"""Unpacks a docker-archive (what `docker save` and `podman save` write) into a root directory.
 
 An archive is a tar of a `manifest.json`, a configuration and layers, which are tars themselves, to
 be applied in order (https://github.com/moby/docker-image-spec/blob/main/spec.md). Nothing is
@@ -38,15 +38,15 @@ class Image:
 
 
 def unpack(archive: Path, cache: Cache, first_id: int | None) -> Image:
-    """Unpack an archive once.
+    """Unpack an archive, or find what was unpacked before.
 
     Args:
         archive: The file.
-        cache: Keeps what was unpacked.
-        first_id: What to add to the owners' ids; None to make everything our own.
+        cache: Where unpacked images are kept.
+        first_id: Added to the owners' ids. None makes us the owner of everything.
 
     Raises:
-        SettingsError: It is no docker-archive, or a bad one.
+        SettingsError: The file is not a docker-archive, or is damaged.
     """
     try:
         with tarfile.open(archive) as tar:
@@ -81,9 +81,9 @@ def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
 
 
 def _apply(layer: IO[bytes], root: Path, first_id: int | None) -> None:
-    """Put one layer over what the ones before it left."""
+    """Apply one layer on top of the previous ones."""
     with tarfile.open(fileobj=layer, mode="r:*") as tar:
-        # What is extracted was checked here. Python's own filters came with 3.11.4.
+        # Members are checked here, since Python's own filters need 3.11.4.
         tar.extraction_filter = lambda member, _: member
         for member in tar:
             place = _place(root, member.name)
@@ -94,8 +94,8 @@ def _apply(layer: IO[bytes], root: Path, first_id: int | None) -> None:
                 continue
             if member.islnk():
                 _require_inside(root, root / member.linkname)
-            _make_way(place, member)
-            first = first_id or 0  # Only root can change owners, and only then are they looked at.
+            _remove_replaced(place, member)
+            first = first_id or 0  # Owners have an effect only if we are root.
             member.name = str(place.relative_to(root))
             member.mode &= 0o7777
             member.uid += first
@@ -104,7 +104,7 @@ def _apply(layer: IO[bytes], root: Path, first_id: int | None) -> None:
 
 
 def _place(root: Path, name: str) -> Path:
-    """Where an entry belongs, in a directory that is inside of the root."""
+    """The path of an entry. Its directory is inside the root."""
     place = root / name.lstrip("/")
     if ".." in place.parts:
         raise ValueError(f"{name} leads out of the image")
@@ -119,7 +119,7 @@ def _require_inside(root: Path, path: Path) -> None:
 
 
 def _white_out(root: Path, mark: Path) -> None:
-    """Remove what a layer's mark says is gone."""
+    """Remove what a layer's whiteout deletes."""
     if mark.name == OPAQUE:
         for entry in mark.parent.iterdir():
             _remove(entry)
@@ -128,8 +128,8 @@ def _white_out(root: Path, mark: Path) -> None:
         _remove(_place(root, str(mark.relative_to(root).with_name(name))))
 
 
-def _make_way(place: Path, member: tarfile.TarInfo) -> None:
-    """Remove what a layer replaces by something of another kind."""
+def _remove_replaced(place: Path, member: tarfile.TarInfo) -> None:
+    """Remove what a layer replaces with an entry of another type."""
     if os.path.lexists(place) and not (
         member.isdir() and place.is_dir() and not place.is_symlink()
     ):

@@ -23,7 +23,7 @@ sys.exit(sys.version_info < (3, 8) or print(MAGIC_NUMBER.hex()))
 
 @cache
 def interpreter() -> Path:
-    """The host's Python that runs PID 1: the system's, as every user can reach that, else ours."""
+    """The host's Python that runs PID 1: the system's, which every user can reach, else ours."""
     for path in (Path("/usr/bin/python3"), Path("/usr/local/bin/python3")):
         if path.exists() and _magic(path):
             return path.resolve()
@@ -33,7 +33,7 @@ def interpreter() -> Path:
 def init_code() -> bytes:
     """The archive with PID 1, compiled for its Python. Raises OSError or SubprocessError.
 
-    Compiling it at each boot would take longer than all the rest of that.
+    Compiling it at each boot would take longer than the rest of the boot.
     """
     python = interpreter()
     ours = _magic(python) == importlib.util.MAGIC_NUMBER.hex()
@@ -42,7 +42,7 @@ def init_code() -> bytes:
 
 @cache
 def _magic(python: Path) -> str:
-    """What a Python marks its bytecode with; empty for one that is too old."""
+    """The magic number of a Python's bytecode; empty if it is too old."""
     result = subprocess.run(
         [python, "-I", "-S", "-c", _SHOW_MAGIC],
         stdout=subprocess.PIPE,

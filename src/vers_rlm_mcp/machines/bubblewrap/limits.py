@@ -29,7 +29,7 @@ CPU_PERIOD: Final = 100_000
 """Microseconds over which processor time is shared out: the kernel's default."""
 
 RESERVE: Final = 16
-"""Processes that only the host can start, so that a machine full of processes can still be told to
+"""Processes that only the host can start, so that a machine full of processes can still be asked to
 end them. Of a small number of processes, at most 1/RESERVE is reserved."""
 
 PER_NAMESPACE: Final = (5, 14)
@@ -133,7 +133,7 @@ def confine(
     return cgroup
 
 
-def noted(note: Path) -> Cgroup:
+def read_note(note: Path) -> Cgroup:
     """The cgroups that `confine` recorded."""
     return Cgroup(directories=[Path(line) for line in _read(note).splitlines()])
 

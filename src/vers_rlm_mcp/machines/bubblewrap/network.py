@@ -21,13 +21,13 @@ from vers_rlm_mcp.errors import BackendUnavailable
 from .pipes import PipeReceiveStream, Pipes, PipeSendStream, read_text
 
 NAMESERVER: Final = "10.0.2.3"
-"""Where machines ask for names: slirp4netns' own address for it; pasta is told to use it too."""
+"""The address of machines' DNS server: slirp4netns' own; pasta is configured to use it too."""
 
 CONNECT_SECONDS: Final = 10.0
 """How long connecting may take; some 30 ms are usual."""
 
 CONNECT_POLL: Final = 0.002
-"""Seconds between two looks at whether the machine has a route: neither helper tells alike."""
+"""Seconds between two checks for a route: the helpers have no common way to report one."""
 
 END_SECONDS: Final = 5.0
 """How long a killed helper may take to be gone."""
@@ -71,9 +71,9 @@ class Connection:
     ) -> None:
         self._process = process
         self._life = life
-        """The helper ends when the last copy of this is closed, be it by our death."""
+        """The helper ends when the last copy of this is closed, even if this process is killed."""
         self._complaint = complaint
-        """Its standard error: kept open, as it keeps writing there after it has connected."""
+        """Its standard error, kept open because the helper writes to it after it has connected."""
 
     @classmethod
     async def open(cls, pid: int, owner: int | None) -> Connection:
@@ -85,12 +85,12 @@ class Connection:
             raise BackendUnavailable(reason)
         with Pipes() as pipes:
             life, complaint = pipes.outgoing(), pipes.incoming()
-            ending, told = pipes.theirs
+            ending, errors = pipes.theirs
             process: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: ASYNC220 - only starts it
                 _command(pid, ending),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=told,
+                stderr=errors,
                 pass_fds=[ending],
                 cwd="/",
                 user=owner,
@@ -132,7 +132,7 @@ def _command(pid: int, ending: int) -> list[str]:
 
 
 def _has_route(pid: int) -> bool:
-    """Whether the way to everywhere is set, which is the last that the helpers do."""
+    """Whether there is a default route, which the helpers set last."""
     with suppress(OSError):
         lines = Path(f"/proc/{pid}/net/route").read_text().splitlines()[1:]
         return any(line.split()[1] == EVERYWHERE for line in lines)

@@ -1,4 +1,4 @@
-"""Whether machines can be made here: found out by making one, with what to do where it fails."""
+"""Checks whether machines can be made here by making one, and says what to do if not."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ or to every program: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"
 
 
 async def probe(state_dir: Path, config: BubblewrapConfig | None = None) -> Sequence[Finding]:
-    """Try for real what machines need, each thing once; ends at the first that fails.
+    """Try each thing that machines need, up to the first that fails.
 
     A machine is made below `state_dir` and removed again.
     """
     config = config or BubblewrapConfig()
-    findings = [_kernel(), _python()]
+    findings = [_check_kernel(), _check_python()]
     if config.network == "on":
-        findings.append(_network())
+        findings.append(_check_network())
     if not all(finding.ok for finding in findings):
         return findings
     async with BubblewrapBackend(state_dir, replace(config)) as backend:
@@ -88,13 +88,13 @@ async def _attempt(name: str, step: Callable[[], Awaitable[str]]) -> Finding:
 
 
 def _remedies() -> list[str]:
-    """What may stand in the way of user namespaces here, as far as the kernel shows it."""
+    """How to allow user namespaces here, as far as the kernel shows what forbids them."""
     remedies: list[str] = []
-    if _is(APPARMOR_SWITCH, "1") and os.geteuid() != 0:
+    if _is_set_to(APPARMOR_SWITCH, "1") and os.geteuid() != 0:
         remedies.append(APPARMOR_REMEDY)
-    if _is(DEBIAN_SWITCH, "0"):
+    if _is_set_to(DEBIAN_SWITCH, "0"):
         remedies.append("Allow user namespaces: sudo sysctl kernel.unprivileged_userns_clone=1")
-    if _is(COUNT_SWITCH, "0"):
+    if _is_set_to(COUNT_SWITCH, "0"):
         remedies.append("Allow user namespaces: sudo sysctl user.max_user_namespaces=15000")
     if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists():
         remedies.append(
@@ -109,7 +109,7 @@ def _remedies() -> list[str]:
     return remedies
 
 
-def _kernel() -> Finding:
+def _check_kernel() -> Finding:
     release = platform.release()
     numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdecimal())
     wanted = ".".join(map(str, OLDEST_KERNEL))
@@ -120,18 +120,18 @@ def _kernel() -> Finding:
     )
 
 
-def _python() -> Finding:
+def _check_python() -> Finding:
     path = interpreter()
     text = str(path) if path.exists() else f"{path} is missing: install Python for the system"
     return Finding("python", ok=path.exists(), text=text)
 
 
-def _network() -> Finding:
+def _check_network() -> Finding:
     reason = network.obstacle()
     return Finding("network", ok=not reason, text=reason or f"through {network.helper()}")
 
 
-def _is(switch: Path, value: str) -> bool:
+def _is_set_to(switch: Path, value: str) -> bool:
     try:
         return switch.read_text().strip() == value
     except OSError:

@@ -1,8 +1,7 @@
-"""What a machine's file system starts from.
+"""The root file system that a machine starts from.
 
-Without a base of the user's choice it is the host's own system, of which only what is named here
-is shown: programs and libraries in /usr, and of /etc the entries in `SHOWN_ETC`. Everything else
-starts empty.
+The default is the host's own system, of which machines see only the programs and libraries in /usr
+and the entries of /etc in `SHOWN_ETC`. Everything else starts empty.
 """
 
 from __future__ import annotations
@@ -112,13 +111,13 @@ SHOWN_ETC: Final = (
 """Entries of the host's /etc that programs need and that hold nothing private."""
 
 PACKAGES: Final = Path("/var/lib/dpkg")
-"""What is installed in /usr: without it, the machine's root user could install nothing more."""
+"""dpkg's database of what is in /usr. Without it, a machine's root could install nothing more."""
 
 HIDDEN_NAMES: Final = ("auth.conf", "auth.conf.d")
-"""Inside those entries, what holds secrets after all: apt's passwords."""
+"""Names inside those entries that are left out because they hold secrets: apt's passwords."""
 
 SYSTEM_IDS: Final = 1000
-"""Users and groups below this belong to the system; those above are people."""
+"""Users and groups with lower ids belong to the system; the others are people."""
 
 NOBODY: Final = 65534
 
@@ -129,7 +128,7 @@ PYTHON: Final = "/.python"
 """Where the host's Python is shown in machines whose base has none."""
 
 VERSION: Final = 2
-"""Of what is made here: raised when that changes."""
+"""The version of the directories made here; increase it when they change."""
 
 HOSTS: Final = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
@@ -141,9 +140,9 @@ class Slot:
     name: str
     """Its name on disk."""
     base: str
-    """What lies below it, relative to PID 1's hidden directory."""
+    """The directories below it, relative to PID 1's hidden directory."""
     views: Mapping[str, str]
-    """Which of its directories (empty: all) the machine sees, and where."""
+    """The directories in it that the machine sees (``""`` is all of it), and where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +163,9 @@ def host_rootfs(cache: Cache, wanted: Network, *, mapped: bool) -> Rootfs:
     """The host's own system, shown selectively. Raises OSError.
 
     Args:
-        cache: Keeps what has to be made.
+        cache: Where generated directories are kept.
         wanted: The network that machines have.
-        mapped: Whether machines have a range of ids of their own.
+        mapped: Whether machines have their own range of ids.
     """
     tops = [path for name in HOST_TOP if (path := Path("/", name)).exists()]
     shown = [path.name for path in tops if not path.is_symlink()]
@@ -186,7 +185,7 @@ def host_rootfs(cache: Cache, wanted: Network, *, mapped: bool) -> Rootfs:
 def directory_rootfs(
     cache: Cache, root: Path, wanted: Network, *, mapped: bool, shifted: bool = False
 ) -> Rootfs:
-    """A root directory of the user's choice, as it is. Raises OSError.
+    """A root directory that the user has chosen, unchanged. Raises OSError.
 
     `shifted` says that its files already belong to the machines' own ids. The host's Python is
     shown where the directory has none.
@@ -226,7 +225,7 @@ def _links(entries: Iterable[Path]) -> dict[str, str]:
 
 
 def _system_directory(cache: Cache, wanted: Network, *, mapped: bool, with_etc: bool) -> Path:
-    """The directories that are not shown as they are: made once, and again when /etc changes."""
+    """The directories that are generated, not shown: made once, and again when /etc changes."""
     resolver = _resolver(wanted)
     content = (VERSION, resolver, sorted(_fingerprint()) if with_etc else [])
 
@@ -241,7 +240,7 @@ def _system_directory(cache: Cache, wanted: Network, *, mapped: bool, with_etc: 
 
 
 def _resolver(wanted: Network) -> str:
-    """What /etc/resolv.conf holds."""
+    """The content of /etc/resolv.conf."""
     if wanted == "on":
         return f"nameserver {network.NAMESERVER}\n"
     if wanted == "host":
@@ -276,7 +275,7 @@ def _make_system_directory(root: Path, resolver: str, *, with_etc: bool) -> None
 
 def _make_etc(etc: Path) -> None:
     for name in SHOWN_ETC:
-        _show(Path("/etc") / name, etc / name)
+        _copy_readable(Path("/etc") / name, etc / name)
     (etc / "passwd").write_text(_accounts(Path("/etc/passwd")))
     (etc / "group").write_text(_accounts(Path("/etc/group")))
     (etc / "mtab").symlink_to("/proc/self/mounts")
@@ -284,8 +283,8 @@ def _make_etc(etc: Path) -> None:
         (etc / name).touch()
 
 
-def _show(source: Path, target: Path) -> None:
-    """Copy an entry of /etc as far as everybody may read it."""
+def _copy_readable(source: Path, target: Path) -> None:
+    """Copy the parts of an entry of /etc that everyone may read."""
     if source.is_symlink():
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(source.readlink())
@@ -293,7 +292,7 @@ def _show(source: Path, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         for entry in source.iterdir():
             if entry.name not in HIDDEN_NAMES:
-                _show(entry, target / entry.name)
+                _copy_readable(entry, target / entry.name)
     elif source.is_file() and source.stat().st_mode & 0o004:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, target)

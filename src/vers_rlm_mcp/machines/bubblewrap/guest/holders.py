@@ -1,7 +1,7 @@
-"""What holds on to the overlays that are to be frozen, so that their layers cannot be switched.
+"""Finds what keeps overlays in use, so that their layers cannot be switched.
 
-A process that has something of an overlay in its hands would keep seeing the layers of before: it
-would miss what is written later, or what it writes itself would be lost.
+A process that holds a file or directory of an overlay would keep seeing the old layers: it would
+miss later writes, or its own would be lost.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PATH_COLUMN = 7
 
 
 def obstacle(frozen: list[Overlay]) -> str:
-    """Why these overlays cannot be switched; empty, and they are read-only now, if they can."""
+    """Why these overlays cannot be switched; empty if they can, and they become read-only."""
     pid = _holder(frozen)
     if pid is not None:
         return f"process {pid} ({_command(pid)}) has files or a directory open there"
@@ -53,11 +53,11 @@ def _holder(frozen: list[Overlay]) -> int | None:
 
 
 def _in_use(pid: int, devices: set[int], mounts: set[int]) -> bool:
-    """Whether a process has a directory or a file open there, or waits for changes of one."""
+    """Whether a process has a directory or a file open there, or watches one for changes."""
     for link in ("cwd", "root"):
         if os.stat(f"/proc/{pid}/{link}").st_dev in devices:
             return True
-    watched = {b"sdev:%x" % os.minor(device) for device in devices}  # Of inotify; major is 0.
+    watched = {b"sdev:%x" % os.minor(device) for device in devices}  # The major number is 0.
     for number in os.listdir(f"/proc/{pid}/fd"):
         with open(f"/proc/{pid}/fdinfo/{number}", "rb") as file:
             for line in file:
@@ -69,7 +69,7 @@ def _in_use(pid: int, devices: set[int], mounts: set[int]) -> bool:
 
 
 def _bound_socket(devices: set[int]) -> str | None:
-    """The path of a socket in one of the overlays: it would not be found there any more."""
+    """The path of a socket in one of the overlays, which could not be reached after a switch."""
     with open(SOCKETS, "rb") as file:
         next(file, None)
         for line in file:
@@ -81,7 +81,7 @@ def _bound_socket(devices: set[int]) -> str | None:
 
 
 def _may_lie_in(path: bytes, devices: set[int]) -> bool:
-    """Whether a socket lies there; one with a relative path might."""
+    """Whether a socket may be there; a relative path does not say."""
     if not path.startswith(b"/"):
         return True
     try:

@@ -25,19 +25,19 @@ HIDDEN = "/.vers"
 """The hidden directory, in the root that bwrap made and, later, below the machine's root."""
 
 MEMORY = "/run"
-"""A tmpfs: the kernel of the REPL has its program there, with which room can be made on a disk."""
+"""A tmpfs with the program of the REPL's kernel, which must start even if the disk is full."""
 
 SMALLEST_PID_MAX = 301
-"""The kernel takes no less."""
+"""The smallest value that Linux accepts."""
 
 INT = 4
 """Bytes of a descriptor's number in a message."""
 
 MAX_DESCRIPTORS = 64
-"""Of one request: mounts when booting, else three."""
+"""Descriptors that come with one request: mounts when booting, otherwise three."""
 
 ENOUGH = 8
-"""Processes that any command can do with."""
+"""Free processes that suffice for any command."""
 
 MASKED_FILES = ("kcore", "keys", "latency_stats", "timer_list", "sched_debug", "sysrq-trigger")
 MASKED_DIRECTORIES = ("acpi", "asound", "scsi")
@@ -124,7 +124,7 @@ class Init(Daemon):
         _mount_kernel_directories(request["shared"].encode(), request["processes"])
         _enter_root()
         for overlay in self._overlays:
-            overlay.look()
+            overlay.refresh_mounts()
         os.umask(0o022)
 
     # Processes
@@ -133,7 +133,7 @@ class Init(Daemon):
         act, fullness = super().run(request), self._watch.fullness
 
         def warn_and_act() -> None:
-            _warn(_full_of_processes())
+            _warn(_process_warning())
             _warn(fullness and f"{fullness}. Delete files, and wait a second.")
             act()
 
@@ -151,7 +151,7 @@ class Init(Daemon):
         linux.close_from(first)
 
     def prepare(self, task: str) -> None:
-        """Make an ordinary process of the machine of a fork of PID 1, without its rights."""
+        """Turn a fork of PID 1 into an ordinary process of the machine, without PID 1's rights."""
         if task == "copy":  # of PID 1's session, which the watch leaves alone
             return
         super().prepare(task)
@@ -165,7 +165,7 @@ class Init(Daemon):
         linux.filter_calls(self._filter)
 
     def admit(self, file: int) -> None:
-        """When the disk is full, let a file be written that does not lie on it."""
+        """If the disk is full, refuse to write to it, but not to other file systems."""
         if not self._watch.full:
             return
         if not overlays.same_mount(file, MEMORY):
@@ -181,11 +181,11 @@ class Init(Daemon):
         return [overlay.slot for overlay in self._overlays if overlay.changed]
 
     def _freeze(self, request: Request, descriptors: list[int]) -> dict[str, object]:
-        """Stop everything, and see what has changed and whether layers can be switched.
+        """Stop all processes, and find what has changed and whether layers can be switched.
 
-        With `merged`, all that lies over layers is frozen, changed or not. Reports the obstacle,
-        empty when there is none, and the slots that are frozen. A full disk is refused: no deleting
-        could make room again on what is frozen.
+        With `merged`, every slot that has layers is frozen, changed or not. Returns the obstacle
+        (empty if there is none) and the frozen slots. A full disk is refused, because deleting
+        files frees nothing in frozen layers.
         """
         if self._watch.full:
             raise OSError(errno.EFBIG, self._watch.fullness)
@@ -201,9 +201,9 @@ class Init(Daemon):
         return {"obstacle": obstacle, "slots": [overlay.slot for overlay in self._frozen]}
 
     def _switch(self, request: Request, descriptors: list[int]) -> None:
-        """Continue over the frozen layer, which the host has moved to its place. All or nothing.
+        """Switch all slots or none to the frozen layer, which the host has moved into place.
 
-        `merged` names the layer that takes the place of all older ones, if there is one.
+        `merged` names the layer that replaces all older ones, if there is one.
         """
         prepared: list[overlays.Overlay] = []
         try:
@@ -220,8 +220,8 @@ class Init(Daemon):
     def _copy(self, request: Request) -> Act:
         """Copy what was written since the last freeze to `machine/copy`.
 
-        With `merged`, what was written before is copied instead, its layers merged into one, to
-        `machine/merged`; those are frozen, so that the machine need not stop for it.
+        With `merged`, the older layers are copied instead, merged into one, to `machine/merged`.
+        They are frozen, so the machine keeps running.
         """
         if request["merged"]:
             work = [("merged", over, over.frozen) for over in self._overlays if over.layers]
@@ -237,7 +237,7 @@ class Init(Daemon):
         return act
 
     def _thaw(self, request: Request, descriptors: list[int]) -> None:
-        """Resume everything; writable again where layers were not switched."""
+        """Resume all processes. Slots that were not switched become writable again."""
         try:
             for overlay in self._frozen:
                 overlay.protect(0)
@@ -246,8 +246,8 @@ class Init(Daemon):
             self._frozen, self._stopped = [], []
 
 
-def _full_of_processes() -> str:
-    """What to know when this process will not be able to start others; else nothing."""
+def _process_warning() -> str:
+    """A warning if this process may be unable to start others, else an empty text."""
     running, most = processes.threads(), resource.getrlimit(resource.RLIMIT_NPROC)[0]
     if not 0 <= most < running + ENOUGH:
         return ""
@@ -293,7 +293,7 @@ def _mount_kernel_directories(shared: bytes, processes: int) -> None:
 
 
 def _limit_processes(count: int) -> None:
-    """Bound process ids, which count from 1 in every PID namespace; older kernels cannot."""
+    """Limit process ids, which start at 1 in every PID namespace, if the kernel supports that."""
     try:
         with open("/proc/sys/kernel/pid_max", "w") as file:
             file.write(str(max(count, SMALLEST_PID_MAX)))
@@ -302,7 +302,7 @@ def _limit_processes(count: int) -> None:
 
 
 def _enter_root() -> None:
-    """Make `root` the root; cover what it was, but keep working in its hidden directory."""
+    """Make `root` the root. Cover the old one, but keep working in its hidden directory."""
     os.mkdir(f"root{HIDDEN}", 0o700)
     hidden = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.chdir("root")
@@ -316,7 +316,7 @@ def _enter_root() -> None:
 
 
 def main() -> None:
-    """Serve the connection over which this program came; keep the descriptors that are named."""
+    """Serve the connection that sent this program; keep only descriptors named as arguments."""
     control, _, *others = map(int, sys.argv[1:])
     kept = sorted([control, *others])
     for start, end in zip([2, *kept], kept):

@@ -23,12 +23,11 @@ FLAGS = linux.MS_NOSUID | linux.MS_NODEV
 ENOSPC = 28
 
 OVERFLOW_ID = 65534
-"""What the owner of a file looks like who does not exist in this user namespace."""
-
+"""The id that is shown for owners that do not exist in this user namespace."""
 
 PRIVATE = "user.overlay."
 ESCAPED = "user.overlay.overlay."
-"""What overlayfs keeps for itself, and what it makes of a name like that given by a program."""
+"""The prefix of overlayfs' own attributes, and of those that programs set under that prefix."""
 
 
 class Overlay:
@@ -50,12 +49,12 @@ class Overlay:
 
     @property
     def upper(self) -> str:
-        """What was written since the last freeze."""
+        """The directory of what was written since the last freeze."""
         return f"machine/up/{self.slot}/u"
 
     @property
     def frozen(self) -> list[str]:
-        """What was written before, newest first."""
+        """The directories of the frozen layers, newest first."""
         return [f"layers/{layer}/{self.slot}/u" for layer in self.layers]
 
     @property
@@ -83,8 +82,8 @@ class Overlay:
             os.makedirs(root + target, exist_ok=True)
         self._show(root)
 
-    def look(self) -> None:
-        """Learn how the kernel names its mounts now."""
+    def refresh_mounts(self) -> None:
+        """Read the device and the mount ids that the kernel uses now."""
         self.mounts = set()
         for _, target in self.views:
             descriptor = os.open(target, os.O_PATH | os.O_CLOEXEC)
@@ -97,9 +96,9 @@ class Overlay:
         linux.mount(b"none", os.fsencode(self.live), b"", linux.MS_REMOUNT | FLAGS | flags)
 
     def prepare(self, layer: str, merged: list[str]) -> None:
-        """Build, out of sight, the overlay whose newest frozen layer is `layer`.
+        """Mount, out of sight, an overlay whose newest frozen layer is `layer`.
 
-        Below it lie those of before, or the one in `merged` that was made of them.
+        Below it are the previous layers or, if there is one, the layer in `merged` made of them.
         """
         self._before = self.layers
         older = merged if merged and self.layers else self.layers
@@ -113,14 +112,14 @@ class Overlay:
             linux.detach(os.fsencode(self.fresh))
 
     def switch(self) -> None:
-        """Put what `prepare` built in the place of the old overlay."""
+        """Replace the old overlay with the prepared one."""
         for _, target in self.views:
             linux.detach(os.fsencode(target))
         live = os.fsencode(self.live)
         linux.detach(live)
         linux.mount(os.fsencode(self.fresh), live, b"", linux.MS_MOVE)
         self._show("")
-        self.look()
+        self.refresh_mounts()
 
     def _mount(self, target: str) -> None:
         """Mount the overlay. `volatile` spares a sync of the host's whole disk at every freeze."""
@@ -129,10 +128,10 @@ class Overlay:
             self._make_upper()
         work = f"machine/up/{self.slot}/w"
         _clear(f"{work}/work/incompat")  # Left by a mount that ended with the host's server.
-        lower = ":".join([_short(layer, self.slot) for layer in self.layers] + [self.base])
+        lower = ":".join([_short_name(layer, self.slot) for layer in self.layers] + [self.base])
         options = f"lowerdir={lower},upperdir={self.upper},workdir={work},userxattr,volatile"
         linux.mount(b"overlay", os.fsencode(target), b"overlay", FLAGS, options.encode())
-        if os.statvfs(target).f_flag & os.ST_RDONLY:  # It does without a work directory, then.
+        if os.statvfs(target).f_flag & os.ST_RDONLY:  # There was no room for its work directory.
             raise OSError(ENOSPC, os.strerror(ENOSPC), target)
 
     def _show(self, root: str) -> None:
@@ -144,7 +143,7 @@ class Overlay:
         return self.frozen[0] if self.layers else self.base.split(":")[0]
 
     def _make_upper(self) -> None:
-        """A fresh upper with the attributes of the directory below, as it is what is seen."""
+        """Make an empty upper with the attributes of the directory below, which programs see."""
         os.makedirs(f"machine/up/{self.slot}/w", exist_ok=True)
         making = f"{self.upper}.new"
         os.makedirs(making, exist_ok=True)
@@ -171,13 +170,13 @@ def _attributes(path: str) -> tuple[object, ...]:
 
 
 def _user_attributes(path: str) -> dict[str, bytes]:
-    """Extended attributes that programs of the machine have set, overlayfs' own excepted."""
+    """Extended attributes that programs have set, without overlayfs' own."""
     names = [name for name in os.listxattr(path) if name.startswith("user.")]
     own = [name for name in names if not name.startswith(PRIVATE) or name.startswith(ESCAPED)]
     return {name: os.getxattr(path, name) for name in own}
 
 
-def _short(layer: str, slot: str) -> str:
+def _short_name(layer: str, slot: str) -> str:
     """A name of a few characters for a layer's directory."""
     path = f"../layers/{layer}/{slot}/u"
     if path not in _short_names:
@@ -191,7 +190,7 @@ _short_names: dict[str, str] = {}
 
 
 def _clear(directory: str) -> None:
-    """Remove what is in a small directory, if that is there."""
+    """Empty a small directory, if it exists."""
     if os.path.isdir(directory):
         for name in os.listdir(directory):
             path = f"{directory}/{name}"

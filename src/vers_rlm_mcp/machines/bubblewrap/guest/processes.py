@@ -1,4 +1,4 @@
-"""The processes of the machine, as PID 1 sees them: who they are, stopping and killing them."""
+"""The processes of the machine, as PID 1 sees them: lists, stops and resumes them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ SETTLE = 0.1
 """Seconds after which a process that still waits in the kernel is taken as unable to run."""
 
 BLINK = 0.0005
-"""Seconds between two looks at whether a process has stopped: about what a look costs."""
+"""Seconds between two checks that processes have stopped: about the time that one takes."""
 
 
 def threads() -> int:
     """How many threads all processes but PID 1 have: what limits on processes count."""
-    return sum(_number(pid, 17) for pid in table())
+    return sum(_stat_field(pid, 17) for pid in table())
 
 
 def kernel_time(pid: int) -> int:
-    """How long a process has worked in the kernel, in its ticks."""
-    return _number(pid, 12)
+    """How long a process has worked in the kernel, in clock ticks."""
+    return _stat_field(pid, 12)
 
 
-def _number(pid: int, field: int) -> int:
+def _stat_field(pid: int, field: int) -> int:
     """A field of a process's ``stat`` file, counted from its state; 0 when it has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -60,7 +60,7 @@ class Unstoppable(Exception):
 def stop_all() -> list[int]:
     """Stop every process and return those that were running until now.
 
-    One that waits in the kernel for its vfork child stays as it is (D): it cannot run either.
+    One that waits in the kernel for its vfork child stays in state D: it cannot run either.
     """
     stopped: list[int] = []
     deadline = time.monotonic() + PATIENCE

@@ -6,8 +6,8 @@ it gets SIGXFSZ or EFBIG, as for any other limit on the size of files. A program
 limit and keeps writing is killed. If the disk still grows, by files without content or through
 mapped memory, the process that works most in the kernel is killed.
 
-What was written is counted file by file, which takes a while. So the free space of the host's disk
-is glanced at in between: when it shrinks by much of the room that is left, it is time to count.
+What was written is counted file by file, which takes a while. So between counts the free space of
+the host's disk is checked: a count starts when it has shrunk by much of the room that is left.
 """
 
 from __future__ import annotations
@@ -128,23 +128,23 @@ class Watch:
     def look(self) -> None:
         """Perform the checks that are due. An error ends only this round of them."""
         try:
-            self._look(time.monotonic())
+            self._check(time.monotonic())
         except OSError:  # No process or descriptor is left, which must not end PID 1.
             soon = time.monotonic() + MEMORY_INTERVAL
             self._memory_due = soon if self._memory else 0.0
             self._disk_due = soon
 
-    def _look(self, now: float) -> None:
+    def _check(self, now: float) -> None:
         if self._memory and now >= self._memory_due:
-            self._look_at_memory()
+            self._check_memory()
             self._memory_due = now + MEMORY_INTERVAL
         if self._disk and now >= self._disk_due:
             if self._counting >= 0:
-                self._take_note(now)
+                self._read_count(now)
             else:
-                self._glance(now)
+                self._start_count_if_due(now)
 
-    def _look_at_memory(self) -> None:
+    def _check_memory(self) -> None:
         programs = _programs()
         if sum(map(_resident, programs)) <= self._memory:
             return
@@ -155,7 +155,7 @@ class Watch:
             send(largest, SIGKILL)
             total -= sizes.pop(largest)
 
-    def _glance(self, now: float) -> None:
+    def _start_count_if_due(self, now: float) -> None:
         """Start a count if one is due."""
         room = max(0, self._disk - self._written)
         self._disk_due = now + max(GLANCE, min(room / FASTEST, DISK_INTERVAL))
@@ -177,26 +177,26 @@ class Watch:
         self._layers |= frozen
         self._disk_due = now + GLANCE
 
-    def _take_note(self, now: float) -> None:
-        """Act on the child's count once it is there."""
+    def _read_count(self, now: float) -> None:
+        """Act on the child's count once it is available."""
         try:
-            told = os.read(self._counting, 100).split()
+            result = os.read(self._counting, 100).split()
         except BlockingIOError:
             self._disk_due = now + GLANCE
             return
         os.close(self._counting)
         self._counting = -1
         self._disk_due = now
-        if not told:
+        if not result:
             self._miss_count()
             return
         self._missed = 0
-        upper, frozen, took = int(told[0]), int(told[1]), float(told[2])
+        upper, frozen, took = int(result[0]), int(result[1]), float(result[2])
         self._frozen += frozen
         self._urgent_due = now + took * URGENT_SHARE
         least = MEMORY_INTERVAL if self.full else DISK_INTERVAL
         self._count_due = now + max(least, took * DISK_SHARE)
-        self._act(upper + self._frozen)
+        self._apply_limit(upper + self._frozen)
 
     def _miss_count(self) -> None:
         """The child was killed. Any program can do that, and must not escape the limit by it."""
@@ -204,9 +204,9 @@ class Watch:
         self._frozen = 0
         self._missed += 1
         if self._missed >= MOST_MISSED:
-            self._act(self._disk + 1)
+            self._apply_limit(self._disk + 1)
 
-    def _act(self, written: int) -> None:
+    def _apply_limit(self, written: int) -> None:
         """Refuse writes or allow them again, given the number of bytes that are written."""
         grown = written > self._written
         self._written = written
