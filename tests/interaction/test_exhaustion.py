@@ -155,7 +155,7 @@ async def test_a_machine_that_dies_is_reported_and_can_be_deleted(user: User):
     assert await user.vm_ids() == []
 
 
-async def test_a_run_whose_machine_dies_goes_on_from_a_checkpoint(user: User):
+async def test_a_run_whose_machine_dies_continues_from_a_checkpoint(user: User):
     user.write_script("print('found')", "exec('sleep 600')", "FINAL('on')")
     async with user.running("vers_rlm", until="Step 1", signature="-> answer") as run:
         await kill_machines(user)
@@ -194,7 +194,7 @@ GREEDY = {
 
 
 @pytest.mark.parametrize("code", GREEDY.values(), ids=GREEDY.keys())
-async def test_a_greedy_cell_ends_in_an_error_and_its_run_goes_on(user: User, code: str):
+async def test_a_greedy_cell_ends_in_an_error_and_its_run_continues(user: User, code: str):
     before, descriptors = users.high_water(user.pid), open_files(user.pid)
     async with sibling(user):
         # The last is said twice, as what is killed takes the way to the kernel along.

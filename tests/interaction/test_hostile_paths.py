@@ -41,7 +41,7 @@ async def test_a_path_that_leads_nowhere_good_is_refused_at_once(user: User, pat
         assert "the host's" not in await user.error("readFile", path="/workspace/link")
 
 
-async def test_links_that_are_swapped_meanwhile_show_only_the_machine(user: User):
+async def test_links_that_are_swapped_during_a_call_show_only_the_machine(user: User):
     secret = user.home / "secret"
     secret.write_text("the host's")
     async with user.machine():

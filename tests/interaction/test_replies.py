@@ -37,7 +37,7 @@ re.match("(a+)+$", "a" * 40 + "b")
     "reply",
     ["--- reply", "--- reply\n   \n\t", "--- reply\nIt is 42, I think.", "--- reply\n```\n```"],
 )
-async def test_a_reply_without_code_is_answered_with_what_to_do_and_the_run_goes_on(
+async def test_a_reply_without_code_is_answered_with_what_to_do_and_the_run_continues(
     user: User, reply: str
 ):
     result = await user.run(reply, "FINAL(42)")
@@ -92,7 +92,9 @@ async def test_a_cell_of_the_repl_that_never_ends_is_stopped(user: User):
     ],
     ids=["exits", "kills itself", "overflows the stack", "closes its descriptors"],
 )
-async def test_code_that_ends_its_own_kernel_is_reported_and_the_run_goes_on(user: User, code: str):
+async def test_code_that_ends_its_own_kernel_is_reported_and_the_run_continues(
+    user: User, code: str
+):
     result = await user.run("kept = 1", code, "FINAL(exec('echo alive').stdout)")
     assert result["outputs"] == {"answer": "alive\n"}, result
     assert result["trajectory"][1]["output"], result

@@ -76,7 +76,7 @@ async def test_the_kernel_outlives_its_host(machine: FakeMachine) -> None:
         assert await repl.output("x") == "1\n"
 
 
-async def test_cells_go_on_being_numbered_after_another_host_attached(
+async def test_cells_keep_being_numbered_after_another_host_attached(
     machine: FakeMachine,
 ) -> None:
     async with connected(machine) as repl:
@@ -183,7 +183,7 @@ async def test_a_cell_whose_connection_breaks_is_reported_and_not_run_again(
         assert await repl.output("runs") == "1\n"
 
 
-async def test_a_connection_that_broke_between_cells_is_made_anew_at_the_next(
+async def test_a_connection_that_broke_between_cells_is_replaced_at_the_next(
     machine: FakeMachine,
 ) -> None:
     watched = Watched(machine)

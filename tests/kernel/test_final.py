@@ -41,7 +41,7 @@ async def test_final_cannot_be_swallowed(repl: Repl, code: str) -> None:
     assert await final(repl, code) == Final([], {"x": 1})
 
 
-async def test_after_a_final_the_kernel_goes_on_as_if_nothing_was(repl: Repl) -> None:
+async def test_after_a_final_the_kernel_continues_as_before(repl: Repl) -> None:
     await final(repl, "x = 1\nFINAL(x=x)")
     assert await repl.output("x") == "1\n"
 

@@ -198,7 +198,7 @@ async def test_code_too_large_to_send_is_refused(repl: Repl) -> None:
         ("import os; os.abort()", "signal 6"),
     ],
 )
-async def test_a_kernel_that_dies_is_started_anew_and_what_is_lost_is_named(
+async def test_a_kernel_that_dies_is_restarted_and_what_is_lost_is_named(
     repl: Repl, code: str, how: str
 ) -> None:
     await repl.output("a = 1")
@@ -218,7 +218,7 @@ async def test_what_was_written_before_a_signal_to_oneself_is_told(repl: Repl) -
 
 
 @pytest.mark.assumes("host")
-async def test_a_kernel_that_died_between_cells_is_started_anew_before_the_next(
+async def test_a_kernel_that_died_between_cells_is_restarted_before_the_next(
     repl: Repl,
 ) -> None:
     pid = int(await repl.output("import os\na = 1\nos.getpid()"))
@@ -269,7 +269,7 @@ async def test_endless_output_stops_at_the_time_limit(repl: Repl) -> None:
     assert written(result) > 1_100_000
 
 
-async def test_an_orphan_that_floods_the_output_stalls_nobody(repl: Repl) -> None:
+async def test_an_orphan_that_floods_the_output_stalls_no_one(repl: Repl) -> None:
     await repl.output("import subprocess\nyes = subprocess.Popen(['yes'])")
     result = await repl("1")
     assert result.status == "ok"

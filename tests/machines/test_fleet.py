@@ -180,7 +180,7 @@ async def test_one_machine_that_stays_does_not_save_the_others(
     assert await ids(fleet) == set()
 
 
-async def test_what_could_not_be_deleted_at_its_time_is_swept_unless_it_was_kept_since(
+async def test_what_could_not_be_deleted_in_time_is_swept_unless_it_was_kept_since(
     fleet: Fleet, backend: Stubborn
 ) -> None:
     ann = fleet.seen_by("ann")

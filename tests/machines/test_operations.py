@@ -115,7 +115,9 @@ async def test_output_before_a_time_out_is_kept(machine: Machine) -> None:
     assert result.stdout.text == "early\n"
 
 
-async def test_a_background_process_does_not_hold_the_command_and_goes_on(machine: Machine) -> None:
+async def test_a_background_process_outlives_the_command_and_does_not_hold_it(
+    machine: Machine,
+) -> None:
     with anyio.fail_after(10):
         result = await run_command(machine, "sleep 1000 & echo $!", timeout=60)
     assert result.status is not None

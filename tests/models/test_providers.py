@@ -307,7 +307,7 @@ async def test_cancelling_closes_the_connection_at_once(provider: Provider, answ
         await model.aclose()
 
 
-async def test_a_model_goes_on_after_a_cancelled_call(provider: Provider):
+async def test_a_model_works_after_a_cancelled_call(provider: Provider):
     async with provider.server([Reply(seconds=60), Reply("back")]) as server:
         model = provider.open(server.url)
         async with anyio.create_task_group() as calls:

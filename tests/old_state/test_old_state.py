@@ -162,7 +162,7 @@ async def restored(client: Client, commit_id: str) -> str:
     return (await call(client, "vmRestore", commitId=commit_id))["vm_id"]
 
 
-async def test_runs_that_were_killed_go_on_and_pay_for_nothing_twice(old: OldState):
+async def test_runs_that_were_killed_resume_and_pay_for_nothing_twice(old: OldState):
     async def resume(name: str) -> None:
         result = json.loads(await old.command("runs", "resume", old.runs[name], "--json"))
         assert result["outputs"] == OUTPUTS[name]
@@ -178,7 +178,7 @@ async def test_runs_that_were_killed_go_on_and_pay_for_nothing_twice(old: OldSta
     assert {id_ for id_, state in (await old.listed()).items() if "commit" not in state} == old.kept
 
 
-async def test_a_run_goes_on_from_an_earlier_step(old: OldState):
+async def test_a_run_resumes_from_an_earlier_step(old: OldState):
     for step in ("3", "0"):
         resume = ["runs", "resume", old.runs["finished"], "--step", step]
         result = json.loads(await old.command(*resume, "--json"))
@@ -193,7 +193,7 @@ async def test_a_run_is_replayed(old: OldState):
     assert old.model.requests == []
 
 
-async def test_only_what_nobody_keeps_is_swept_and_pruned(old: OldState):
+async def test_only_what_no_one_keeps_is_swept_and_pruned(old: OldState):
     swept = await old.command("machines", "sweep")
     assert old.machines["left_over"] in swept
     machines = re.findall(r"bw-[0-9a-f]{12}|[0-9a-f-]{36}", swept)

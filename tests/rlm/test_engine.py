@@ -178,7 +178,7 @@ def test_final_is_understood_however_the_outputs_are_passed(
         ("-> a", final("x", a="y"), "at most 1 values, each once"),
     ],
 )
-def test_a_wrong_answer_is_answered_and_the_loop_goes_on(
+def test_a_wrong_answer_is_answered_and_the_loop_continues(
     signature: str, call: CellResult, told: str
 ) -> None:
     right = final(a="x", b=1) if "b" in signature else final(a="x")
@@ -287,7 +287,7 @@ def test_replies_without_code_lead_to_the_extraction_instead_of_more_of_the_same
     assert played.outcome.reason.startswith("3 replies in a row held no code.")
 
 
-def test_code_in_between_starts_the_count_of_silent_replies_anew() -> None:
+def test_code_in_between_resets_the_count_of_silent_replies() -> None:
     silent = model("Hm.")
     replies = [silent, silent, model(), printed("1"), silent, silent, model(), final("x")]
     assert play(replies).outcome.status == "finished"
@@ -464,7 +464,7 @@ def test_extracted_outputs_are_checked_too():
     assert refused.outcome.outputs == {"answer": 1}
 
 
-def test_a_branch_goes_on_from_the_conversation_of_its_origin_word_for_word():
+def test_a_branch_continues_the_conversation_of_its_origin_word_for_word():
     parent = play([Completion("Fork. " + CODE), CellResult("ok"), Stop("enough")])
     (history,) = parent.conversations
     assert history[:2] == parent.calls[0].messages

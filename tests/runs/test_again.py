@@ -39,7 +39,7 @@ async def broken_off(lab: Lab, model: Turns, at: Callable[[rlm.Event], None], **
 
 @pytest.mark.parametrize("kind", [events.ModelAsked, events.ModelReplied, events.CellFinished])
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
-async def test_a_run_that_broke_off_goes_on_and_pays_for_nothing_twice(
+async def test_a_run_that_broke_off_resumes_and_pays_for_nothing_twice(
     lab: Lab, kind: type[rlm.Event], step: int
 ):
     model = Turns(*COUNTING, usage=Usage(10, 1, usd=0.5))
@@ -147,7 +147,7 @@ async def test_what_is_paid_is_counted_once_and_leaves_branches_the_share_that_t
     assert result.usage.tokens == 11 * len(live) == 11 * 8
 
 
-async def test_a_run_that_has_ended_goes_on_only_from_a_step_that_is_named(lab: Lab):
+async def test_a_run_that_has_ended_resumes_only_from_a_named_step(lab: Lab):
     result = await lab.run(SIGNATURE, Turns(*COUNTING), settings=EACH_STEP)
     with pytest.raises(UsageError, match="Name the step to go on from, one of: 0, 1, 2, 3, 4"):
         await lab.resume(result.run_id, Turns())
@@ -159,7 +159,7 @@ async def test_a_run_that_has_ended_goes_on_only_from_a_step_that_is_named(lab: 
     assert summaries(Journals(lab.settings.state_dir))[0].steps == 3
 
 
-async def test_what_cannot_be_gone_on_with_is_said(lab: Lab):
+async def test_what_cannot_be_resumed_is_said(lab: Lab):
     with pytest.raises(UnknownHandle, match="no run at all yet"):
         await lab.resume("run-0", Turns())
     result = await lab.run("-> x", Turns(cell("FINAL('1')")), settings=EACH_STEP)
@@ -174,7 +174,7 @@ async def test_what_cannot_be_gone_on_with_is_said(lab: Lab):
     assert await lab.machines() == []
 
 
-async def test_two_cannot_go_on_with_the_same_run(lab: Lab):
+async def test_two_cannot_resume_the_same_run(lab: Lab):
     model = Turns(cell("FINAL(1)"), ModelFailed("no"))
     refused = list[str]()
 
@@ -188,7 +188,7 @@ async def test_two_cannot_go_on_with_the_same_run(lab: Lab):
     assert "is under way in another process" in refused[0]
 
 
-async def test_a_journal_that_was_cut_in_mid_line_can_be_gone_on_with(lab: Lab):
+async def test_a_journal_that_was_cut_in_mid_line_can_be_resumed(lab: Lab):
     model = Turns(*COUNTING)
     run_id = await broken_off(lab, model, stop_when(events.CellFinished, 3))
     journal = lab.settings.state_dir / "runs" / run_id / "events.jsonl"
@@ -197,7 +197,7 @@ async def test_a_journal_that_was_cut_in_mid_line_can_be_gone_on_with(lab: Lab):
     assert len(model.asked) == len(COUNTING)
 
 
-async def test_a_run_recorded_with_other_prompts_is_not_gone_on_with(lab: Lab):
+async def test_a_run_recorded_with_other_prompts_is_not_resumed(lab: Lab):
     run_id = await broken_off(lab, Turns(*COUNTING), stop_when(events.ModelReplied, 3))
     journal = lab.settings.state_dir / "runs" / run_id / "events.jsonl"
     journal.write_text(journal.read_text().replace('"max_iterations": 20', '"max_iterations": 21'))
@@ -237,7 +237,7 @@ async def test_a_replay_says_at_which_step_the_world_answered_differently(lab: L
     assert replayed.same_outputs
 
 
-async def test_a_replay_can_go_on_live_with_another_model(lab: Lab):
+async def test_a_replay_can_continue_live_with_another_model(lab: Lab):
     result = await lab.run(SIGNATURE, Turns(*COUNTING))
     other = Turns("", "", cell("FINAL(n * 100, ['live'])"))
     replayed = await lab.replay(result.run_id, live_from=2, models=(other, other))

@@ -77,7 +77,7 @@ FINAL([readFile(path, binary=True) == data, exec("ls -b odd").stdout])
 
 
 @pytest.mark.on_vers_too
-async def test_a_kernel_that_another_host_had_meanwhile_is_taken_back_without_a_word(real: Lab):
+async def test_a_kernel_that_another_host_had_in_between_is_taken_back_silently(real: Lab):
     bench = real.bench()
     await real.cell(bench, "x = 1")
     machine = await bench.machine()

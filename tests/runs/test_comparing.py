@@ -51,7 +51,7 @@ async def test_a_copy_without_changes_has_the_same_variables(lab: Lab):
     assert await variables(bench, machine, branch) == []
 
 
-async def test_values_that_only_differ_where_nobody_looks_are_told_apart(lab: Lab):
+async def test_values_that_only_differ_beyond_what_is_shown_are_told_apart(lab: Lab):
     bench = lab.bench()
     machine = (await bench.create()).id
     await lab.cell(bench, "long, deep, text = list(range(99)), {'a': [[1], (2,)]}, 'x' * 5000")
@@ -101,7 +101,7 @@ async def test_a_cell_can_ask_what_has_changed_since_a_commit(lab: Lab):
     assert "no difference" in await lab.cell(bench, code.format(path="/root"))
 
 
-async def test_what_nobody_knows_is_said(lab: Lab):
+async def test_what_is_unknown_is_said(lab: Lab):
     bench = lab.bench()
     await bench.create()
     with pytest.raises(UnknownHandle, match="invented"):

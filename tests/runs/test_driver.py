@@ -126,7 +126,7 @@ async def test_sub_calls_have_a_limit_and_the_cell_learns_of_it(lab: Lab):
     assert result.sub_calls == 0
 
 
-async def test_a_cell_that_never_ends_is_stopped_and_the_run_goes_on(lab: Lab):
+async def test_a_cell_that_never_ends_is_stopped_and_the_run_continues(lab: Lab):
     model = Turns(cell("x = 1\nwhile True: pass"), cell("FINAL(x)"))
     result = await lab.run("-> x: int", model, settings={"cell_timeout": 0.3})
     assert result.outputs == {"x": 1}

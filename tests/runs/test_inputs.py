@@ -37,7 +37,7 @@ async def test_a_value_arrives_as_it_is(lab: Lab, kind: str, value: Any):
     assert result.outputs == {"same": True}
 
 
-async def test_the_model_is_told_of_a_value_and_not_given_all_of_it(lab: Lab):
+async def test_a_value_is_described_to_the_model_and_not_given_whole(lab: Lab):
     model = Turns(cell("FINAL(len(text))"))
     text = "start" + "x" * 2_000_000 + "end"
     result = await lab.run("text -> n: int", model, inputs={"text": text})

@@ -74,7 +74,7 @@ CASES = {**TELLING, **EVERY} if os.environ.get("VERS_RLM_TEST_KILLS") == "all" e
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("first", range(0, len(CASES), AT_ONCE))
-async def test_a_run_that_was_killed_goes_on_and_pays_for_nothing_twice(tmp_path: Path, first: int):
+async def test_a_run_that_was_killed_resumes_and_pays_for_nothing_twice(tmp_path: Path, first: int):
     async with anyio.create_task_group() as tasks:
         for number, name in enumerate(list(CASES)[first : first + AT_ONCE]):
             tasks.start_soon(kill_and_go_on, tmp_path / str(number), name)

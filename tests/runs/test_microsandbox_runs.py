@@ -84,7 +84,7 @@ async def test_a_run_branches_restores_and_hands_in_what_it_found(lab: Lab) -> N
         await lab.fleet.delete_commit(commit.id)
 
 
-async def test_branches_and_a_run_that_goes_on_have_the_programs_of_their_kernel(lab: Lab) -> None:
+async def test_branches_and_a_resumed_run_have_the_programs_of_their_kernel(lab: Lab) -> None:
     model = Family(
         *branching(
             "['like a.', 'like b.'], outputs='n: int', score='n'",

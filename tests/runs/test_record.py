@@ -59,7 +59,7 @@ async def test_the_journal_grows_linearly_in_turns(lab: Lab):
     assert 1.8 < (twenty - ten) / (ten - five) < 2.2
 
 
-async def test_nobody_else_can_read_it(lab: Lab):
+async def test_no_one_else_can_read_it(lab: Lab):
     result = await lab.run("-> x: int", Turns(cell("FINAL(1)")))
     mode = (lab.settings.state_dir / "runs" / result.run_id).stat().st_mode
     assert stat.S_IMODE(mode) == 0o700

@@ -95,7 +95,7 @@ async def test_a_machine_is_put_back_only_so_many_times(lab: Lab):
     assert "This was the last time" in model.asked[2][-1].content
 
 
-async def test_without_checkpoints_the_kernel_is_started_anew_and_its_variables_are_named(lab: Lab):
+async def test_without_checkpoints_the_kernel_is_restarted_and_its_variables_are_named(lab: Lab):
     model = Turns(cell("mine = 1"), cell(KILL), cell("FINAL('on')"))
     result = await lab.run("-> x", model, settings={"checkpoints": "off"})
     assert result.outputs == {"x": "on"}

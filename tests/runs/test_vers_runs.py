@@ -50,7 +50,7 @@ async def test_a_run_branches_restores_and_hands_in_what_it_found(vers: Lab) -> 
     assert (result.backend, result.isolation, result.fidelity) == ("vers", "vm", "memory")
 
 
-async def test_a_copys_kernel_has_its_variables_and_the_parents_goes_on(vers: Lab) -> None:
+async def test_a_copys_kernel_has_its_variables_and_the_parents_keeps_running(vers: Lab) -> None:
     bench = vers.bench()
     await vers.cell(bench, "items = [1, 2]")
     branch = await vers.cell(bench, "items.append(3); made = vmBranch(); items.append(4)\nmade")
@@ -85,7 +85,7 @@ async def test_a_restored_kernel_has_its_variables(vers: Lab) -> None:
     await bench.aclose()
 
 
-async def test_a_killed_run_goes_on_from_the_checkpoint_that_the_service_keeps(
+async def test_a_killed_run_resumes_from_the_checkpoint_that_the_service_keeps(
     emulator: VersEmulator, tmp_path: Path
 ) -> None:
     model = Family(

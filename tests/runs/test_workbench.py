@@ -66,7 +66,7 @@ async def test_a_cell_that_switches_on_the_current_machine_moves_it(lab: Lab):
     assert await lab.cell(bench, "print(currentVmId())") == branch
 
 
-async def test_a_second_cell_is_told_that_the_kernel_is_busy_and_the_first_goes_on(lab: Lab):
+async def test_a_second_cell_is_told_that_the_kernel_is_busy_and_the_first_continues(lab: Lab):
     bench = lab.bench()
     machine = (await bench.create()).id
     started = anyio.Event()
@@ -167,7 +167,7 @@ async def test_sub_models_need_a_run(lab: Lab):
     assert "needs a run of vers_rlm" in (result.error or "")
 
 
-async def test_closing_lets_kernels_go_on_for_the_next(lab: Lab):
+async def test_closing_keeps_kernels_running_for_the_next(lab: Lab):
     bench = lab.bench()
     machine = (await bench.create()).id
     await lab.cell(bench, "x = 5")

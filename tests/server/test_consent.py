@@ -55,7 +55,7 @@ async def test_a_costly_run_begins_only_with_the_user_s_consent(server: dict[str
             assert run["status"] == "finished"
 
 
-async def test_nobody_is_asked_before_a_cheap_run_or_by_a_client_that_cannot_ask(
+async def test_no_one_is_asked_before_a_cheap_run_or_by_a_client_that_cannot_ask(
     server: dict[str, str],
 ):
     user = User("decline")

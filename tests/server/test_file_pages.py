@@ -68,5 +68,5 @@ def test_a_page_beyond_the_end_is_empty(offset: int):
     assert (page.fields["content"], page.fields["next_offset"], page.text) == ("", None, "(empty)")
 
 
-def test_the_text_alone_says_where_to_go_on():
+def test_the_text_alone_says_where_to_continue():
     assert "offset 3" in read(b"abcdef", 0, 3).text

@@ -41,7 +41,7 @@ async def streamed(data: bytes) -> AsyncGenerator[bytes]:
         yield data[start : start + (1 << 20)]
 
 
-async def test_requests_that_come_too_fast_are_put_off_and_hinder_nobody_else(
+async def test_requests_that_come_too_fast_are_put_off_and_hinder_no_one_else(
     serve_http_process: ServeHttp,
 ):
     env = {"VERS_RLM_TOKEN": f"{ANN},{BOB}", "VERS_RLM_MAX_REQUESTS": "0.5"}

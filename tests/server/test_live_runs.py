@@ -98,7 +98,7 @@ async def test_the_result_of_a_run_of_this_process_needs_no_record(tmp_path: Pat
         assert await call(client, "rlmResult", runId=answer["run_id"]) == answer
 
 
-async def test_a_client_that_waits_no_longer_lets_its_run_go_on(serving: Any):
+async def test_a_client_that_stops_waiting_does_not_stop_its_run(serving: Any):
     server = serving(BARRIER + "FINAL(42)", VERS_RLM_WAIT_SECONDS="60")
     async with Client(server, mode="legacy") as client:
         with pytest.raises(MCPError, match="timed out"):
@@ -153,9 +153,7 @@ async def test_the_steps_of_a_run_are_read_page_by_page(serving: Any):
         assert outputs == [*map(str, range(1, 25)), ""]
 
 
-async def test_what_a_dead_server_was_at_can_be_gone_on_with(
-    serve_http_process: ServeHttp, tmp_path: Path
-):
+async def test_a_run_of_a_dead_server_can_be_resumed(serve_http_process: ServeHttp, tmp_path: Path):
     env = {
         "VERS_RLM_MODEL": script(tmp_path / "replies", "print('first')", BARRIER + "FINAL(42)"),
         "VERS_RLM_CHECKPOINTS": "step",

@@ -201,7 +201,7 @@ async def test_long_outputs_are_cut_and_said_to_be(client: Client, author: Autho
     assert "100,000" in run["warnings"][0]
 
 
-async def test_a_run_on_record_is_gone_on_with_and_its_tree_shown(tmp_path: Path):
+async def test_a_recorded_run_is_resumed_and_its_tree_shown(tmp_path: Path):
     env = environment_in(tmp_path) | {
         "VERS_RLM_CHECKPOINTS": "step",
         "VERS_RLM_MODEL": script(

@@ -49,7 +49,7 @@ async def run(kernel: Kernel, code: str) -> str:
     return result.output.strip()
 
 
-async def test_a_kernels_variables_live_on_in_copies_and_the_kernel_itself_goes_on(
+async def test_a_kernels_variables_live_on_in_copies_and_the_kernel_itself_keeps_running(
     open_vers: Open,
 ) -> None:
     async with open_vers(Options(fork_kernels=True)) as vers:

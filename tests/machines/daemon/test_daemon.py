@@ -45,7 +45,7 @@ async def test_a_program_that_does_not_exist_is_reported(daemon: Daemon) -> None
     assert await rest(run(daemon, "no-such-program").report) == "!2 No such file or directory"
 
 
-async def test_input_for_a_job_that_did_not_start_waits_for_nobody(
+async def test_input_for_a_job_that_did_not_start_waits_for_no_one(
     daemon: Daemon, tmp_path: Path
 ) -> None:
     job = daemon.start({"do": "write", "path": str(tmp_path), "mode": 0o644})

@@ -63,7 +63,7 @@ EXITED = exited(7)
         *("no code of a process", "no signal", "a start", "unknown kind"),
     ],
 )
-async def test_a_daemon_that_breaks_the_rules_is_not_heard_any_more(said: bytes) -> None:
+async def test_a_daemon_that_breaks_the_rules_is_disconnected(said: bytes) -> None:
     daemon = Daemon()
     job = daemon.start({})
     daemon.received(said)

@@ -138,7 +138,7 @@ async def test_lines_that_differ_are_told_as_far_as_there_is_room(pair: Pair) ->
     assert diffs[1:] == ["", ""]
 
 
-async def test_control_characters_of_a_file_do_not_reach_whoever_reads_the_lines(
+async def test_control_characters_of_a_file_do_not_reach_readers_of_the_lines(
     pair: Pair,
 ) -> None:
     difference = await found(pair, "echo > f", r"printf '\033[2J\tx\n' > f")

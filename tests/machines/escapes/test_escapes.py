@@ -7,5 +7,5 @@ from attacks import ATTEMPTS, Outcome
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS)
-async def test_nobody_in_a_machine_can(attempt: str, outcomes: dict[str, Outcome]) -> None:
+async def test_no_one_in_a_machine_can(attempt: str, outcomes: dict[str, Outcome]) -> None:
     assert outcomes[attempt].kind == "refused", outcomes[attempt].text

@@ -140,7 +140,7 @@ async def test_a_link_to_the_hosts_file_makes_a_file_of_the_machine(
     assert await read_bytes(traps, bait.paths[0], length=100) == b"mine"
 
 
-async def test_links_that_are_swapped_meanwhile_lead_nowhere_else(
+async def test_links_that_are_swapped_during_a_call_lead_nowhere_else(
     machine: Machine, bait: Bait
 ) -> None:
     refused = 0
@@ -202,7 +202,7 @@ async def test_fewer_descriptors_leave_none_of_pid_1_open(machine: Machine) -> N
     assert result.stdout.text == "[0, 1, 2, 3]\n", result.stderr.text
 
 
-async def test_a_program_that_stops_all_others_makes_nobody_wait_for_ever(
+async def test_a_program_that_stops_all_others_makes_no_one_wait_indefinitely(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(daemon_machine, "STALL_SECONDS", 0.5)

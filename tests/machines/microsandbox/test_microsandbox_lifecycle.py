@@ -27,7 +27,7 @@ LIFE_SECONDS = 20
 SECONDS = 120
 
 
-async def test_programs_of_a_paused_machine_go_on_once_it_is_attached(backend: Backend) -> None:
+async def test_programs_of_a_paused_machine_resume_once_it_is_attached(backend: Backend) -> None:
     machine = await backend.create()
     try:
         await sh(machine, COUNT)

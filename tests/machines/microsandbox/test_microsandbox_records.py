@@ -55,7 +55,7 @@ def test_a_record_is_replaced_in_one_step_and_leaves_nothing_else(tmp_path: Path
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_names_that_nobody_made_harm_no_file(tmp_path: Path) -> None:
+def test_names_that_are_not_ours_harm_no_file(tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_text("{}")
     for name in ("keys", "../keys", "", "/", "nul\0", "x" * 300):
         Records(tmp_path / "records").delete(name)

@@ -26,7 +26,7 @@ IDENTITY = "hostname; cat /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1
 RISES = 'seen=$(cat /dev/shm/n); while [ "0$(cat /dev/shm/n)" -le "0$seen" ]; do sleep 1; done'
 
 
-async def test_copies_go_on_with_an_identity_of_their_own(backend: Backend) -> None:
+async def test_copies_continue_with_their_own_identity(backend: Backend) -> None:
     with measured("create"):
         machine = await backend.create(labels={"purpose": "smoke"})
     try:

@@ -48,7 +48,7 @@ def test_a_trial_that_dies_is_a_no_with_its_reason(trials: Path, tmp_path: Path)
     assert "does not boot here" in found.reason
 
 
-def test_a_package_that_aborts_its_process_harms_nobody(trials: Path, tmp_path: Path) -> None:
+def test_a_package_that_aborts_its_process_harms_no_other(trials: Path, tmp_path: Path) -> None:
     install(trials, "os.abort()")
     assert not usable(tmp_path).yes
 

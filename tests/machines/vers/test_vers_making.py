@@ -114,7 +114,7 @@ async def test_a_commit_whose_answer_was_lost_is_found(
     await backend.delete_commit(commit.id)
 
 
-async def test_copies_that_somebody_else_makes_meanwhile_are_left_alone(
+async def test_copies_that_someone_else_makes_at_the_same_time_are_left_alone(
     emulator: VersEmulator, backend: VersBackend, machine: Machine
 ) -> None:
     commit = await machine.snapshot()

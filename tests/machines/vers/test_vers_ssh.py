@@ -72,7 +72,7 @@ async def test_any_number_of_commands_share_one_channel(
     assert emulator.counts.sessions["exec"] == sessions
 
 
-async def test_output_that_nobody_reads_holds_up_nothing_else(machine: Machine) -> None:
+async def test_output_that_no_one_reads_holds_up_nothing_else(machine: Machine) -> None:
     size = 16 * MIB
     async with await machine.spawn(["head", "-c", str(size), "/dev/zero"]) as process:
         for _ in range(3):
@@ -86,7 +86,7 @@ async def test_output_that_nobody_reads_holds_up_nothing_else(machine: Machine) 
     assert seen == size
 
 
-async def test_input_that_nobody_reads_holds_up_nothing_else(machine: Machine) -> None:
+async def test_input_that_no_one_reads_holds_up_nothing_else(machine: Machine) -> None:
     async with await machine.spawn(["sleep", "1000"]) as process:
         with anyio.move_on_after(0.5) as scope:
             await process.stdin.send(bytes(16 * MIB))
@@ -225,7 +225,7 @@ async def test_a_transfer_that_breaks_half_way_is_an_error(
     assert await read_bytes(machine, "/workspace/file", length=MIB) == b"whole"
 
 
-async def test_a_connection_that_was_lost_while_nothing_ran_is_opened_anew(
+async def test_a_connection_that_was_lost_while_nothing_ran_is_opened_again(
     emulator: VersEmulator, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vers_rlm_mcp.machines.daemon.client.QUIET_SECONDS", 0.0)
@@ -262,7 +262,7 @@ async def test_a_machine_that_stands_still_is_woken(
     await api.aclose()
 
 
-async def test_a_machine_that_stands_still_meanwhile_is_noticed_and_woken(
+async def test_a_machine_that_is_paused_during_a_call_is_noticed_and_resumed(
     emulator: VersEmulator, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vers_rlm_mcp.machines.daemon.client.QUIET_SECONDS", 0.0)
@@ -288,7 +288,7 @@ async def test_another_host_key_than_before_is_not_trusted(
     await machine.delete()
 
 
-async def test_a_certificate_of_nobody_knows_whom_is_not_trusted(emulator: VersEmulator) -> None:
+async def test_a_certificate_of_an_unknown_authority_is_not_trusted(emulator: VersEmulator) -> None:
     config = config_of(emulator)
     careful = VersConfig(
         config.key, config.url, config.ssh_domain, config.ssh_address, fidelity="disk"
