@@ -113,7 +113,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplFunction:
-    """A function of the REPL, as models are told of it and as cells can call it."""
+    """A function of the REPL, as it is described to models and called by cells."""
 
     name: str
     twin: str
@@ -123,6 +123,6 @@ class ReplFunction:
     usage: str
     """What it does and returns, in one line."""
     parameters: tuple[Parameter, ...]
-    """Those of the call to the host. Code in the machine may take others."""
+    """The parameters of the call to the host. Code in the machine may take others."""
     copies: bool
     """Whether it copies the kernel's machine, so that variables are saved before."""

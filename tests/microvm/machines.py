@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from vers_rlm_mcp.machines.microsandbox import MicrosandboxBackend, MicrosandboxConfig
-from vers_rlm_mcp.machines.microsandbox.images import image_at_hand
+from vers_rlm_mcp.machines.microsandbox.images import ensure_image
 from vers_rlm_mcp.machines.microsandbox.library import Library
 from vers_rlm_mcp.settings import Settings
 
@@ -32,4 +32,4 @@ def open_microsandbox(directory: Path) -> MicrosandboxBackend:
 
 if __name__ == "__main__":
     # Done once for all tests: the emulated computer takes minutes to load an image.
-    print(anyio.run(image_at_hand, Library(), Settings.model_validate({}).image))
+    print(anyio.run(ensure_image, Library(), Settings.model_validate({}).image))

@@ -15,9 +15,9 @@ ENTRY = (
     "os.path.exists(sent) and os.rename(sent, sys.path[0]); "
     f"from {_PACKAGE}.guest.attach import main; main()"
 )
-"""What Python is told to run. Its first two arguments are the path that the archive was sent to,
-and the one that it is to have, where a kernel may be reading it. To run the archive itself would
-take 5 ms more, and with the working directory on the path, files there could get in the way.
+"""The program given to Python. Its first two arguments are the path that the archive was sent to
+and its final path, where a kernel may be reading it. Running the archive itself would take 5 ms
+more, and with the working directory on the path, files there could get in the way.
 """
 
 

@@ -119,7 +119,7 @@ class Kernel:
         self._names: tuple[str, ...] = ()
         """The variables that were there after the last cell."""
         self._lost: tuple[str, ...] = ()
-        """Those that went with a former process, until a cell's result tells of them."""
+        """Variables lost with a former process, until a cell's result reports them."""
         self._cells = 0
         self._requests = 0
         self._is_busy = False
@@ -232,7 +232,7 @@ class Kernel:
 
     @contextmanager
     def untimed(self) -> Generator[None]:
-        """Stop the clock of the cell under way, for a call of it that has limits of its own."""
+        """Stop the clock of the cell under way, for one of its calls that has its own limits."""
         clock, now = self._clock, anyio.current_time()
         if not self._untimed:
             self._seconds_left = clock.deadline - now

@@ -151,7 +151,7 @@ class Machine(ABC):
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
     ) -> Process:
-        """Start a program in a session of its own. It is looked up in the machine's PATH.
+        """Start a program in its own session. It is looked up in the machine's PATH.
 
         `env` is added to the machine's own environment; nothing of the host's is inherited. `cwd`
         is ``/workspace`` by default. Raises `PathRefused` if the program or `cwd` does not exist or

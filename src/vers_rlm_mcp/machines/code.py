@@ -83,7 +83,7 @@ def pack(sources: Mapping[str, bytes], python: Path | None = None) -> bytes:
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, source in sources.items():
             for path, data in ((name, source), (f"{name}c", compiled[name])):
-                # With a date of its own, an archive would never be the same again.
+                # A fixed date, so that the bytes are always the same.
                 archive.writestr(zipfile.ZipInfo(path), data, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 

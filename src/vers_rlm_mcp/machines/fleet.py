@@ -337,7 +337,7 @@ class Fleet:
                 raise unknown_handle("machine", machine_id, known)
 
     def _is_recorded(self, machine_id: str) -> bool:
-        """Whether a machine was made through this ledger, for whoever is asking."""
+        """Whether a machine was made through this ledger, for this fleet's principal."""
         records = self.ledger.machines(self.backend.name, machine_id)
         return any(self.principal in (None, record.principal) for record in records)
 

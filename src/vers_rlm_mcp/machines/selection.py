@@ -1,7 +1,8 @@
 """Which backend the settings choose, and the fleet on it.
 
-A backend is registered by its row in `settings.BACKENDS`: its name, which is also that of its room
-here, and what it is. The room offers a `FACTORY`; selection, `doctor` and the settings follow.
+A backend is registered by its row in `settings.BACKENDS`: its name, which is also the name of its
+package here, and a description. The package offers a `FACTORY`, which selection, `doctor` and the
+settings use.
 """
 
 from __future__ import annotations

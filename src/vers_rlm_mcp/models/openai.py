@@ -36,7 +36,7 @@ _NEWER_FIELDS: Mapping[str, str | None] = {
 # `code` of a 429 that waiting does not resolve.
 _NO_QUOTA = "insufficient_quota"
 
-# The status implied by the `code` or `type` of an error in mid-stream, which has none of its own.
+# The status implied by the `code` or `type` of an error in mid-stream, which has no status.
 _STATUS_OF_CODE: Mapping[str | None, int] = {
     "invalid_api_key": 401,
     _NO_QUOTA: 402,

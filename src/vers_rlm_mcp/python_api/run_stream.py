@@ -64,7 +64,7 @@ class RunStream:
         self.close()
 
     def __del__(self) -> None:
-        # A loop that is left with `break` drops the stream: nobody would see what is paid for.
+        # A loop that is left with `break` drops the stream: no one would see what is paid for.
         self.close()
 
 
@@ -86,7 +86,7 @@ async def _feed(
     """Perform a run, sending its events."""
 
     def publish(event: Event) -> None:
-        with suppress(anyio.BrokenResourceError):  # nobody reads any more: it is being cancelled
+        with suppress(anyio.BrokenResourceError):  # no one reads any more: it is being cancelled
             send.send_nowait(event)
 
     with scope, send:

@@ -37,7 +37,7 @@ class RLM(Session):
             result = await rlm("log, task -> cause: str", log=Path("access.log"), task="Why?")
             result.outputs["cause"]
 
-    An instance may perform many runs at once, each on machines of its own. Leaving the
+    An instance may perform many runs at once, each on its own machines. Leaving the
     ``async with`` cancels what is under way and deletes every machine that was not to be kept.
 
     Args:
@@ -128,8 +128,8 @@ class RLM(Session):
     ) -> runs.RunResult:
         """Resume a run of this state directory after a step, by default its last checkpoint.
 
-        The models are those that this `RLM` names, else those of the run. Replies on record are
-        used again where the same is asked.
+        The models of this `RLM` are used if it names any, else the run's. Recorded replies are
+        used again if a request is the same.
 
         Args:
             run_id: `RunResult.run_id`, also of a run of the server or the command line.

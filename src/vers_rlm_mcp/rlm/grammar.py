@@ -1,4 +1,4 @@
-"""The words of a signature and the grammar of its types."""
+"""The tokens of a signature and the grammar of its types."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 EXAMPLE = "task, documents: list[str] -> answer: str, score: float, source?: str"
-"""Shown with every error: a right signature."""
+"""A correct signature, shown with every error."""
 
 _MAX_DEPTH = 16
-"""Deeper than anything that is written by hand, and far from Python's own recursion limit."""
+"""Deeper than any type that is written by hand, and far below Python's recursion limit."""
 _EXCERPT = 40
 """Characters of a signature shown on each side of a fault."""
 
@@ -57,7 +57,7 @@ _CONSTANTS: Mapping[str, bool | None] = {
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A word of a signature. `value` is set for what carries one: strings, numbers, schemas."""
+    """A token of a signature. `value` is set for strings, numbers and schemas."""
 
     kind: str
     text: str
@@ -66,17 +66,17 @@ class Token:
 
 
 class Scanner:
-    """Splits a signature into tokens, and says where in it a fault is."""
+    """Splits a signature into tokens, and shows where in it a fault is."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self._json = json.JSONDecoder(strict=False)
 
     def tokens(self) -> Iterator[Token]:
-        """The words in order, then one of kind ``end``. Raises `SignatureError`."""
+        """The tokens in order, then one of kind ``end``. Raises `SignatureError`."""
         at = 0
         while at < len(self.text):
-            token = self._decoded(at) if self.text[at] in '"{' else self._matched(at)
+            token = self._decode(at) if self.text[at] in '"{' else self._match(at)
             at += len(token.text)
             if token.kind != "space":
                 yield token
@@ -92,7 +92,7 @@ class Scanner:
             f"  {line}\n  {' ' * (at - start)}^\nA right one: {EXAMPLE}"
         )
 
-    def _matched(self, at: int) -> Token:
+    def _match(self, at: int) -> Token:
         match = _TOKEN.match(self.text, at)
         if match is None or match.lastgroup is None:
             self.fail(f"unexpected {self.text[at]!r}", at)
@@ -103,7 +103,7 @@ class Scanner:
             return Token("number", text, at, int(text))
         return Token(match.lastgroup, text, at)
 
-    def _decoded(self, at: int) -> Token:
+    def _decode(self, at: int) -> Token:
         try:
             value, end = self._json.raw_decode(self.text, at)
         except json.JSONDecodeError as error:
@@ -126,37 +126,37 @@ class TypeParser:
         """Raise a `SignatureError` that points at `token`, or at the current one."""
         self._scanner.fail(message, (token or self.token).start)
 
-    def at(self, mark: str) -> bool:
+    def is_at(self, mark: str) -> bool:
         """Whether the current token is this mark."""
         return self.token.kind == "mark" and self.token.text == mark
 
     def advance(self) -> Token:
-        """The current token; the next one becomes current."""
+        """Return the current token and move to the next one."""
         token = self.token
         if token.kind != "end":
             self.token = next(self._tokens)
         return token
 
     def take(self, mark: str) -> bool:
-        """Whether the current token was this mark; if so, go past it."""
-        found = self.at(mark)
+        """Skip the current token if it is this mark; returns whether it was."""
+        found = self.is_at(mark)
         if found:
             self.advance()
         return found
 
     def expect(self, kind: str, what: str) -> Token:
-        """The current token, which must be of this kind."""
+        """Return the current token, which must be of this kind, and move to the next one."""
         if self.token.kind != kind:
             self.fail(f"expected {what}")
         return self.advance()
 
     def close(self, mark: str) -> None:
-        """Go past a closing mark, which must be there."""
+        """Skip a closing mark, which must be the current token."""
         if not self.take(mark):
             self.fail(f"expected `{mark}`")
 
     def type(self) -> ValueType:
-        """One type, unions included."""
+        """Parse a type or a union of types."""
         self._depth += 1
         if self._depth > _MAX_DEPTH:
             self.fail(f"types are nested deeper than {_MAX_DEPTH} levels")

@@ -1,4 +1,4 @@
-"""JSON Schema to value types: the part of it that callers write in a signature.
+"""Converts JSON Schema to value types: the part of it that callers write in a signature.
 
 A keyword that would restrict values in a way that is not checked is refused, never ignored.
 """
@@ -31,11 +31,11 @@ _KEYWORDS = {
     "object": {"properties", "required", "additionalProperties"},
 }
 _MAX_DEPTH = 16
-"""Deeper than anything that is written by hand, and far from Python's own recursion limit."""
+"""Deeper than any schema that is written by hand, and far below Python's recursion limit."""
 
 
 def from_json_schema(schema: JsonValue, depth: int = 0) -> ValueType:
-    """The type that a JSON Schema describes. Raises `ValueError` with what is not understood."""
+    """The type that a JSON Schema describes. Raises `ValueError` if it is not supported."""
     if depth > _MAX_DEPTH:
         raise ValueError(f"the schema is nested deeper than {_MAX_DEPTH} levels")
     if not isinstance(schema, dict):

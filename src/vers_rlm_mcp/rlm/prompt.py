@@ -75,7 +75,7 @@ def opening(task: Task) -> tuple[Message, ...]:
 
 
 def branch_prompt(task: Task, branch: Branch) -> str:
-    """What a branch is told after the conversation that it goes on from."""
+    """The message to a branch, after the conversation that it continues."""
     return "\n\n".join(
         part
         for part in (

@@ -111,7 +111,7 @@ def _blocks(text: str) -> Iterator[_Block]:
 
 
 def _closing(text: str, start: int, fence: str) -> tuple[int, int, bool]:
-    """The end of the block that begins at `start`, that of its fence, and if it is closed."""
+    """The end of the block that begins at `start`, the end of its fence, and if it is closed."""
     pattern = _CODE % (fence[0], len(fence))
     for match in re.compile(pattern, re.VERBOSE | re.DOTALL | re.MULTILINE).finditer(text, start):
         if match["closing"]:

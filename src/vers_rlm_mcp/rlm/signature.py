@@ -36,7 +36,7 @@ FINALS = frozenset({"FINAL", "FINAL_VAR"})
 """The functions that end every run."""
 
 RESERVED_OUTPUTS = frozenset({"trajectory", "final_reasoning"})
-"""Names that the result of a run uses itself."""
+"""Names that the result of a run reserves for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class _SignatureParser(TypeParser):
         if not self.take("->"):
             self.fail("expected `->` between the inputs and the outputs")
         outputs = self._fields(until="")
-        if self.at("->"):
+        if self.is_at("->"):
             self.fail("a signature has exactly one `->`")
         if self.token.kind != "end":
             self.fail("expected `,` or the end")
@@ -162,7 +162,7 @@ class _SignatureParser(TypeParser):
             if field.name in seen:
                 self.fail("this name is used twice; every input and output needs its own", token)
             seen.add(field.name)
-            self._usable(token)
+            self._check_name(token)
         for token, field in inputs:
             if field.name in self._reserved:
                 self.fail("this is a function of the REPL; give the input another name", token)
@@ -171,7 +171,7 @@ class _SignatureParser(TypeParser):
                 self.fail("the result itself uses this name; give the output another", token)
         return Signature(tuple(f for _, f in inputs), tuple(f for _, f in outputs))
 
-    def _usable(self, token: Token) -> None:
+    def _check_name(self, token: Token) -> None:
         name = token.text
         if keyword.iskeyword(name):
             self.fail("this is a word of Python's own; give it another name", token)

@@ -25,7 +25,7 @@ MAX_SUB_CALLS = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputVariable:
-    """An input as it is described to the model. Its value is already in the kernel."""
+    """An input, as described to the model. Its value is already in the kernel."""
 
     name: str
     type: str

@@ -39,11 +39,11 @@ class ValueType:
 
     @property
     def nullable(self) -> bool:
-        """Whether None is one of the alternatives that were written down."""
+        """Whether None is the type or one of its alternatives."""
         return NULL in (self, *self.alternatives)
 
     def check(self, name: str, value: object) -> tuple[JsonValue, list[str]]:
-        """The value as this type and, where it does not fit, what is wrong.
+        """The value as this type, and what is wrong if it does not fit.
 
         Faults read ``score: expected float, got 'high'``; places inside a value are paths, as in
         ``items[2].name``.
@@ -97,7 +97,7 @@ NAMED: Mapping[str, ValueType] = {
     "Dict": DICT,
     "object": DICT,
 }
-"""Every plain type, by all the names it may be called by."""
+"""Every plain type, by each of its names."""
 
 
 def list_of(item: ValueType) -> ValueType:
@@ -191,7 +191,7 @@ def _expected(kind: ValueType, error: ErrorDetails) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as a fault quotes it: short, and never the cost of writing out a large one."""
+    """A short form of a value for a fault, without writing out a large one."""
     if isinstance(value, list):
         return f"a list of {len(cast('list[object]', value))}"
     if isinstance(value, dict):

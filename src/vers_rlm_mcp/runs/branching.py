@@ -1,4 +1,4 @@
-"""Conversations that a cell starts on copies of the machine: a query, or branches of its own."""
+"""Conversations that a cell starts on copies of the machine: a query, or its branches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run may use, counted in one place for the run and all conversations that it starts.
+"""The budget of a run, counted in one place for it and all conversations that it starts.
 
 A count (iterations, sub-calls, machines) is reserved before it is used, all of a batch at once or
 nothing. What only a provider can tell (tokens, money) is settled after the call, so the overshoot
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 MAX_BRANCH_STEPS = 100
-"""Five plans may be tried for as long as the run itself; what they cost is what steps cost."""
+"""Enough to try five plans, each for as many steps as the run itself."""
 _LOW = 0.2
 """The part of a limit below which the model is warned."""
 
@@ -78,7 +78,7 @@ class Budget:
         used: Mapping[str, float] | None = None,
         ahead: Mapping[str, float] | None = None,
     ) -> None:
-        """A new budget or, with `usage` and `used`, that of a run to resume.
+        """A new budget or, with `usage` and `used`, the budget of a run to resume.
 
         `ahead` is the part of `usage` that will be replayed: it counts as used already, but
         children that replay it still need a share for it.
@@ -99,23 +99,23 @@ class Budget:
     def reserve_iteration(self, now: float) -> None:
         """Count one iteration of the model that writes the code. Raises `BudgetExceeded`."""
         self.check(now)
-        above = self._line()[1:]
+        above = self._ancestry()[1:]
         self._reserve([self], "iterations", 1)
         self._reserve(above, "branch_steps", 1)
 
     def reserve_sub_calls(self, count: int, now: float) -> None:
         """Count `count` calls of the sub-model: all of them, or none and `BudgetExceeded`."""
         self.check(now)
-        self._reserve(self._line(), "sub_calls", count)
+        self._reserve(self._ancestry(), "sub_calls", count)
 
     def reserve_machines(self, count: int, now: float) -> None:
         """Count `count` more machines as alive: all of them, or none and `BudgetExceeded`."""
         self.check(now)
-        self._reserve(self._line(), "machines", count)
+        self._reserve(self._ancestry(), "machines", count)
 
     def release_machines(self, count: int) -> None:
         """Release `count` machines: deleted, or reserved and never made."""
-        for budget in self._line():
+        for budget in self._ancestry():
             budget._counts["machines"] -= count
 
     def machines_left(self, now: float) -> float:
@@ -133,7 +133,7 @@ class Budget:
         The root budget starts with the usage of all recorded replies, so a `recorded` one that is
         replayed counts for children only.
         """
-        for budget in self._line():
+        for budget in self._ancestry():
             if budget._parent or not recorded:
                 budget.usage += usage
             else:
@@ -142,14 +142,14 @@ class Budget:
 
     def check(self, now: float) -> None:
         """Raise `BudgetExceeded` when tokens, money or time are used up, here or in a parent."""
-        for budget in self._line():
+        for budget in self._ancestry():
             budget._check_own(now)
 
     def seconds_left(self, now: float) -> float | None:
         """The time until the nearest limit, at least 0; None without one."""
         left = [
             budget.limits.seconds - (now - budget._started)
-            for budget in self._line()
+            for budget in self._ancestry()
             if budget.limits.seconds is not None
         ]
         return max(0.0, min(left)) if left else None
@@ -157,7 +157,7 @@ class Budget:
     @property
     def time_limit(self) -> float:
         """The shortest limit of time that holds here, in seconds; infinite without one."""
-        limits = [budget.limits.seconds for budget in self._line()]
+        limits = [budget.limits.seconds for budget in self._ancestry()]
         return min((limit for limit in limits if limit is not None), default=inf)
 
     def children(
@@ -172,7 +172,7 @@ class Budget:
         self.check(now)
         steps = min([iterations, *(left // count for left in self._all_left("branch_steps", now))])
         if steps < 1:
-            self._reserve(self._line(), "branch_steps", count)
+            self._reserve(self._ancestry(), "branch_steps", count)
         limits = Limits(
             iterations=int(steps),
             sub_calls=_whole(self._share("sub_calls", count, now)),
@@ -191,7 +191,7 @@ class Budget:
         """What is left of a kind, here and in every parent that limits it."""
         return [
             max(0, limit - (budget._used(kind, now) or 0) + max(0, budget._ahead.get(kind, 0)))
-            for budget in self._line()
+            for budget in self._ancestry()
             if (limit := getattr(budget.limits, kind)) is not None
         ]
 
@@ -210,8 +210,8 @@ class Budget:
         ]
         return f"Budget left: {', '.join(parts)}." if parts else None
 
-    def _line(self) -> list[Budget]:
-        return [self, *(self._parent._line() if self._parent else ())]
+    def _ancestry(self) -> list[Budget]:
+        return [self, *(self._parent._ancestry() if self._parent else ())]
 
     def _used(self, kind: str, now: float) -> float | None:
         if kind == "tokens":

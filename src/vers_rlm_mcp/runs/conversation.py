@@ -1,4 +1,4 @@
-"""One conversation of a run: performs what its engine asks, on a machine of its own."""
+"""One conversation of a run: performs what its engine asks, on its own machine."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Conversation:
         budget: What it may use.
         task: What it is about.
         path: Its place in the run's tree; empty for the run's own conversation.
-        checkpoints: Those of the run, for its own conversation.
+        checkpoints: The run's checkpoints, if this is its own conversation.
         checks: How many machines are set aside for checks, of it and its siblings.
         children: How many conversations it started before it was resumed.
         notes: Sentences for the model, sent with the result of the first cell.

@@ -40,8 +40,8 @@ DECLARED: Mapping[str, Declaration] = _DECLARED
 def repl_function(usage: str, *, call: str = "", in_run: bool = False) -> Callable[[A], A]:
     """Declare a method to answer the calls of a function of the REPL.
 
-    The method ``vm_branch`` answers ``vmBranch``. Its parameters are those of the function, and
-    its annotations check the arguments. Functions are shown in the order of their declarations.
+    The method ``vm_branch`` answers ``vmBranch``. Its parameters are the function's, and its
+    annotations check the arguments. Functions are shown in the order of their declarations.
 
     Args:
         usage: What it does and returns, in one line. If it is empty, only the kernel's own code in

@@ -127,7 +127,7 @@ class CellOutput(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellFinished(Event):
-    """How a cell ended, exactly as the engine is told."""
+    """How a cell ended, exactly as reported to the engine."""
 
     step: int
     status: CellStatus
@@ -350,7 +350,7 @@ _CLASSES: Mapping[str, type[Event]] = {
 
 
 def read_event(fields: Mapping[str, Any]) -> Event | None:
-    """The event that `Event.to_json` wrote; None if the fields are not those of any event."""
+    """The event that `Event.to_json` wrote; None if the fields fit no event."""
     kind = fields.get("event")
     if not isinstance(kind, str) or kind not in _CLASSES:
         return None

@@ -1,6 +1,6 @@
 """Host files that a run may take into its machine.
 
-Whoever names the files is not trusted with the host: only regular files inside the allowed
+The caller that names the files is not trusted with the host: only regular files inside the allowed
 directories are taken, wherever their symlinks lead. Each file is opened once, without following
 links, and handed on as a path to the open descriptor, so that nothing swapped in afterwards is
 ever read.

@@ -81,7 +81,7 @@ class ReplayedReplies(Replies):
             by_step = self.past.said.get((asked.step, asked.purpose))
             return await self._ask(self.model, asked.messages, by_step)
         if self._live:
-            # From here it is a run of its own, where the same request may get another reply.
+            # From here it is another run, where the same request may get another reply.
             (self.model, self.sub_model), self._live = self._live, None
             self.past = Past()
         return await super().ask_model(asked, path)

@@ -136,7 +136,7 @@ def check_prices(limits: Limits, models: Sequence[Model]) -> None:
 
 
 def limits(request: RunRequest, settings: Settings) -> Limits:
-    """The limits of a run: those it requests, within those of the settings.
+    """The limits of a run: as requested, but within the limits of the settings.
 
     Raises `InputError` if there would be no machine for its check.
     """

@@ -1,7 +1,7 @@
 """The workbench: a current machine, on which commands, files and copies act by default.
 
 The functions of the REPL and the low-level tools of the server do the same things; both come here.
-A conversation has a workbench of its own, and so does the client of a stdio server.
+Each conversation has its own workbench, and so does the client of a stdio server.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Workbench:
     ) -> None:
         self.current = current
         self.home: Kernel | None = None
-        """The kernel whose cells act through this; it is told when another machine is current."""
+        """The kernel whose cells act through this; it learns when the current machine changes."""
         self.home_id: str | None = None
         """Its machine."""
         self._claim = ExitStack()
@@ -122,7 +122,7 @@ class Workbench:
     def at(
         self, machine_id: str, *, on_event: Callable[[rlm.Event], None] | None = None
     ) -> Workbench:
-        """Another workbench on the same machines, with a current machine of its own."""
+        """Another workbench on the same machines, with its own current machine."""
         return Workbench(
             self._fleet,
             self._settings,

@@ -148,7 +148,7 @@ class Application:
                 f"{NO_CURRENT}: pass vmId. "
                 + (f"There are: {ids}." if ids else "There is none yet; vmCreate makes one.")
             )
-        # With a current machine of its own: cells of several clients must not move each other's.
+        # With its own current machine, because one client's cells must not change another's.
         return bench.at(machine_id), (await bench.machine(machine_id)).id
 
     async def machine_ids(self) -> Sequence[str]:

@@ -89,7 +89,7 @@ async def run_command(
 
 
 def _text(parts: list[str]) -> str:
-    """Outputs and remarks, each on lines of its own."""
+    """Outputs and remarks, each on separate lines."""
     return "\n".join(text for part in parts if (text := part.rstrip("\n"))) or "(no output)"
 
 

@@ -1,4 +1,4 @@
-"""Principals: over HTTP each bearer token is one, with machines and runs of its own.
+"""Principals: over HTTP each bearer token is one, with its own machines and runs.
 
 Without tokens there is one caller, the user who runs the server, to whom everything belongs. The
 ledger names a principal by a salted hash, from which its token cannot be recovered.

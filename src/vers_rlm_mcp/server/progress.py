@@ -21,7 +21,7 @@ HEARTBEAT_SECONDS = 8.0
 """Silence after which a call reports that it is still running: clients give up on silent calls."""
 
 INTERVAL_SECONDS = 0.1
-"""Time between two passing messages: nobody reads more than ten a second."""
+"""Time between two passing messages: no one reads more than ten a second."""
 
 QUEUE_LENGTH = 256
 """Messages kept for a client that is slow to read them; beyond that, the oldest are dropped."""

@@ -29,7 +29,7 @@ OUTPUT_CHARS = 600
 some 8,000 tokens)."""
 
 PAGE_STEPS = 20
-"""Steps in one answer; those of a longer run are read page by page."""
+"""Steps in one answer; longer runs are read page by page."""
 
 OUTPUTS_CHARS = 60_000
 """Characters of one output, which keep an answer below the length at which clients truncate."""
@@ -37,13 +37,13 @@ OUTPUTS_CHARS = 60_000
 RUNNING = "running"
 
 URI = "rlm://runs/{}"
-"""Where the whole of a run can be read."""
+"""The resource from which a whole run can be read."""
 
 
 class RunState(TypedDict):
-    """What every answer about a run begins with.
+    """The first fields of every answer about a run.
 
-    Tools whose answers are those of `vers_rlm` declare only this: one whole schema suffices.
+    Tools that answer like `vers_rlm` declare only this: one complete schema suffices.
     """
 
     run_id: str

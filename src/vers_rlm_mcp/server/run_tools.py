@@ -280,7 +280,7 @@ class TreeFields(TypedDict):
     left_out: int
     """How many further nodes there are."""
     tree: str
-    """All of it, drawn."""
+    """The tree as text."""
 
 
 @TOOLS.tool("vmTree", "Who came from whom", READS)

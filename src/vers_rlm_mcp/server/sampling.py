@@ -46,7 +46,7 @@ Names = tuple[str | None, str | None]
 def choose_models(
     context: Context[Any, Any], root: Names, sub: Names, resources: AsyncExitStack
 ) -> dict[str, Model]:
-    """A run's model and that of its sub-calls, which are closed with the resources.
+    """A run's model and its sub-calls' model, which are closed with the resources.
 
     Raises the same as `choose_model`.
     """

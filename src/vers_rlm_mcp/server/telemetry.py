@@ -1,8 +1,8 @@
 # ruff: noqa: PLC0415 - an extra, which may not be installed, and is loaded where it is wanted
 """Exports OpenTelemetry spans to a collector if OpenTelemetry's own variables ask for it.
 
-The MCP SDK makes a span for each request that it serves, and `spans` those of a run. Without an
-exporter they are dropped, and cost next to nothing.
+The MCP SDK makes a span for each request that it serves, and `spans` makes the spans of a run.
+Without an exporter they are dropped, and cost next to nothing.
 """
 
 from __future__ import annotations

@@ -7,8 +7,7 @@ beside the journal, under its hash. The directory of a run is named by the run's
     events.jsonl     one event a line: {"at": seconds since the epoch, "event": name, …}
     values/SHA256    long texts, by the hash of their UTF-8 bytes
 
-Whoever keeps journals elsewhere writes these three classes; nothing outside of this module knows
-where a journal lies.
+To keep journals elsewhere, replace these three classes: no other module knows where a journal is.
 """
 
 from __future__ import annotations
@@ -285,14 +284,14 @@ def _is_cut(file: IO[str]) -> bool:
 def _may_be(line: bytes, names: tuple[bytes, ...]) -> bool:
     """Whether the ``event`` of a line may be one of these names, which are JSON.
 
-    It is told without parsing the line, since most lines are not wanted.
+    It does not parse the line, since most lines are not wanted.
     """
     at = line.find(_KEY)
     while at >= 0:
         if line.startswith(names, at + len(_KEY)):
             return True
         if line.count(b"{", 0, at) == 1:
-            return False  # the key is that of the line, not of an object in it
+            return False  # this is the line's own key, not one of an object in it
         at = line.find(_KEY, at + len(_KEY))
     return False
 

@@ -84,7 +84,7 @@ CAPABILITIES: Final = Capabilities(
 
 
 class FakeProcess(Process):
-    """A process of the host, in a session of its own."""
+    """A process of the host, in its own session."""
 
     def __init__(self, process: HostProcess) -> None:
         stdin, stdout, stderr = process.stdin, process.stdout, process.stderr

@@ -2,7 +2,7 @@
 
 It finds the kernel of this machine by its socket in DIRECTORY or starts one, passes its own
 standard input and output on to it, and then only waits: frames go straight from the kernel to the
-host. The kernel is in a session of its own and survives if this process is killed. The exit status
+host. The kernel has its own session and survives if this process is killed. The exit status
 says how the kernel ended, as a shell would, or is one of the two below.
 """
 

@@ -199,7 +199,7 @@ class Capture:
                 time.sleep(GATHER_SECONDS)
 
     def _take_all(self) -> None:
-        left = PIPE_SIZE  # no more can have been in the pipe; others may go on filling it
+        left = PIPE_SIZE  # the pipe held no more; others may keep filling it
         while left > 0 and (taken := self._take()):
             left -= taken
 

@@ -27,7 +27,7 @@ EXIT_POLL_SECONDS = 0.02
 
 
 def run(command: str, timeout: float | None) -> dict[str, Any]:
-    """Run `command` with a shell, in a session of its own, and wait until it has ended.
+    """Run `command` with a shell, in its own session, and wait until it has ended.
 
     Returns `stdout`, `stderr` and `exit_code`; the latter is None when the time was up and the
     command killed. What it left in the background keeps running; its output is discarded.

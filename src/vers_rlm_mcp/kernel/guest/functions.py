@@ -1,4 +1,4 @@
-"""What cells can call: functions with code in the machine, and those of the host."""
+"""The functions that cells can call: some run in the machine, the others call the host."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class Attachment:
 
 
 class Link:
-    """Accepts hosts and reads their frames, in a thread of its own."""
+    """Accepts hosts and reads their frames, in its own thread."""
 
     def __init__(self, listener: socket, receiver: Receiver) -> None:
         self._listener = listener

@@ -64,7 +64,7 @@ class MemoryBound:
         )
 
     def _count_threads(self) -> None:
-        """Allow for the stack of each thread before it starts; no event tells of all of them."""
+        """Allow for the stack of each thread before it starts; no event reports all of them."""
         start = threading.Thread.start
 
         def counted(thread: threading.Thread) -> None:

@@ -167,7 +167,7 @@ class RunningMachine:
             self._keep(store, keep, Frozen(frozen.layers))
 
     def _adopt(self, store: Store, keep: Keep, obstacle: str, *, merged: bool) -> None:
-        """Make a layer of the copy of what was written; the machine stays as it is."""
+        """Make a layer from the copy of what was written; the machine stays unchanged."""
         note = f"What was written since the last commit had to be copied: {obstacle}."
         layer, older = new_id(), self.record.layers
         with store.locked():

@@ -4,7 +4,7 @@ Namespaces and dropped capabilities already refuse most of what they do. The fil
 kernel interfaces themselves, where past flaws let a process out of its namespaces. Refused calls
 fail with EPERM. What programs can do without fails with ENOSYS, as on an older kernel: `clone3`, so
 that C libraries fall back to `clone`, whose flags can be seen here; calls newer than this list; and
-those of another architecture, i386 and x32 among them.
+calls of other architectures, such as i386 and x32.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ JUMP_ANY_BIT: Final = 0x45
 RETURN: Final = 0x06
 ALLOW: Final = 0x7FFF_0000
 FAIL: Final = 0x0005_0000
-"""With an error number; with 0, the caller is told that all went well."""
+"""Returns an error number; 0 means success."""
 
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT, ARGUMENT_SIZE, HIGH_HALF = 0, 4, 16, 8, 4
 """Where these are in what the filter sees."""

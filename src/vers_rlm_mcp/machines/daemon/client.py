@@ -175,7 +175,7 @@ class Daemon:
         self._write(encode(kind, fields, payload))
 
     def forget(self, number: int) -> None:
-        """Hear nothing more of a job."""
+        """Stop receiving frames of a job."""
         if self._jobs.pop(number, None):
             self.send("close", job=number)
 
@@ -195,7 +195,7 @@ class Daemon:
         self.heard_at = time.monotonic()
         try:
             for frame in self._decoder.feed(data):
-                self._hear(frame)
+                self._dispatch(frame)
         except FrameError as error:
             logger.warning("The daemon in a machine is not trusted any more: %s", error)
             self.lose()
@@ -220,7 +220,7 @@ class Daemon:
         for job in self._jobs.values():
             job.lose()
 
-    def _hear(self, frame: Frame) -> None:
+    def _dispatch(self, frame: Frame) -> None:
         if frame.kind == "ready":
             self._ready.set()
         elif frame.kind == "ping":
@@ -229,7 +229,7 @@ class Daemon:
         else:
             number = _integer(frame, "job", self._last)
             if job := self._jobs.get(number):
-                job.hear(frame)
+                job.receive(frame)
             elif not number:
                 raise FrameError("a job that was never started")
 
@@ -290,8 +290,8 @@ class Job:
                 await stream.aclose()
         self._daemon.forget(self._number)
 
-    def hear(self, frame: Frame) -> None:
-        """Take a frame about it. Raises `FrameError`."""
+    def receive(self, frame: Frame) -> None:
+        """Process a frame of this job. Raises `FrameError`."""
         if frame.kind == "data":
             stream = self._outputs.get(_integer(frame, "stream", REPORT))
             if stream is None:

@@ -44,7 +44,7 @@ MAX_REASON: Final = 4096
 NO_ROOM: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN, errno.ENOMEM, errno.EMFILE}
 )
-"""Errors that tell of a limit of the machine."""
+"""Errors that mean that a limit of the machine is reached."""
 
 _REFUSAL = re.compile(r"!(\d{1,4}) (.*)", re.DOTALL)
 

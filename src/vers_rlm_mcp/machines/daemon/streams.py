@@ -132,7 +132,7 @@ class Outgoing(ByteSendStream):
         self._wake()
 
     def break_off(self) -> None:
-        """Nobody reads it any more."""
+        """Note that no one reads the stream any more."""
         self._broken = True
         self._wake()
 

@@ -71,12 +71,12 @@ async def diff(
     detected. A directory that only one machine has is listed with its entries if they are few, and
     else with their number.
 
-    Nothing that a machine says is trusted. One that lies spoils the result. Each machine learns
-    file names of the other, and the text of short files that differ.
+    Nothing that a machine sends is trusted; one that lies only spoils the result. Each machine
+    learns file names of the other, and the text of short files that differ.
 
     Args:
         first: The machine as it was.
-        second: The machine as it is.
+        second: The machine as it is now.
         roots: The directories to compare, including all file systems below them.
         max_entries: Changes of each kind to list. The rest is counted.
         max_diff_chars: Characters of all diffs together.
@@ -110,7 +110,7 @@ async def diff(
             return await _receive_difference(explanation, max_entries, max_diff_chars)
         except MachineError:
             for guest in guests:  # the first one that failed made the others fail
-                if not await guest.ended_well():
+                if not await guest.has_succeeded():
                     raise await guest.failure() from None
             raise
 
@@ -123,7 +123,7 @@ async def _receive_difference(guest: Guest, most: int, diff_chars: int) -> Diffe
     facts: list[FactChange] = []
     unread: list[str] = []
     counts: dict[str, int] = {}
-    while (line := await guest.hear()) != ["end"]:
+    while (line := await guest.receive()) != ["end"]:
         try:
             match line:
                 case ["file", old, new, below, bool(content), diff]:

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 MAX_LINE: Final = 1024 * 1024
 """Bytes of a line, as the guest's `tree` has it."""
 
-MAX_TOLD: Final = 32 * 1024 * 1024
+MAX_RECEIVED: Final = 32 * 1024 * 1024
 """Bytes of all lines that one program sends to the host: 100,000 paths of the usual length."""
 
 MAX_STDERR: Final = 1024 * 1024
-"""Bytes of standard error that are read at all: who writes more has to wait until time is up."""
+"""Bytes of standard error that are read: a program that writes more waits until time is up."""
 
 END_SECONDS: Final = 5.0
 """From a program's last line until it has ended."""
@@ -48,11 +48,11 @@ class Program:
 
     @property
     def what(self) -> str:
-        """How errors call it."""
+        """The name of the program in errors."""
         return f"{self.module!r} ({self.command}) in machine {self.machine.id}"
 
     async def start(self) -> Process:
-        """Start it. Raises `MachineError` where there is no Python."""
+        """Start it. Raises `MachineError` if the machine has no Python."""
         code = guest_code("differences")
         argv = ["python3", *loader("differences.guest.program", code), self.module, self.command]
         try:
@@ -79,15 +79,15 @@ class Guest:
         self._process = process
         self._what = what
         self._lines = BufferedByteReceiveStream(process.stdout)
-        self._told = 0
+        self._received = 0
         self._complaint = Complaint()
 
-    async def hear(self) -> Any:
-        """The next line: a JSON value of a bounded size. Raises `MachineError`."""
+    async def receive(self) -> Any:
+        """Receive the next line: a JSON value of a bounded size. Raises `MachineError`."""
         try:
             line = await self._lines.receive_until(b"\n", MAX_LINE)
-            self._told += len(line)
-            if self._told <= MAX_TOLD:
+            self._received += len(line)
+            if self._received <= MAX_RECEIVED:
                 return json.loads(line)
         except (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError):
             raise await self.failure() from None
@@ -95,35 +95,35 @@ class Guest:
             pass
         raise self.nonsense()
 
-    async def tell(self, *lines: object) -> None:
-        """Send lines. Whoever does not take them has ended, which shows when its answer is due."""
+    async def send(self, *lines: object) -> None:
+        """Send lines. If the program has ended, reading its answer will raise."""
         data = b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
         with suppress(anyio.BrokenResourceError):
             await self._process.stdin.send(data)
 
     async def feed(self, other: Guest) -> None:
-        """Pass everything that this one sends on to another, then end that one's input."""
-        await self.pour(other)
+        """Forward all output to another program, then close that one's input."""
+        await self.forward(other)
         await other.close()
 
-    async def pour(self, other: Guest) -> None:
-        """Pass everything that this one sends on to another, bounded by time only."""
+    async def forward(self, other: Guest) -> None:
+        """Forward all output to another program, bounded by time only."""
         with suppress(anyio.BrokenResourceError):
             async for chunk in self._process.stdout:
                 await other._process.stdin.send(chunk)
 
     async def close(self) -> None:
-        """End its input."""
+        """Close its input."""
         await self._process.stdin.aclose()
 
-    async def ended_well(self) -> bool:
-        """Whether it succeeded, once it has sent everything."""
+    async def has_succeeded(self) -> bool:
+        """Whether it succeeded, once it has sent everything and ended."""
         with anyio.move_on_after(END_SECONDS):
             return (await self._process.wait()).ok
         return False
 
     async def failure(self) -> MachineError:
-        """Why it ended before it should have."""
+        """The error for a program that ended early."""
         with anyio.move_on_after(END_SECONDS):
             status = await self._process.wait()
             said = self._complaint.text.rpartition("\n")[2]
@@ -133,14 +133,14 @@ class Guest:
         return self.nonsense()
 
     def nonsense(self) -> MachineError:
-        """The error for what our program would not do."""
+        """The error for output that our program would not send."""
         return MachineError(
             f"{self._what} failed: what it tells makes no sense. Something else may have taken the "
             "place of python3 there; look what `python3 --version` says."
         )
 
     async def keep_complaint(self) -> None:
-        """Read standard error, and keep the end of it."""
+        """Read standard error and keep its end."""
         await self._complaint.read(self._process.stderr, MAX_STDERR)
 
 
@@ -150,7 +150,7 @@ async def work_with(
     *,
     seconds: float,
 ) -> Result:
-    """Start programs, act with them, and see that none is left. Raises what `act` raises.
+    """Start programs, act with them, and stop them all. Raises what `act` raises.
 
     Raises `MachineError` when it takes longer than `seconds`.
     """

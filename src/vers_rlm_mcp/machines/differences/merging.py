@@ -52,7 +52,7 @@ NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOME
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A path as it is compared. Two that are equal have the same content."""
+    """What is compared of a path. Equal items have the same content."""
 
     kind: str
     """``file``, ``directory``, ``symlink`` or ``other``."""
@@ -112,7 +112,7 @@ async def digest(machine: Machine, paths: Sequence[str]) -> Digest:
 
     async def act(guests: Sequence[Guest], _: TaskGroup) -> dict[str, Item]:
         (guest,) = guests
-        await guest.tell(*tops, ["end"])
+        await guest.send(*tops, ["end"])
         return await _items(guest, tops)
 
     return Digest(tops, await work_with([program], act, seconds=LOOK_SECONDS))
@@ -157,21 +157,21 @@ async def bring_back(child: Machine, parent: Machine, before: Digest) -> tuple[s
     async def act(guests: Sequence[Guest], tasks: TaskGroup) -> None:
         packing, unpacking = guests
         try:
-            tasks.start_soon(lambda: packing.tell(*plan.files(), ["end"]))
-            await unpacking.tell(*plan.lines(before.paths), ["end"])
-            await packing.pour(unpacking)
+            tasks.start_soon(lambda: packing.send(*plan.files(), ["end"]))
+            await unpacking.send(*plan.lines(before.paths), ["end"])
+            await packing.forward(unpacking)
             await _expect(unpacking, "staged", parent, "Nothing was changed")
             if await _plan_merge(before, after, parent) != plan:
                 raise MachineError(
                     f"Files of machine {parent.id} changed during the transfer, and so nothing was "
                     "merged. Try again when nothing writes to them."
                 )
-            await unpacking.tell(["commit", token])
+            await unpacking.send(["commit", token])
             await _expect(unpacking, "done", parent, "Some of them may be there already")
         finally:
             with anyio.move_on_after(UNDO_SECONDS, shield=True):
                 await unpacking.close()
-                await unpacking.ended_well()
+                await unpacking.has_succeeded()
 
     await work_with(programs, act, seconds=CARRY_SECONDS)
     return plan.changed
@@ -235,7 +235,7 @@ def _is_swapped(old: Item, new: Item) -> bool:
 async def _items(guest: Guest, tops: Sequence[str]) -> dict[str, Item]:
     """Receive the answer of the guest's `digest`: items within the named paths only."""
     items: dict[str, Item] = {}
-    while (line := await guest.hear()) != ["end"]:
+    while (line := await guest.receive()) != ["end"]:
         match line:
             case [str(path), str(kind), int(mode), str(detail)] if (
                 _is_plain(path, tops) and kind in KINDS and 0 <= mode <= MAX_MODE
@@ -257,7 +257,7 @@ async def _items(guest: Guest, tops: Sequence[str]) -> dict[str, Item]:
 
 async def _expect(guest: Guest, word: str, machine: Machine, state: str) -> None:
     """Receive a word, or the error in its place."""
-    match await guest.hear():
+    match await guest.receive():
         case [said] if said == word:
             return
         case ["error", int(number), str(text)]:

@@ -1,6 +1,6 @@
 """Machines of microsandbox: micro-VMs on this computer, whose memory is copied with their disk.
 
-Looking whether it can be used loads nothing heavy: the package comes with the backend.
+Checking whether it can be used loads nothing heavy; the package is loaded with the backend.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from ..base import Capabilities, Commit, MachineInfo, MachineSpec
 from ..daemon import Daemon, DaemonBackend, DaemonMachine, deleted
 from .config import MicrosandboxConfig
 from .faults import NoSuchSandbox, NoSuchSnapshot
-from .images import image_at_hand
+from .images import ensure_image
 from .library import LIVE, Library
 from .pipe import start_daemon
 from .records import Records, new_name
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CLEAN_SECONDS: Final = 60.0
-"""For removing what was made for nothing; milliseconds, seconds where machines are emulated."""
+"""To remove what a failed request made: milliseconds, or seconds on emulated machines."""
 
 RENEW_SECONDS: Final = 60.0
-"""For writing three small files; seconds where machines are emulated."""
+"""To write three small files: milliseconds, or seconds on emulated machines."""
 
 HOSTNAME: Final = "/proc/sys/kernel/hostname"
 
@@ -46,8 +46,8 @@ class MicrosandboxBackend(DaemonBackend):
     """The machines of one state directory.
 
     Args:
-        state_dir: Where it is written down which machines and commits there are.
-        config: What machines are like.
+        state_dir: Where machines and commits are recorded.
+        config: Defaults for machines.
     """
 
     name = "microsandbox"
@@ -80,7 +80,7 @@ class MicrosandboxBackend(DaemonBackend):
             spec.mem_size_mib or config.mem_size_mib,
             spec.fs_size_mib or config.fs_size_mib,
         )
-        image = await image_at_hand(self._library, config.image)
+        image = await ensure_image(self._library, config.image)
         async with self._making(1, None, labels, spec) as (name,):
             await self._library.create(name, image, spec, config)
         return self.handle(name)
@@ -195,7 +195,7 @@ class MicrosandboxBackend(DaemonBackend):
 
     @asynccontextmanager
     async def _copying(self, machine_id: str) -> AsyncGenerator[None]:
-        """Copy a machine once at a time: a copy that waits for another is soon given up there."""
+        """Copy a machine once at a time: the package soon gives up a second one."""
         async with self._copies[machine_id]:
             yield
 
@@ -203,9 +203,9 @@ class MicrosandboxBackend(DaemonBackend):
     async def _making(
         self, count: int, parent: str | None, labels: Mapping[str, str] | None, spec: MachineSpec
     ) -> AsyncGenerator[Sequence[str]]:
-        """Write machines down before they are made, and give them identities afterwards.
+        """Record machines before they are made, and give them identities afterwards.
 
-        After an error or a cancellation nothing of them is left.
+        After an error or a cancellation they are removed.
         """
         names = [new_name() for _ in range(count)]
         for name in names:
@@ -236,7 +236,7 @@ class MicrosandboxBackend(DaemonBackend):
             raise failures[0]
 
     async def _renew(self, name: str, failures: list[MachineError]) -> None:
-        """Give a machine a name and an identity of its own."""
+        """Give a machine its own host name and machine id."""
         machine = self.handle(name)
         why_not: object = f"it did not answer within {RENEW_SECONDS:g} s"
         texts = {HOSTNAME: name, "/etc/hostname": name, "/etc/machine-id": uuid.uuid4().hex}
@@ -256,7 +256,7 @@ class MicrosandboxBackend(DaemonBackend):
     async def _clean(
         self, *, machine_ids: Sequence[str] = (), commit_ids: Sequence[str] = ()
     ) -> None:
-        """Remove what was made for nothing; what cannot be removed stays written down."""
+        """Remove what a failed request made; what cannot be removed stays recorded."""
         with anyio.move_on_after(CLEAN_SECONDS, shield=True):
             try:
                 for machine_id in machine_ids:
@@ -267,7 +267,7 @@ class MicrosandboxBackend(DaemonBackend):
                 logger.warning("What a failed request made cannot be deleted yet: %s", error)
 
     async def _prune(self) -> None:
-        """Free memory that only what was deleted has used. What stays is found the next time."""
+        """Free memory that only deleted machines and commits used. The next call finds the rest."""
         try:
             await self._library.prune()
         except MachineError as error:

@@ -1,4 +1,4 @@
-"""What machines of this backend are like."""
+"""Defaults for machines of this backend."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ DEFAULT_IMAGE: Final = "python:3.12-slim"
 
 @dataclass(frozen=True, slots=True)
 class MicrosandboxConfig:
-    """What machines are like where their spec says nothing."""
+    """What machines get unless their spec says otherwise."""
 
     image: str = DEFAULT_IMAGE
     """An OCI image, pulled when it is first needed, or the path of a docker-archive."""
     network: Network = "off"
-    """``on`` reaches public addresses, ``host`` those of the host and its networks, too."""
+    """``on`` reaches public addresses, ``host`` also the host and its networks."""
     network_domains: tuple[str, ...] = ()
-    """With ``on``: these, and nothing else."""
+    """With ``on``, the only domains that machines reach. Empty means every public address."""
     vcpu_count: int = 2
     mem_size_mib: int = 2048
     fs_size_mib: int = 8192
     max_seconds: float | None = None
-    """After so many seconds a machine ends, whatever runs on it."""
+    """Seconds after which a machine is ended, even if programs run on it. None means never."""

@@ -1,4 +1,4 @@
-"""Opens the backend as the settings say. The microsandbox package is loaded only then."""
+"""Opens the backend according to the settings. The microsandbox package is loaded only then."""
 
 # ruff: noqa: D102, PLC0415
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class MicrosandboxFactory(BackendFactory):
-    """The backend of the microsandbox package, taken if a machine of it boots here."""
+    """The backend of the microsandbox package, selected if one of its machines boots here."""
 
     def usable(self, settings: Settings) -> Usable:
         return usable(settings.state_dir)

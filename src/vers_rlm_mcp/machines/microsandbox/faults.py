@@ -1,4 +1,4 @@
-"""What the library's errors mean: the one seam for them."""
+"""Translates the library's errors: no other module handles them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 MAX_WORDS: Final = 500
-"""Characters of the library's own words in an error: it repeats a cause for every layer."""
+"""Characters of the library's message in an error: it repeats a cause for every layer."""
 
 INSTALL: Final = "Install it: pip install 'vers-rlm-mcp[microvm]'"
 
@@ -35,10 +35,10 @@ MEANS: Final[dict[str, tuple[type[MachineError], str]]] = {
 """By the library's code for an error: what we raise, and what to do next."""
 
 NO_SNAPSHOT: Final = "snapshot not found"
-"""The library's words; it raises them without a code, and some as an error of its bindings."""
+"""The library's message. It has no code, and sometimes comes as an error of the bindings."""
 
 NO_ROOM: Final = ("No space left on device", "Cannot allocate memory", "Disk quota exceeded")
-"""The words of the system for a full host, which the library passes on."""
+"""The system's messages for a full host, which the library passes on."""
 
 
 class NoSuchSandbox(MachineError):
@@ -54,7 +54,7 @@ def translated(what: str, root: type[Exception]) -> Generator[None]:
     """Turn what the library raises into errors of this project.
 
     Args:
-        what: What is tried, in words for an error: ``branch machine X``.
+        what: The operation, for the message: ``branch machine X``.
         root: The class that the library's errors derive from.
     """
     try:

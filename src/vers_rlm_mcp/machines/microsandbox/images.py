@@ -1,4 +1,4 @@
-"""The image that machines start from: brought into the library's store when first needed."""
+"""The image that machines start from: pulled into the library's store when first needed."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-async def image_at_hand(library: Library, image: str) -> str:
-    """The reference of an image that is there.
+async def ensure_image(library: Library, image: str) -> str:
+    """Put an image into the store, if it is not there, and return its reference.
 
     Args:
-        library: Whose store it is.
+        library: The owner of the store.
         image: A reference, or the path of a docker-archive.
 
     Raises:
-        BackendUnavailable: It cannot be had; the message says how else.
+        BackendUnavailable: The image cannot be obtained; the message says what to do.
     """
     archive = _archive(image)
     reference = _tag(archive) if archive else image
     if await library.has_image(reference):
         return reference
-    logger.info("Machines start from %s, which is fetched now, once.", image)
+    logger.info("Fetching %s, from which machines start. This happens once.", image)
     if archive:
         await library.load_image(str(archive), reference)
     else:
@@ -44,7 +44,7 @@ def _archive(image: str) -> Path | None:
 
 
 def _tag(archive: Path) -> str:
-    """A name for the image in this very archive."""
+    """A tag for the image in this version of an archive."""
     info = archive.stat()
     what = f"{archive.resolve()} {info.st_size} {info.st_mtime_ns}"
     return f"vers-rlm/archive:{hashlib.sha256(what.encode()).hexdigest()[:16]}"

@@ -1,4 +1,4 @@
-"""The package `microsandbox`, as far as it is used here. No other module knows its names.
+"""The parts of the package `microsandbox` that are used. No other module knows its names.
 
 Its version is pinned: names of its API have changed within 0.7 more than once.
 """
@@ -33,19 +33,19 @@ LIVE: Final = frozenset({"created", "starting", "running"})
 PAUSED: Final = "paused"
 
 COPY_SECONDS: Final = 120.0
-"""For copying or freezing a machine: milliseconds to seconds. Its end is awaited even where no one
-wants it any more: given up, the package leaves the machine paused, and then stops it."""
+"""To copy or freeze a machine: milliseconds to seconds. It is awaited even after a cancellation,
+because the package pauses and then stops a machine whose copy is abandoned."""
 
 JOURNAL_MIB: Final = 72
-"""What a machine's disk takes for itself: 67 to 70 MiB of 96 to 256 were measured."""
+"""The overhead of a machine's disk: 67 to 70 MiB of 96 to 256 were measured."""
 
 
 class Library:
-    """Calls into the package; its errors come out translated."""
+    """Calls into the package, with its errors translated."""
 
     @cached_property
     def package(self) -> Any:
-        """The package. Raises `BackendUnavailable` when it is not there."""
+        """The package. Raises `BackendUnavailable` if it cannot be imported."""
         try:
             return import_module("microsandbox")
         except ImportError as error:
@@ -54,7 +54,7 @@ class Library:
             ) from None
 
     def doing(self, what: str) -> AbstractContextManager[None]:
-        """Translate errors of what is done within."""
+        """Translate the errors that are raised inside the context."""
         return translated(what, self.package.MicrosandboxError)
 
     # Machines
@@ -62,7 +62,7 @@ class Library:
     async def create(
         self, name: str, image: str, spec: MachineSpec, config: MicrosandboxConfig
     ) -> None:
-        """Boot a machine from an image that is there."""
+        """Boot a machine from an image in the store."""
         package = self.package
         with self.doing(f"make machine {name}"):
             sandbox = await package.Sandbox.create(
@@ -95,8 +95,8 @@ class Library:
     async def fork(self, name: str, names: Sequence[str]) -> None:
         """Copy a machine with its memory, all copies from one instant.
 
-        Through the package's command: its Python API refuses to copy machines that have a network
-        policy, for want of the switch that says that policies are to be inherited.
+        Uses the package's command, because its Python API has no switch to inherit a network policy
+        and refuses to copy machines that have one.
         """
         with self.doing(f"branch machine {name}"):
             await self._copy(NoSuchSandbox, "fork", name, "--names", *names)
@@ -139,7 +139,7 @@ class Library:
             return
 
     async def stream(self, name: str, command: str) -> Any:
-        """Start a command of the machine's shell, with an input; see the package's `ExecHandle`."""
+        """Run a shell command with a pipe as its input. Returns the package's `ExecHandle`."""
         package = self.package
         with self.doing(f"connect to machine {name}"):
             sandbox = await (await package.Sandbox.get(name)).connect()
@@ -148,7 +148,7 @@ class Library:
             )
 
     async def _copy(self, gone: type[MachineError], *arguments: str) -> None:
-        """Copy a machine with the package's command. Raises `gone` where there is none."""
+        """Copy a machine with the package's command. Raises `gone` if there is none."""
         program = self.package.resolve_runtime().msb_path
         argv = (program, *arguments, "--quiet", "--dangerously-inherit-resources")
         with anyio.fail_after(COPY_SECONDS, shield=True):
@@ -162,13 +162,13 @@ class Library:
     # Snapshots
 
     async def snapshot(self, name: str, commit: str) -> tuple[Fidelity, str]:
-        """Freeze a machine, with its memory if that can be done.
+        """Freeze a machine, with its memory if possible.
 
-        Each snapshot is a group of its own: of a group of several the newest cannot be removed,
-        and a machine's own group goes with it.
+        Each snapshot gets its own group: the newest one of a larger group cannot be removed, and a
+        machine's group is deleted with the machine.
 
         Returns:
-            What the snapshot carries, and why it is not the memory.
+            What the snapshot carries and, if that is only the disk, why.
         """
 
         async def take(*, full: bool) -> None:
@@ -183,7 +183,7 @@ class Library:
         except MachineError as error:
             if await self.state(name) not in LIVE:
                 raise
-            await self.remove_snapshot(commit)  # what there may be of it stands in the way
+            await self.remove_snapshot(commit)  # a partial one would be in the way
             await take(full=False)
             return "disk", str(error)
         return "memory", ""
@@ -198,8 +198,8 @@ class Library:
     ) -> None:
         """Make a machine from a snapshot; its memory is shared until either side writes to it.
 
-        Through the package's command: its Python API cannot say what the machine may reach, and no
-        snapshot says it. What is not told may reach every public address.
+        Uses the package's command, because its Python API cannot set the network policy. Snapshots
+        do not contain it, and without one a machine may reach every public address.
         """
         options = [*_network_options(config)]
         if fidelity == "memory":
@@ -233,7 +233,7 @@ class Library:
         except NoSuchSnapshot:
             return
         if directory:
-            shutil.rmtree(Path(directory).parent, ignore_errors=True)  # of the group locks stay
+            shutil.rmtree(Path(directory).parent, ignore_errors=True)  # its locks are left
 
     async def prune(self) -> None:
         """Remove the memory of snapshots and copies that no machine shares any more."""
@@ -243,24 +243,24 @@ class Library:
     # Images
 
     async def has_image(self, reference: str) -> bool:
-        """Whether an image is there."""
+        """Whether the store has an image."""
         with self.doing("list images"):
             return any(image.reference == reference for image in await self.package.Image.list())
 
     async def load_image(self, path: str, tag: str) -> None:
-        """Take an image from a docker-archive, under a name."""
+        """Load an image from a docker-archive, under a tag."""
         with self.doing(f"load the image in {path}"):
             await self.package.Image.load(path, tag=tag)
 
     async def pull_image(self, reference: str, name: str) -> AsyncIterator[str]:
-        """Fetch an image by booting a machine from it, which is removed; yields what happens."""
+        """Pull an image by booting a temporary machine from it. Yields its progress as lines."""
         package = self.package
         with self.doing(f"pull image {reference}"):
             async with package.Sandbox.create_with_progress(
                 name, image=reference, network=package.Network.none(), ephemeral=True
             ) as session:
                 async for event in session.progress:
-                    yield _told(event)
+                    yield _progress_line(event)
                 await session.result()
 
     # Settings
@@ -282,7 +282,7 @@ class Library:
 
 
 def _network_options(config: MicrosandboxConfig) -> Sequence[str]:
-    """What `_network` says, for the package's command."""
+    """The policy of `_network`, as options of the package's command."""
     if config.network == "off":
         return ("--no-net",)
     if config.network == "host":
@@ -295,8 +295,8 @@ def _disk_mib(spec: MachineSpec) -> int | None:
     return spec.fs_size_mib and spec.fs_size_mib + JOURNAL_MIB
 
 
-def _told(event: Any) -> str:
-    """A line on what a pull does."""
+def _progress_line(event: Any) -> str:
+    """A line on the progress of a pull."""
     facts = {
         name: getattr(event, name, None)
         for name in ("layer_index", "downloaded_bytes", "total_bytes")

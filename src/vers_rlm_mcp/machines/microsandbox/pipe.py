@@ -1,4 +1,4 @@
-"""What carries frames to a machine's daemon: the streams of a program that the library runs."""
+"""Carries frames to and from a machine's daemon, a program that the library runs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from .library import Library
 
 BEGIN_SECONDS: Final = 60.0
-"""Until the daemon says that it runs: milliseconds, and seconds where a machine is emulated."""
+"""Until the daemon says that it runs: milliseconds, or seconds on an emulated machine."""
 
 END_SECONDS: Final = 5.0
-"""For telling the daemon that its input has ended."""
+"""To close the daemon's input."""
 
 
 class Pipe:
-    """A daemon, and the two tasks that move what is said to and by it.
+    """A daemon, and the two tasks that send its input and receive its output.
 
-    What waits to be sent is bounded by the windows of the daemon's streams.
+    The windows of the daemon's streams bound what waits to be sent.
     """
 
     def __init__(self, program: Any, library: Library) -> None:

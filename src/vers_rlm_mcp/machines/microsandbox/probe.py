@@ -1,7 +1,7 @@
-"""Whether machines can be made here: found out by booting one, with what to do where it fails.
+"""Checks whether machines can be made here by booting one, and says what to do if not.
 
-As a program, ``python -m vers_rlm_mcp.machines.microsandbox.probe STATE_DIR``, it boots a machine
-that needs no image, and says on standard error why that fails.
+Run as a program, ``python -m vers_rlm_mcp.machines.microsandbox.probe STATE_DIR``, it boots a
+machine that needs no image, and writes to standard error why that fails.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import anyio
 from vers_rlm_mcp.errors import BackendUnavailable, VersRlmError
 
 from ..base import Finding
-from .images import image_at_hand
+from .images import ensure_image
 from .library import Library
 from .records import new_name
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from .config import MicrosandboxConfig
 
 BOOT_SECONDS: Final = 20.0
-"""A machine boots in a fraction of a second where it can. On slower computers set the
-backend, which is not tried beforehand."""
+"""A machine usually boots in a fraction of a second. On slower computers set the backend
+explicitly: then it is not tried first."""
 
 CLEAN_SECONDS: Final = 20.0
-"""For removing a machine, perhaps one that hangs."""
+"""To remove a machine, even one that hangs."""
 
 KVM: Final = "/dev/kvm"
 
 
 async def probe(config: MicrosandboxConfig) -> Sequence[Finding]:
-    """Try for real what machines need, each thing once; ends at the first that fails."""
+    """Try each thing that machines need, up to the first that fails."""
     library = Library()
     findings: list[Finding] = []
     for name, attempt in (
@@ -89,7 +89,7 @@ async def _boot(library: Library) -> str:
 
 
 async def _image(library: Library, config: MicrosandboxConfig) -> str:
-    return f"{await image_at_hand(library, config.image)} is at hand"
+    return f"{await ensure_image(library, config.image)} is at hand"
 
 
 async def _main() -> None:

@@ -1,6 +1,6 @@
-"""What we know of machines and commits: a small file for each, written before it exists.
+"""Records of machines and commits: a small file for each, written before it is made.
 
-The library has no place for a fork's labels that is there as soon as the fork is.
+The library cannot label a fork at the moment that it makes it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NAME = re.compile(rf"{PREFIX}[0-9a-f]{{16}}")
 
 
 def new_name() -> str:
-    """A name that nothing else has."""
+    """A unique name."""
     return PREFIX + uuid.uuid4().hex[:16]
 
 
@@ -35,7 +35,7 @@ class Records:
         self._directory = directory
 
     def write(self, record: MachineInfo | Commit) -> None:
-        """Write a record, in one step."""
+        """Write a record atomically."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._path(record.id)
         unfinished = path.with_suffix(f".{uuid.uuid4().hex}")
@@ -48,11 +48,11 @@ class Records:
             self._path(name).unlink(missing_ok=True)
 
     def machines(self) -> Sequence[MachineInfo]:
-        """All of them as machines, oldest first."""
+        """The records of machines, oldest first."""
         return _by_age([_machine(data) for data in self._all()])
 
     def commits(self) -> Sequence[Commit]:
-        """All of them as commits, oldest first."""
+        """The records of commits, oldest first."""
         return _by_age([_commit(data) for data in self._all()])
 
     def _all(self) -> list[dict[str, Any]]:

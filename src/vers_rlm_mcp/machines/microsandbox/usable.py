@@ -1,4 +1,4 @@
-"""Whether machines can be booted here: tried for real, once for each boot of this computer."""
+"""Checks whether machines boot here by booting one, once per boot of this computer."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ PACKAGE: Final = "microsandbox"
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 PROBE_SECONDS: Final = 60.0
-"""For a trial that keeps its own limits: to load the package, to boot, and to clean up."""
+"""For the trial, which also limits its steps: loading the package, booting and cleaning up."""
 
 
 def usable(state_dir: Path) -> Usable:
-    """Whether the package is installed and a machine really boots; the latter is remembered.
+    """Whether the package is installed and a machine boots; the latter is cached.
 
-    It is tried in a process of its own: where its library panics, it ends the process.
+    The trial runs in a separate process, which ends if the package's library panics.
     """
     try:
         installed = version(PACKAGE)
@@ -69,5 +69,5 @@ def _try(state_dir: Path) -> Usable:
 def _boot_id() -> str:
     try:
         return BOOT_ID.read_text().strip()
-    except OSError:  # not Linux; what it changes with there is the package's version
+    except OSError:  # not Linux: try again with a new kernel or package
         return os.uname().version

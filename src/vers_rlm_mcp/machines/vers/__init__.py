@@ -1,6 +1,6 @@
 """Machines of the Vers service: Firecracker VMs whose memory is copied along with their disk.
 
-Looking for a key loads nothing heavy: the SSH and HTTP libraries come with the backend.
+Looking for a key loads nothing heavy; the SSH and HTTP libraries are loaded with the backend.
 """
 
 from __future__ import annotations

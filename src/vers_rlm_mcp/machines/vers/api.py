@@ -1,7 +1,7 @@
 """The service's REST interface: one method per call that is used, over one pool of connections.
 
-Reads, and writes that may be repeated, are tried again by themselves. The calls that make
-something are single attempts: see `making`.
+Reads and repeatable writes are retried. Calls that make something are single attempts: see
+`making`.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CALL_SECONDS: Final = 30.0
-"""Of one attempt; the slowest call that makes nothing, a delete, has been seen to take 7 s."""
+"""For one attempt. The slowest call that makes nothing, a delete, has taken 7 s."""
 
 MAKE_SECONDS: Final = 120.0
-"""Of one attempt to make something: a branch takes 10 s, and waits for its machine to boot."""
+"""For one attempt to make something: a branch takes 10 s, and waits for its machine to boot."""
 
 CONNECT_SECONDS: Final = 10.0
 POOL: Final = httpx2.Limits(max_connections=20, max_keepalive_connections=8, keepalive_expiry=60)
 PAGE: Final = 100
-"""Commits of one reply: the most that the service sends."""
+"""Commits per reply: the most that the service sends."""
 
 MAX_PAGES: Final = 100
-"""A service whose list of commits never ends is not asked indefinitely."""
+"""Bounds the requests to a service whose list of commits never ends."""
 
 PAUSE_WORDS: Final = ("Sleeping", "Paused")
-"""How the state of a stopped machine is written: since May 2026, and before."""
+"""Names of the state of a paused machine: since May 2026, and before."""
 
 
 class VersApi:
@@ -87,7 +87,7 @@ class VersApi:
         """Make a machine from a commit. A single attempt.
 
         Args:
-            commit: What `kind` says.
+            commit: An id, reference or tag.
             kind: ``commit_id``, ``ref`` (``repository:tag``) or ``tag_name`` (a legacy tag).
         """
         return await self._make(
@@ -116,14 +116,14 @@ class VersApi:
         )
 
     async def vms(self) -> Sequence[Vm]:
-        """Every machine of the organisation, those that are dead excepted."""
+        """Every machine of the organisation, except dead ones."""
         vms = await self._get(
             "list machines", "/vms", lambda data: [Vm.model_validate(vm) for vm in data]
         )
         return [vm for vm in vms if vm.state != "dead"]
 
     async def status(self, vm_id: str) -> Vm:
-        """A machine. Raises `NotThere`, also for one that is dead."""
+        """A machine. Raises `NotThere` if it does not exist or is dead."""
         vm = await self._get(f"find machine {vm_id}", f"/vm/{vm_id}/status", Vm.model_validate)
         if vm.state == "dead":
             raise NotThere(f"Machine {vm_id} is dead; nothing can be done with it any more.")
@@ -136,7 +136,7 @@ class VersApi:
         )
 
     async def ssh_key(self, vm_id: str) -> str:
-        """The private key of a machine's root. Raises `NotThere`."""
+        """The private key for root on a machine. Raises `NotThere`."""
         what = f"get the SSH key of machine {vm_id}"
         key = await self._get(what, f"/vm/{vm_id}/ssh_key", SshKey.model_validate)
         return key.ssh_private_key
@@ -146,7 +146,7 @@ class VersApi:
         await self._set_state(vm_id, "Running")
 
     async def pause(self, vm_id: str) -> None:
-        """Pause a machine, its memory kept, in the words that the server knows."""
+        """Pause a machine and keep its memory, with a name of the state that the server knows."""
         for word in PAUSE_WORDS[:-1]:
             try:
                 return await self._set_state(vm_id, word)
@@ -165,7 +165,7 @@ class VersApi:
         )
 
     async def label(self, vm_id: str, labels: Mapping[str, str]) -> None:
-        """Put labels on a machine, with the newer call where the server has it."""
+        """Label a machine, with the newer call if the server has it."""
         what = f"label machine {vm_id}"
         body = {"labels": dict(labels)}
         try:
@@ -182,7 +182,7 @@ class VersApi:
         except NotThere:
             return
         except Refused as error:
-            # What is unknown is answered like what is forbidden; looking tells them apart.
+            # Unknown machines are answered like forbidden ones.
             if error.status != HTTPStatus.FORBIDDEN or await self.exists(vm_id):
                 raise
 
@@ -197,7 +197,7 @@ class VersApi:
     # Commits
 
     async def commits(self) -> AsyncIterator[CommitInfo]:
-        """Every commit of the organisation, asked for page by page."""
+        """Every commit of the organisation, requested page by page."""
         seen = 0
         for _ in range(MAX_PAGES):
             page = await self._get(
@@ -234,7 +234,7 @@ class VersApi:
     # The service
 
     async def whoami(self) -> Identity:
-        """Whose key it is. Raises `NotThere` on an older server."""
+        """The owner and limits of the key. Raises `NotThere` on an older server."""
         return await self._get("tell whose key this is", "/whoami", Identity.model_validate)
 
     async def health(self) -> None:
@@ -292,7 +292,7 @@ class VersApi:
 
 
 def tls_context(config: VersConfig) -> ssl.SSLContext:
-    """How the service's and its machines' certificates are verified."""
+    """The TLS context for connections to the service and its machines."""
     context = ssl.create_default_context(cafile=config.ca_file)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if config.insecure:

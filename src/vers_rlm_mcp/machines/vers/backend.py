@@ -24,7 +24,7 @@ from .faults import NotThere, Refused
 from .making import OWN_LABELS, PARENT, REQUEST, Maker, Making, Origin, copies_of, unlabelled
 from .reach import STOPPED, reach
 from .schema import UUID_PATTERN
-from .shielded import together
+from .shielded import run_all
 from .ssh import Connector
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ _UUID = re.compile(UUID_PATTERN)
 
 
 class VersBackend(DaemonBackend):
-    """The machines of one Vers organisation, no matter what made them.
+    """The machines of one Vers organisation, whatever made them.
 
-    Raises `SettingsError` when the configuration cannot be used. Nothing is sent before the first
+    Raises `SettingsError` if the configuration cannot be used. Nothing is sent before the first
     call.
     """
 
@@ -99,7 +99,7 @@ class VersBackend(DaemonBackend):
 
     async def attach(self, machine_id: str) -> DaemonMachine:
         try:
-            vm = await self._api.status(_checked(machine_id))
+            vm = await self._api.status(_check_id(machine_id))
         except NotThere:
             known = [vm.vm_id for vm in _by_age(await self._api.vms())]
             raise unknown_handle("machine", machine_id, known) from None
@@ -122,7 +122,7 @@ class VersBackend(DaemonBackend):
                 raise NotThere("There is no such commit any more.")
             try:
                 return [await self._api.restore(commit_id, origin.kind)]
-            except Refused as error:  # a name that none could have
+            except Refused as error:  # a malformed name
                 if error.status == HTTPStatus.BAD_REQUEST:
                     raise NotThere(str(error)) from None
                 raise
@@ -138,7 +138,7 @@ class VersBackend(DaemonBackend):
     async def list(self) -> Sequence[MachineInfo]:
         await self._maker.clean()
         vms = _by_age(await self._api.vms())
-        await together([partial(self._look, vm.vm_id) for vm in vms])
+        await run_all([partial(self._load_origin, vm.vm_id) for vm in vms])
         return [_info(vm, self._origins[vm.vm_id]) for vm in vms if vm.vm_id in self._origins]
 
     async def commits(self) -> Sequence[Commit]:
@@ -178,7 +178,7 @@ class VersBackend(DaemonBackend):
     # For machines
 
     async def info(self, machine_id: str) -> MachineInfo:
-        """What is known of a machine. Raises `MachineGone`."""
+        """Describe a machine. Raises `MachineGone`."""
         try:
             return _info(await self._api.status(machine_id), await self._metadata(machine_id))
         except NotThere:
@@ -238,13 +238,13 @@ class VersBackend(DaemonBackend):
         fs_size_mib: int | None = None,
     ) -> Sequence[DaemonMachine]:
         marks = {**(labels or {}), REQUEST: uuid.uuid4().hex}
-        if not origin.is_name:  # then the metadata know better
+        if not origin.is_name:  # a name is resolved by the metadata
             marks[PARENT] = origin.id
 
         copies: list[DaemonMachine] = []
 
         async def finish(machine_ids: Sequence[str]) -> None:
-            for machine_id in machine_ids:  # first of all: what has no label is hard to find again
+            for machine_id in machine_ids:  # first, since unlabelled copies are hard to find again
                 await self._api.label(machine_id, marks)
                 self._connector.pins.inherit(machine_id, origin.id)
             if fs_size_mib:
@@ -252,7 +252,7 @@ class VersBackend(DaemonBackend):
                     await self._api.resize_disk(machine_id, fs_size_mib)
             await self._ready(machine_ids)
             copies.extend(self.handle(machine_id) for machine_id in machine_ids)
-            await together([partial(_renew, copy) for copy in copies])
+            await run_all([partial(_renew, copy) for copy in copies])
 
         async with self._copying[origin.id]:
             find = await copies_of(self._api, origin)
@@ -261,12 +261,12 @@ class VersBackend(DaemonBackend):
         return copies
 
     async def _ready(self, machine_ids: Sequence[str]) -> None:
-        await together([self.link(machine_id).ready for machine_id in machine_ids])
+        await run_all([self.link(machine_id).ready for machine_id in machine_ids])
 
     # Looking
 
-    async def _look(self, machine_id: str) -> None:
-        """Learn where a machine comes from, unless it was deleted in the meantime."""
+    async def _load_origin(self, machine_id: str) -> None:
+        """Load where a machine comes from, unless it was deleted in the meantime."""
         with suppress(NotThere):
             await self._metadata(machine_id)
 
@@ -286,7 +286,7 @@ class VersBackend(DaemonBackend):
 
     async def _described(self, commit_id: str, machine_id: str, intent: str) -> Commit:
         """A commit that was just taken, with the time that the service gave it."""
-        with suppress(MachineError):  # it is there, whatever becomes of looking at it
+        with suppress(MachineError):  # the commit exists even if it cannot be listed
             async for info in self._api.commits():
                 if info.commit_id == commit_id:
                     return self._commit(info)
@@ -301,7 +301,7 @@ class VersBackend(DaemonBackend):
     # Commits that the service does not delete yet
 
     async def _doom(self, commit_id: str) -> None:
-        """Delete a commit later; until then it is not shown, by other servers neither."""
+        """Mark a commit for deletion. Until then no server lists it."""
         async for info in self._api.commits():
             if info.commit_id == commit_id:
                 await self._api.describe_commit(info, DELETED)
@@ -316,7 +316,7 @@ class VersBackend(DaemonBackend):
 
 
 async def _renew(copy: DaemonMachine) -> None:
-    """Give a copy an identity of its own, as far as it lets us: programs tell hosts by it."""
+    """Give a copy its own machine id, if its disk permits: programs identify hosts by it."""
     with suppress(MachineFull, PathRefused):
         await copy.write(MACHINE_ID, f"{uuid.uuid4().hex}\n".encode(), mode=0o444)
 
@@ -338,9 +338,9 @@ def _info(vm: Vm, origin: VmMetadata) -> MachineInfo:
     )
 
 
-def _checked(machine_id: str) -> str:
+def _check_id(machine_id: str) -> str:
     if not _UUID.fullmatch(machine_id):
-        raise NotThere("Machines are called by UUIDs.")
+        raise NotThere("The id of a machine is a UUID.")
     return machine_id
 
 

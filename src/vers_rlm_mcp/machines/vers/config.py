@@ -1,4 +1,4 @@
-"""Where the Vers service is, and with which key: found in the places that its own tools use."""
+"""The address and key of the Vers service, found where its own tools look for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE: Final = "VERS_API_KEY"
 URL_VARIABLES: Final = ("VERS_BASE_URL", "VERS_URL")
-"""The first is what SDKs read, with or without `API_PATH` at its end; the second the CLI."""
+"""SDKs read the first, with or without `API_PATH` at its end; the CLI reads the second."""
 
 DEFAULT_URL: Final = "https://api.vers.sh"
 API_PATH: Final = "/api/v1"
@@ -38,23 +38,23 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class VersConfig:
-    """What a backend needs to know of the service.
+    """How to reach the service, and defaults for machines.
 
-    Raises `SettingsError` when a part of it cannot be used.
+    Raises `SettingsError` if a value cannot be used.
     """
 
     key: Key
     url: str = DEFAULT_URL
     """The service's address, without the path of the API."""
     ssh_domain: str | None = None
-    """Machines are ``ID.DOMAIN``. None derives it from `url`: ``api.X`` has its in ``vm.X``."""
+    """Machines are ``ID.DOMAIN``. None derives it from `url`: ``api.X`` gives ``vm.X``."""
     ssh_address: str | None = None
     """``HOST`` or ``HOST:PORT`` to dial instead of the machine's own name, which TLS still asks
     for. An emulator needs it, and so does a network that reaches the service through a relay."""
     ca_file: Path | None = None
     """Certificate authorities to trust instead of the system's."""
     insecure: bool = False
-    """Neither TLS certificates nor SSH host keys are verified."""
+    """Do not verify TLS certificates and SSH host keys."""
     fidelity: Fidelity = "memory"
     """What commits and branches carry; the service keeps memory, an emulator of it may not."""
     vcpu_count: int = 2
@@ -113,15 +113,15 @@ class VersConfig:
 
 
 def find_url(env: Mapping[str, str]) -> str:
-    """The address of the service: of the environment, or the public one."""
+    """The address of the service: from the environment, or the public one."""
     given = next((env[name].strip() for name in URL_VARIABLES if env.get(name)), DEFAULT_URL)
     return given.rstrip("/").removesuffix(API_PATH).rstrip("/")
 
 
 def find_key(env: Mapping[str, str], home: Path) -> Key | None:
-    """The key that the service's own tools would take; None when there is none.
+    """The key that the service's own tools would use; None if there is none.
 
-    Files that are not there, or not readable as what they should be, are passed over.
+    Files that are missing or malformed are skipped.
     """
     if key := env.get(KEY_VARIABLE, "").strip():
         return Key(key, KEY_VARIABLE)

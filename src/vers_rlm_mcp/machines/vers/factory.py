@@ -1,4 +1,4 @@
-"""Opens the backend as the settings say. The SSH and HTTP libraries are loaded only then."""
+"""Opens the backend according to the settings. The SSH and HTTP libraries are loaded only then."""
 
 # ruff: noqa: D102, ARG002, PLC0415
 
@@ -24,7 +24,7 @@ KEY_PLACES: Final = "VERS_API_KEY, ~/.vers/keys.json, ~/.vers/config.json or ~/.
 
 
 class VersFactory(BackendFactory):
-    """The backend of the Vers service, taken if there is a key for it."""
+    """The backend of the Vers service, selected if there is a key for it."""
 
     costs_money = True
 

@@ -1,4 +1,4 @@
-"""What may go wrong with the service, and what it means: the one seam for foreign errors.
+"""Translates the errors of the service and its libraries: no other module handles them.
 
 MachineError
 ├── BackendUnavailable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .config import VersConfig
 
 MAX_WORDS: Final = 500
-"""Characters of the service's own words in an error; a proxy may answer with a web page."""
+"""Characters of the service's message in an error; a proxy may answer with a web page."""
 
 HTTP_ERRORS: Final = (
     httpx2.HTTPError,
@@ -98,15 +98,15 @@ def refusal(config: VersConfig, what: str, response: httpx2.Response) -> Machine
     """What an answer with a status of 400 or more means.
 
     Args:
-        config: Of the service: what it says is quoted without the key.
-        what: The request, in words for an error: ``delete machine 12ab…``.
+        config: The configuration, with the key that must not be quoted.
+        what: The request, for the message: ``delete machine 12ab…``.
         response: Read to its end.
     """
     status = response.status_code
     words, is_json = _words(response)
     said = f"Vers cannot {what}: {quote(config, words) or 'no reason is given'} ({status})."
-    # A bad key is answered by a 403 in plain text, though documented as 401. One in JSON is about
-    # the thing asked for: deleting what is unknown is answered so.
+    # A bad key is answered with a 403 in plain text, although 401 is documented. A 403 in JSON is
+    # about the thing requested, such as deleting an unknown machine.
     if status == HTTPStatus.UNAUTHORIZED or (status == HTTPStatus.FORBIDDEN and not is_json):
         return KeyRefused(
             f"Vers does not accept the key in {config.key.source}, at {config.api_url} ({status}). "
@@ -145,7 +145,7 @@ def translated(config: VersConfig, what: str, error: Exception) -> MachineError:
 
 
 def garbled(config: VersConfig, what: str, response: httpx2.Response) -> PassingVersFault:
-    """An answer of success whose body is not what it should be."""
+    """The error for a successful response with an unexpected body."""
     words = quote(config, response.text)
     return PassingVersFault(
         f"Vers answered what is no answer to `{what}` ({response.status_code}): {words!r}. "
@@ -154,7 +154,7 @@ def garbled(config: VersConfig, what: str, response: httpx2.Response) -> Passing
 
 
 def quote(config: VersConfig, words: str) -> str:
-    """Somebody else's words, on one line, bounded, and without the key."""
+    """Foreign text on one line, shortened and without the key."""
     words = " ".join(words.replace(config.key.value, "[redacted]").split())
     return words if len(words) <= MAX_WORDS else f"{words[:MAX_WORDS]}…"
 

@@ -1,18 +1,17 @@
-"""Making things so that none is lost: what an attempt did is looked up before it is repeated.
+"""Makes things without losing any: before an attempt is repeated, its result is looked up.
 
-The service is not known to honour a key of idempotency, so when the answer to a request that makes
-something is lost, it may exist or not. Ours are told from all others by:
+The service is not known to honour an idempotency key, so when the response to a request is lost,
+the thing may or may not exist. Ours are recognized as follows:
 
-- A fresh machine bears a label of this very request, `REQUEST`, from the beginning.
-- A commit bears a name of its own.
-- A branch, or a machine from a commit, cannot be given a label when it is asked for; it gets its
-  labels right afterwards. Until then it is ours if it was not listed before the request, its
-  metadata name the machine or commit that was asked for, and it bears no other request's label.
-  Requests for copies of the same thing wait for each other, so that the copies of one are not
-  taken for another's, and nobody looks for unlabelled copies later on, when they might be anyone's:
-  only what a process that was killed has left is looked for by the next one, in `unlabelled`. What
-  is left then is a copy of which the service told us nothing, in a minute in which it answered
-  nothing else either.
+- A fresh machine has the label of this request, `REQUEST`, from the beginning.
+- A commit has a unique name.
+- A branch or a machine from a commit cannot be labelled in the request; it is labelled right
+  afterwards. Until then it is ours if it was not listed before the request, its metadata name the
+  machine or commit that was copied, and it has no other request's label. Requests for copies of the
+  same thing wait for each other, so that their copies are not confused. Unlabelled copies are not
+  looked for later, when they might be anyone's, with one exception: `unlabelled` finds those of a
+  process that was killed. What remains is a copy of which the service told us nothing, in a minute
+  in which it answered nothing else either.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from vers_rlm_mcp.errors import MachineError
 from vers_rlm_mcp.retries import with_retries
 
 from .faults import NotThere, PassingVersFault
-from .shielded import let_finish
+from .shielded import finish_or_undo
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -40,11 +39,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OWN_LABELS: Final = "vers-rlm-mcp."
-"""What labels of this module begin with; callers see only their own."""
+"""The prefix of this module's labels, which callers do not see."""
 
 REQUEST: Final = f"{OWN_LABELS}request"
 PARENT: Final = f"{OWN_LABELS}parent"
-"""The commit or machine that was asked for: metadata name both for either."""
+"""The commit or machine that was copied; metadata name both for either."""
 
 FINISH_SECONDS: Final = 15.0
 """How long a request continues after it was cancelled: a branch takes 10 s, and its answer is the
@@ -57,20 +56,20 @@ CLOCK_SECONDS: Final = 60.0
 """How far the service's clock may be from ours."""
 
 CLEAN_SECONDS: Final = 15.0
-"""For deleting, at once, what was made for nothing; what is left then goes at the next look."""
+"""To delete what a failed request made; the rest is deleted by the next call."""
 
 
 class Making:
     """A request for things, repeated as needed.
 
     Args:
-        post: Asks for them, once, and returns their ids.
-        find: Returns the ids of what this request has made so far, as far as one can see. None
-            when there is no way to see: then it is not repeated.
-        finish: Makes what was made fit for use: labels it, waits until it can be reached.
+        post: Requests them once and returns their ids.
+        find: Returns the ids of what this request has visibly made so far. None if that cannot be
+            found out: then the request is not repeated.
+        finish: Prepares them for use: labels them, waits until they can be reached.
         delete: Deletes one of them.
-        lasting: Whether `find` is as sure later on as it is right now: what comes late, because
-            the service went on with a request that we gave up, is then looked for, too.
+        lasting: Whether `find` stays reliable. Then it also looks for what appears late, because
+            the service completed a request that we gave up.
         count: How many are wanted.
     """
 
@@ -91,11 +90,11 @@ class Making:
         self._lasting = lasting
         self._count = count
         self._started = time.monotonic()
-        self._told: set[str] = set()
-        """What the service said it made, as long as it may have to be deleted."""
+        self._reported: set[str] = set()
+        """Ids that the service reported, as long as they may have to be deleted."""
         self._kept: set[str] = set()
         self._doubtful = False
-        """Whether it may have made something that it did not tell."""
+        """Whether the service may have made something without reporting it."""
 
     async def run(self) -> Sequence[str]:
         """Make exactly `count` things, or raise; `clean` removes everything else."""
@@ -112,7 +111,7 @@ class Making:
     @property
     def settled(self) -> bool:
         """Whether nothing that this request made has to be deleted any more, or looked for."""
-        return not (self._told or self._doubtful)
+        return not (self._reported or self._doubtful)
 
     async def clean(self, keep: Sequence[str] = ()) -> None:
         """Delete what this request made, but for `keep`."""
@@ -121,18 +120,18 @@ class Making:
         late = time.monotonic() < self._started + LATE_SECONDS
         self._doubtful = was_doubtful and self._lasting and late
         if was_doubtful and self._find:
-            self._told.update(await self._find())
-        self._told -= self._kept
-        for made_id in list(self._told):
+            self._reported.update(await self._find())
+        self._reported -= self._kept
+        for made_id in list(self._reported):
             await self._delete(made_id)
-            self._told.discard(made_id)
+            self._reported.discard(made_id)
 
     async def _attempt(self) -> Sequence[str]:
         if self._doubtful and self._find and len(found := await self._find()) >= self._count:
-            self._told.update(found)
+            self._reported.update(found)
             return found
         try:
-            return await let_finish(self._ask, seconds=FINISH_SECONDS)
+            return await finish_or_undo(self._ask, seconds=FINISH_SECONDS)
         except PassingVersFault as fault:
             self._doubtful = True
             if self._find is None:
@@ -141,28 +140,28 @@ class Making:
                 ) from None
             raise
         except anyio.get_cancelled_exc_class():
-            self._doubtful = self._doubtful or not self._told
+            self._doubtful = self._doubtful or not self._reported
             raise
 
     async def _ask(self) -> Sequence[str]:
         made = await self._post()
-        self._told.update(made)
-        if len(made) < self._count and self._find:  # an older service tells of one only
+        self._reported.update(made)
+        if len(made) < self._count and self._find:  # an older service reports only one
             made = await self._find()
-            self._told.update(made)
+            self._reported.update(made)
         return made
 
 
 class Maker:
-    """Carries out requests, and sees to what they leave behind."""
+    """Performs requests, and cleans up what they leave behind."""
 
     def __init__(self) -> None:
         self._leftovers: list[Making] = []
 
     async def make(self, making: Making) -> Sequence[str]:
-        """Make what is asked for; after an error or a cancellation nothing of it is left.
+        """Perform a request; after an error or a cancellation nothing of it is left.
 
-        Where the service does not even let that be done, a later `clean` does it.
+        If the clean-up fails as well, a later `clean` repeats it.
         """
         try:
             made = await making.run()
@@ -200,7 +199,7 @@ class Origin:
         """Whether it only names a commit."""
         return self.kind in {"ref", "tag_name"}
 
-    def made(self, metadata: VmMetadata) -> bool:
+    def is_origin_of(self, metadata: VmMetadata) -> bool:
         """Whether these are the metadata of a copy."""
         if self.kind == "machine":
             return metadata.grandparent_vm_id == self.id
@@ -208,7 +207,7 @@ class Origin:
 
 
 async def copies_of(api: VersApi, origin: Origin) -> Callable[[], Awaitable[Sequence[str]]] | None:
-    """A way to find unlabelled copies that are made from now on; None for what only has a name."""
+    """A function that finds unlabelled copies made from now on; None if `origin` is only a name."""
     if origin.is_name:
         return None
     before = await api.vms()
@@ -222,13 +221,13 @@ async def copies_of(api: VersApi, origin: Origin) -> Callable[[], Awaitable[Sequ
             for vm in await api.vms()
             if vm.vm_id not in old and vm.labels.get(REQUEST) in inherited
         ]
-        return [vm_id for vm_id in new if origin.made(await api.metadata(vm_id))]
+        return [vm_id for vm_id in new if origin.is_origin_of(await api.metadata(vm_id))]
 
     return find
 
 
 async def unlabelled(api: VersApi, parent: str, asked_at: float) -> Sequence[str]:
-    """Copies of a machine or commit that bear no request's label, made about when it was asked."""
+    """Copies of a machine or commit without a request's label, made about when it was asked."""
     vms = await api.vms()
     inherited = {vm.labels.get(REQUEST) for vm in vms if vm.vm_id == parent} | {None}
     candidates = [

@@ -1,4 +1,4 @@
-"""Whether the service can be used, as far as that can be found out without paying."""
+"""Checks whether the service can be used, as far as that costs nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEY_SHAPE: Final = re.compile(
 
 
 async def probe(config: VersConfig) -> Sequence[Finding]:
-    """Look at the key, the service and what the key may do, until something is not well.
+    """Check the key, the service and what the key may do, up to the first failure.
 
     Nothing is made, and no machine is connected to.
     """

@@ -1,4 +1,4 @@
-"""How a machine is reached: tried until SSH lets us in, and woken if it stands still."""
+"""Connects to a machine: tries until SSH lets us in, and resumes the machine if it is paused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAST_PAUSE: Final = 2.0
 """Seconds between attempts: doubled from the first to the last."""
 
 STOPPED: Final = frozenset({"paused", "sleeping"})
-"""States of a machine that resumes when it is told to."""
+"""States of a machine that can be resumed."""
 
 
 async def reach(connector: Connector, machine_id: str) -> Daemon:
@@ -52,7 +52,7 @@ async def reach(connector: Connector, machine_id: str) -> Daemon:
 
 
 async def _wake(connector: Connector, machine_id: str) -> None:
-    """Wake a machine that stands still. Raises `MachineGone` if there is no such machine."""
+    """Resume a machine if it is paused. Raises `MachineGone` if there is no such machine."""
     try:
         if (await connector.api.status(machine_id)).state in STOPPED:
             await connector.api.wake(machine_id)

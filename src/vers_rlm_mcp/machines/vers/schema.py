@@ -1,4 +1,4 @@
-"""What the service sends, as far as it is used. Fields that are not named here are passed over."""
+"""The replies of the service. Fields that are not used are left out here and ignored."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Vm(Reply):
 
 
 class VmMetadata(Reply):
-    """What a machine was made from, and of which size; older servers do not tell the size."""
+    """The origin and size of a machine; older servers omit the size."""
 
     parent_commit_id: str | None = None
     grandparent_vm_id: str | None = None
@@ -101,7 +101,7 @@ class CommitPage(Reply):
 
 
 class SshKey(Reply):
-    """The private key that a machine lets `root` in with. It is kept in memory only."""
+    """The private key for `root` on a machine. It is kept in memory only."""
 
     ssh_private_key: str = Field(repr=False)
 
@@ -115,13 +115,13 @@ class KeyLimits(Reply):
 
 
 class Organisation(Reply):
-    """Who pays for it."""
+    """The organisation that a key belongs to."""
 
     name: str | None = None
 
 
 class Identity(Reply):
-    """Whose key it is."""
+    """The owner and limits of a key."""
 
     api_key: KeyLimits = KeyLimits()
     org: Organisation = Organisation()

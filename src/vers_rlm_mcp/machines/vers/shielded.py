@@ -18,7 +18,7 @@ AT_ONCE: Final = 8
 """Enough that waits overlap, few enough for a service's rate limit."""
 
 
-async def let_finish(
+async def finish_or_undo(
     call: Callable[[], Awaitable[T]],
     undo: Callable[[T], Awaitable[object]] | None = None,
     *,
@@ -29,8 +29,8 @@ async def let_finish(
     For calls that would leave something unknown behind if they stopped half-way.
 
     Args:
-        call: Has an end of its own.
-        undo: Takes back what came of it. Shielded, so it must have an end, too.
+        call: Must end by itself.
+        undo: Reverses its result. Shielded, so it must end by itself, too.
         seconds: How long the call may continue after it was cancelled.
     """
     results: list[T] = []
@@ -63,8 +63,8 @@ async def let_finish(
     return results[0]
 
 
-async def together(calls: Sequence[Callable[[], Awaitable[object]]]) -> None:
-    """Make calls at the same time, some at once; the first `MachineError` ends them all."""
+async def run_all(calls: Sequence[Callable[[], Awaitable[object]]]) -> None:
+    """Make calls concurrently, at most `AT_ONCE`; the first `MachineError` cancels the others."""
     limiter = anyio.CapacityLimiter(AT_ONCE)
     failures: list[MachineError] = []
 

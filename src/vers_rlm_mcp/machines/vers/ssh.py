@@ -1,4 +1,4 @@
-"""SSH inside TLS: how a connection to a machine is made, and whom it trusts."""
+"""SSH inside TLS: connects to machines and checks their host keys."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 USER: Final = "root"
 
 CONNECT_SECONDS: Final = 15.0
-"""Of one attempt: TLS, SSH and login took 2.9 s from far away."""
+"""For one attempt: TLS, SSH and login took 2.9 s from far away."""
 
 KEEPALIVE_SECONDS: Final = 10.0
 KEEPALIVES: Final = 6
 """A connection that is silent for a minute, though asked every 10 s, is lost."""
 
 CIPHERS: Final = "^aes128-gcm@openssh.com"
-"""First of all the cipher that processors have instructions for; TLS encrypts around it anyway."""
+"""Prefer the cipher that processors have instructions for; TLS encrypts it all anyway."""
 
-_NOBODY: Final[tuple[Sequence[str], ...]] = ([], [], [])
-"""Hosts known beforehand, trusted or not: so each is shown to `Connection`."""
+_NO_KNOWN_HOSTS: Final[tuple[Sequence[str], ...]] = ([], [], [])
+"""No host is trusted or revoked beforehand, so asyncssh asks `Connection` about each."""
 
 
 class NotReady(MachineError):
@@ -43,7 +43,7 @@ class NotReady(MachineError):
 
 @dataclass
 class Pins:
-    """The host keys of machines, as they were when first seen; copies have that of the original."""
+    """The host keys of machines, as they were when first seen; copies have the original's."""
 
     keys: dict[str, str] = field(default_factory=dict[str, str])
 
@@ -53,7 +53,7 @@ class Pins:
             self.keys[machine_id] = self.keys[original]
 
     def accept(self, machine_id: str, key: asyncssh.SSHKey) -> bool:
-        """Whether this is the machine's key; the first one is."""
+        """Whether this is the machine's key; the first one seen is trusted."""
         fingerprint = key.get_fingerprint()
         return self.keys.setdefault(machine_id, fingerprint) == fingerprint
 
@@ -70,7 +70,7 @@ class Connector:
     async def connect(self, machine_id: str) -> Daemon:
         """Connect, log in, and start a daemon.
 
-        Raises `NotReady`, or `BackendUnavailable` where it makes no sense to try again.
+        Raises `NotReady`, or `BackendUnavailable` if trying again makes no sense.
         """
         key = await self._key(machine_id)
         client = Connection(machine_id, None if self.api.config.insecure else self.pins)
@@ -93,7 +93,7 @@ class Connector:
             tunnel=_Tls(self._tls, name),
             username=USER,
             client_keys=[key],
-            known_hosts=_NOBODY,
+            known_hosts=_NO_KNOWN_HOSTS,
             server_host_key_algs="default",
             encryption_algs=CIPHERS,
             agent_path=None,
@@ -154,7 +154,7 @@ class Connection(asyncssh.SSHClient):
         self, host: str, addr: str, port: int, key: asyncssh.SSHKey
     ) -> bool:
         """Whether the server is the one that was seen before."""
-        del host, addr, port  # names that point elsewhere from call to call
+        del host, addr, port  # they change from connection to connection
         self.wrong_host_key = bool(self._pins) and not self._pins.accept(self._machine_id, key)
         return not self.wrong_host_key
 
@@ -164,18 +164,18 @@ class Connection(asyncssh.SSHClient):
         self.channel.write(data)  # pyright: ignore[reportUnknownMemberType] - its class is not typed
 
     def abort(self) -> None:
-        """Cut it, without waiting."""
+        """Close the connection without waiting."""
         if self.ssh:
             self.ssh.abort()
 
     async def wait_closed(self) -> None:
-        """Wait until nothing is left of it."""
+        """Wait until the connection is closed."""
         if self.ssh:
             await self.ssh.wait_closed()
 
 
 class _Channel(asyncssh.SSHClientSession[bytes]):
-    """The channel of the daemon: with it, all of the connection is lost."""
+    """The daemon's channel. When it closes, the connection is lost."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -194,13 +194,13 @@ class _Channel(asyncssh.SSHClientSession[bytes]):
         self._daemon.ended(status)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        del exc  # what the daemon complained of says more
+        del exc  # the standard error of the daemon says more
         self._daemon.lose()
 
 
 @dataclass
 class _Tls:
-    """What asyncssh takes for a tunnel: TLS to a server that is chosen by its name."""
+    """A tunnel for asyncssh: TLS to the server that is named in the handshake."""
 
     context: ssl.SSLContext
     name: str

@@ -110,7 +110,7 @@ class Check:
 
     @property
     def name(self) -> str:
-        """The promise as an identifier, in words."""
+        """The promise as an identifier."""
         return getattr(self.run, "__name__", "")
 
     @property

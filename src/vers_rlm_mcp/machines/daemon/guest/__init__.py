@@ -1,1 +1,1 @@
-"""What runs in machines. Nothing of it is imported here: it is sent over as it is written."""
+"""Code that runs in machines. The host does not import it, but sends it unchanged."""

@@ -97,13 +97,13 @@ class Daemon:
 
     def __init__(self, receive: int, send: int) -> None:
         self.environment: dict[bytes, bytes] = {}
-        """What every program starts with."""
+        """The environment variables of every program."""
         self.tasks: dict[str, Callable[[Request], Act]] = {
             "run": self.run,
             "read": self.read,
             "write": self.write,
         }
-        """What a request can have a process of its own do: each returns what is called there."""
+        """Tasks that run in a separate process: each returns the function to call there."""
         self.operations: dict[str, Callable[[Request, list[int]], object]] = {}
         """What the daemon itself does, given a request and its descriptors; each returns the
         report, a JSON value."""
@@ -328,7 +328,7 @@ class Daemon:
         self._reap()
 
     def _reap(self) -> None:
-        """Wait for processes that have ended, and tell the host of its own."""
+        """Wait for processes that have ended, and report those of jobs to the host."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)

@@ -1,4 +1,4 @@
-"""Reading and writing one file, in a process of its own: a hanging file system hangs nothing else.
+"""Reading and writing one file, in a separate process: a hanging file system hangs nothing else.
 
 SFTP would do for most files. It cannot say that a disk is full (its errors have no number for
 that), it hangs on a FIFO, and takes three round trips where this takes one.

@@ -1,1 +1,1 @@
-"""Programs for machines: they tell what lies there, compare it, and take files in."""
+"""Programs that run in machines: they list files, compare them, and receive new ones."""

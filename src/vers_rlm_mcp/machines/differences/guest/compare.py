@@ -4,7 +4,7 @@
     compare  in the second: finds what differs, with evidence if only the times do
     explain  in the first again: decides what really differs, and how
 
-So no list is held anywhere, and comparing costs time in the machines only.
+So no list is held in memory, and only the machines spend time on comparing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import stat
 import time
 from collections import Counter
 
-from .tree import END, ROOT, decoded, digest, encoded, hear_all, key, opened, tell, walk
+from .tree import END, ROOT, decoded, digest, encoded, key, open_file, read_list, walk, write_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,18 +53,18 @@ def perform(command: str, options: dict[str, Any]) -> None:
     """Act as lister, comparer or explainer."""
     if command == "list":
         for record in listing(options):
-            tell(record)
+            write_line(record)
     elif command == "compare":
-        compare(pairs(hear_all(), listing(options)))
+        compare(pairs(read_list(), listing(options)))
     else:
         Explanation(options).explain()
-    tell(END)
+    write_line(END)
 
 
 def listing(options: dict[str, Any]) -> Iterator[Any]:
     """Records of files, then facts, ``[name, value]``, all in the order of `key`."""
     facts = {"debian/" + name: version for name, version in debian_packages()}
-    commands = Counter(commands_running(options["own_programs"]))
+    commands = Counter(running_commands(options["own_programs"]))
     facts.update(("process/" + command, str(count)) for command, count in commands.items())
     for record in walk(options["roots"], options["skip"], options["skip_names"]):
         path = encoded(record[0])
@@ -87,20 +87,20 @@ def debian_packages() -> Iterator[tuple[str, str]]:
                     name, _, value = line.partition(b":")
                     fields[name] = value.strip()
                 elif line == b"\n":
-                    yield from installed(fields)
+                    yield from installed_package(fields)
                     fields = {}
     except OSError:
         return
-    yield from installed(fields)
+    yield from installed_package(fields)
 
 
-def installed(fields: dict[bytes, bytes]) -> Iterator[tuple[str, str]]:
+def installed_package(fields: dict[bytes, bytes]) -> Iterator[tuple[str, str]]:
     """The package that a paragraph of dpkg's file describes, if it is installed."""
     if fields.get(b"Status", b"").endswith(b" installed"):
         yield decoded(fields.get(b"Package", b"")), decoded(fields.get(b"Version", b""))
 
 
-def commands_running(own: list[str]) -> Iterator[str]:
+def running_commands(own: list[str]) -> Iterator[str]:
     """The command lines of processes, except the machine's first one and ours.
 
     Ours have an argument that begins with one of `own`.
@@ -141,36 +141,36 @@ def compare(found: Iterable[tuple[Any, Any]]) -> None:
     proofs = Proofs()
     whole: Whole | None = None
     for old, new in found:
-        if whole and whole.takes(old, new):
+        if whole and whole.add(old, new):
             continue
         if whole:
-            whole.tell()
+            whole.write()
         whole = None
         name, *facts = old or new
         if len(facts) == 1:
             if old != new:
-                tell(["fact", name, old and old[1], new and new[1]])
+                write_line(["fact", name, old and old[1], new and new[1]])
         elif is_directory(old) != is_directory(new):
             whole = Whole(old, new)
         else:
             compare_files(old, new, proofs)
     if whole:
-        whole.tell()
+        whole.write()
 
 
 def compare_files(old: Any, new: Any, proofs: Proofs) -> None:
     """Write a path that is no directory, or a directory on both sides."""
     if not (old or new)[6] or not (new or old)[6]:
-        tell(["unread", (old or new)[0]])
+        write_line(["unread", (old or new)[0]])
         if not ((old or new)[1] and (new or old)[1]):
             return
-    proof = proofs.of(old, new) if old and new and is_file(old) and is_file(new) else None
-    if old is None or new is None or proof or looks(old) != looks(new):
-        tell(["file", old, new, 0, proof])
+    proof = proofs.make(old, new) if old and new and is_file(old) and is_file(new) else None
+    if old is None or new is None or proof or compared_fields(old) != compared_fields(new):
+        write_line(["file", old, new, 0, proof])
 
 
-def looks(record: Any) -> Any:
-    """What of a path is compared besides a file's content: mode, size, owner and target."""
+def compared_fields(record: Any) -> Any:
+    """What is compared of a path besides content: mode, size, owner and target."""
     return [record[1], record[2], record[4], record[5]]
 
 
@@ -193,38 +193,38 @@ class Whole:
         self._items: list[tuple[Any, Any]] = []
         self._count = self._size = 0
 
-    def takes(self, old: Any, new: Any) -> bool:
-        """Count a record from below the directory. Refuses any other."""
+    def add(self, old: Any, new: Any) -> bool:
+        """Add a record from below the directory; returns False for any other."""
         record = old or new
         if not key(record[0]).startswith(self._below):
             return False
         if not record[6]:
-            tell(["unread", record[0]])
+            write_line(["unread", record[0]])
         self._count += 1
         self._size += record[2] if is_file(record) else 0
         if self._count <= FEW:
             self._items.append((old, new))
         return True
 
-    def tell(self) -> None:
+    def write(self) -> None:
         """Write each record, or the directory alone with the sum of all sizes."""
         old, new = self._first
         if self._count > FEW:
             (old if is_directory(old) else new)[2] = self._size
-            tell(["file", old, new, self._count, None])
+            write_line(["file", old, new, self._count, None])
             return
         for pair in (self._first, *self._items):
-            tell(["file", *pair, 0, None])
+            write_line(["file", *pair, 0, None])
 
 
 class Proofs:
-    """What lets the other machine tell whether a file's content is the same."""
+    """Evidence by which the other machine finds out whether a file's content is the same."""
 
     def __init__(self) -> None:
         self._recent = (time.time() - RECENT_SECONDS) * 1e9
         self._texts = 0
 
-    def of(self, old: Any, new: Any) -> Any:
+    def make(self, old: Any, new: Any) -> Any:
         """Evidence: a kind (text, digest, size, unread) and its value; None without a doubt."""
         lately = new[3] > self._recent and new[2] <= RECENT_BYTES
         if old[2:4] == new[2:4] and not lately:
@@ -245,7 +245,7 @@ class Proofs:
 
 def text_of(path: str) -> str | None:
     """The content of a file that is text, and short enough for its lines to be compared."""
-    file = opened(ROOT + encoded(path))
+    file = open_file(ROOT + encoded(path))
     try:
         size = os.fstat(file).st_size
         data = os.pread(file, TEXT_BYTES, 0) if size <= TEXT_BYTES else b"\0"
@@ -271,22 +271,22 @@ class Explanation:
 
     def explain(self) -> None:
         """Read findings, write what remains of them, and finally the number of each kind."""
-        for form, *finding in hear_all():
+        for form, *finding in read_list():
             if form == "file":
                 self._explain_file(*finding)
             elif form == "unread":
-                self._tell(form, [form, *finding])
+                self._write(form, [form, *finding])
             else:
-                self._tell(finding[0].partition("/")[0], [form, *finding])
-        tell(["counts", *(self._counts[kind] for kind in self._counted)])
+                self._write(finding[0].partition("/")[0], [form, *finding])
+        write_line(["counts", *(self._counts[kind] for kind in self._counted)])
 
     def _explain_file(self, old: Any, new: Any, below: int, proof: Any) -> None:
         """Write a path, unless only its time differs."""
         changed, diff = self._examine(old[0], *proof) if proof else (False, "")
-        if old and new and not changed and looks(old) == looks(new):
+        if old and new and not changed and compared_fields(old) == compared_fields(new):
             return
         kind = "changed" if old and new else "removed" if old else "added"
-        self._tell(kind, ["file", old, new, below, changed, diff], 1 + below)
+        self._write(kind, ["file", old, new, below, changed, diff], 1 + below)
 
     def _examine(self, path: str, form: str, theirs: str) -> tuple[bool, str]:
         """Whether a file's content differs, and how, from what is known of the other's."""
@@ -300,7 +300,7 @@ class Explanation:
                 return ours != theirs, self._diff(ours, theirs) if ours is not None else ""
         except OSError:
             pass
-        self._tell("unread", ["unread", path])
+        self._write("unread", ["unread", path])
         return False, ""
 
     def _diff(self, ours: str, theirs: str) -> str:
@@ -319,9 +319,9 @@ class Explanation:
             self._diff_chars -= len(text)
         return text
 
-    def _tell(self, kind: str, line: Any, count: int = 1) -> None:
+    def _write(self, kind: str, line: Any, count: int = 1) -> None:
         """Write one more of a kind, or only count it."""
         if self._lines[kind] < self._limit:
-            tell(line)
+            write_line(line)
         self._lines[kind] += 1
         self._counts[kind] += count

@@ -26,11 +26,11 @@ from .tree import (
     decoded,
     digest,
     encoded,
-    hear,
-    hear_all,
-    opened,
-    tell,
+    open_file,
+    read_line,
+    read_list,
     walk,
+    write_line,
 )
 
 TYPE_CHECKING = False
@@ -48,7 +48,7 @@ def perform(command: str, options: dict[str, Any]) -> None:
     """Digest, pack or unpack. An error of the system is reported with its number."""
     try:
         if command == "digest":
-            tell_items()
+            write_items()
         elif command == "pack":
             pack()
         else:
@@ -57,21 +57,21 @@ def perform(command: str, options: dict[str, Any]) -> None:
         raise
     except OSError as error:
         where = "" if error.filename is None else f": {error.filename!r}"
-        tell(["error", error.errno or 0, f"{error.strerror}{where}"])
+        write_line(["error", error.errno or 0, f"{error.strerror}{where}"])
 
 
-def tell_items() -> None:
+def write_items() -> None:
     """The item of each record."""
-    for record in walk(list(hear_all()), (), ()):
+    for record in walk(list(read_list()), (), ()):
         if not record[6]:
             os.listdir(ROOT + encoded(record[0]))  # which raises why not
             raise Broken(f"{record[0]} changes all the time")
-        tell(item(record))
-    tell(END)
+        write_line(item(record))
+    write_line(END)
 
 
 def item(record: Any) -> Any:
-    """What of a path is compared."""
+    """The item of a record."""
     path, mode, _, _, _, target, _ = record
     bits = stat.S_IMODE(mode)
     if stat.S_ISREG(mode):
@@ -85,31 +85,31 @@ def item(record: Any) -> Any:
 
 def pack() -> None:
     """Write the size of each file, then its blocks, each with its offset and its bytes."""
-    for path in list(hear_all()):
-        file = opened(ROOT + encoded(path))
+    for path in list(read_list()):
+        file = open_file(ROOT + encoded(path))
         size = os.fstat(file).st_size
-        tell(["file", size])
+        write_line(["file", size])
         for offset, data in blocks(file, size):
-            tell(["block", offset, len(data)])
+            write_line(["block", offset, len(data)])
             sys.stdout.buffer.write(data)
-        tell(END)
+        write_line(END)
         os.close(file)
-    tell(["whole"])
+    write_line(["whole"])
 
 
 def unpack(token: str) -> None:
     """Write all contents under other names; once that is confirmed, rename them."""
-    transfer = Transfer(token, list(hear_all()))
+    transfer = Transfer(token, list(read_list()))
     try:
         transfer.stage()
-        tell(["staged"])
+        write_line(["staged"])
         sys.stdout.flush()
-        if hear() != ["commit", token]:
-            raise Broken("this was not to be")
+        if read_line() != ["commit", token]:
+            raise Broken("the transfer was not confirmed")
         transfer.commit()
     finally:
-        transfer.forget()
-    tell(["done"])
+        transfer.discard()
+    write_line(["done"])
 
 
 class Transfer:
@@ -127,7 +127,7 @@ class Transfer:
         above = b"/"
         for form, path, *facts in plan:
             if form == "top":
-                above = existing(os.path.dirname(encoded(path)))
+                above = nearest_directory(os.path.dirname(encoded(path)))
             elif form == "drop":
                 self._drops.append(Place(above, encoded(path)))
             else:
@@ -146,7 +146,7 @@ class Transfer:
                     os.symlink(encoded(detail), name, dir_fd=directory)
                 else:
                     receive(name, directory, mode, detail)
-        if hear() != ["whole"]:
+        if read_line() != ["whole"]:
             raise Broken("more was sent than was asked for")
 
     def commit(self) -> None:
@@ -167,7 +167,7 @@ class Transfer:
             with Place(place.above, place.path + b"/.").directory() as directory:
                 os.fchmod(directory, mode)
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """Remove what was staged and not renamed."""
         for temporary, _ in self._staged:
             with suppress(OSError), temporary.directory() as directory:
@@ -222,7 +222,7 @@ class Place:
         return descriptor
 
 
-def existing(path: bytes) -> bytes:
+def nearest_directory(path: bytes) -> bytes:
     """The path, or the nearest directory above it that exists."""
     while not os.path.isdir(ROOT + path):
         path = os.path.dirname(path)
@@ -238,13 +238,13 @@ def remove(name: bytes, directory: int) -> None:
 
 
 def receive(name: bytes, directory: int, mode: int, wanted: str) -> None:
-    """Make a file of what is received. Its digest must be the one that was planned."""
+    """Write a file from what is received. Its digest must be the planned one."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(name, flags, 0o600, dir_fd=directory), "wb", buffering=0) as file:
-        form, size = hear()
+        form, size = read_line()
         found = hashlib.blake2b(b"%d" % size, digest_size=32)
         os.ftruncate(file.fileno(), size)
-        for _, offset, length in hear_all():
+        for _, offset, length in read_list():
             data = sys.stdin.buffer.read(length) if 0 <= length <= BLOCK else b""
             if form != "file" or len(data) != length:
                 raise Broken("a file was cut off")

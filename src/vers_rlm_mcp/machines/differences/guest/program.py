@@ -1,7 +1,6 @@
-"""The entry point of what runs in machines to compare them and to merge files.
+"""The entry point of the programs that compare machines and merge their files.
 
-Its arguments, after those of what has loaded it, are ``compare`` or ``merge``, a command, and that
-one's options as JSON.
+The arguments after the loader's are ``compare`` or ``merge``, a command, and its options as JSON.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from . import compare, merge
 
 
 def main() -> None:
-    """Carry out the command."""
+    """Run the command."""
     module, command, options = sys.argv[3:]
     try:
         (compare if module == "compare" else merge).perform(command, json.loads(options))
         sys.stdout.flush()
-    except BrokenPipeError:  # what listened has ended, and can say why
+    except BrokenPipeError:  # the reader has ended, and can say why
         os._exit(0)

@@ -35,7 +35,7 @@ END = ["end"]
 
 
 class Broken(Exception):
-    """The other side breaks the protocol."""
+    """The other side has broken the protocol."""
 
 
 def encoded(text: str) -> bytes:
@@ -53,12 +53,12 @@ def key(path: str) -> bytes:
     return encoded(path).replace(b"/", b"\0")
 
 
-def tell(value: Any) -> None:
+def write_line(value: Any) -> None:
     """Write a line."""
     sys.stdout.buffer.write(ENCODER.encode(value).encode() + b"\n")
 
 
-def hear() -> Any:
+def read_line() -> Any:
     """Read a line."""
     line = sys.stdin.buffer.readline(MAX_LINE)
     if line[-1:] != b"\n":
@@ -66,12 +66,12 @@ def hear() -> Any:
     return json.loads(line)
 
 
-def hear_all() -> Iterator[Any]:
+def read_list() -> Iterator[Any]:
     """Read lines up to the one that ends the list."""
-    line = hear()
+    line = read_line()
     while line != END:
         yield line
-        line = hear()
+        line = read_line()
 
 
 def walk(roots: Iterable[str], skip: Iterable[str], skip_names: Iterable[str]) -> Iterator[Any]:
@@ -85,7 +85,7 @@ def walk(roots: Iterable[str], skip: Iterable[str], skip_names: Iterable[str]) -
     pending = sorted(map(encoded, roots), key=lambda path: path.replace(b"/", b"\0"), reverse=True)
     while pending:
         path = pending.pop()
-        record = look(path)
+        record = read_record(path)
         if record is None:
             continue
         if stat.S_ISDIR(record[1]):
@@ -98,7 +98,7 @@ def walk(roots: Iterable[str], skip: Iterable[str], skip_names: Iterable[str]) -
         yield record
 
 
-def look(path: bytes) -> Any:
+def read_record(path: bytes) -> Any:
     """The record of a path; None if it does not exist, perhaps since a moment ago."""
     try:
         info = os.lstat(ROOT + path)
@@ -112,7 +112,7 @@ def look(path: bytes) -> Any:
     return [decoded(path), info.st_mode, size, info.st_mtime_ns, owner, decoded(target), True]
 
 
-def opened(path: bytes, directory: int | None = None) -> int:
+def open_file(path: bytes, directory: int | None = None) -> int:
     """Open a regular file for reading. Never follows a symlink or waits for a FIFO."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
     descriptor = os.open(path, flags, dir_fd=directory)
@@ -140,7 +140,7 @@ def blocks(file: int, size: int) -> Iterator[tuple[int, bytes]]:
 
 def digest(path: bytes) -> str:
     """A digest of the content, whether it has holes or not."""
-    file = opened(path)
+    file = open_file(path)
     try:
         size = os.fstat(file).st_size  # what is appended from now on does not count
         found = hashlib.blake2b(b"%d" % size, digest_size=32)
