@@ -1,6 +1,6 @@
 """Our code for machines: modules packed into an archive, which any Python there can run.
 
-An archive is a zip with sources and bytecode. A program whose life ends with its connection gets it
+An archive is a zip with bytecode and mostly sources. A program whose life ends with its connection gets it
 at the beginning of its input (`loader`); for the kernel, which lives on, it is a file.
 """
 
@@ -54,20 +54,21 @@ def loader(module: str, code: bytes, source: int = 0) -> list[str]:
 
 
 @cache
-def guest_code(*rooms: str, python: Path | None = None) -> bytes:
+def guest_code(*rooms: str, python: Path | None = None, local: bool = False) -> bytes:
     """An archive with the guest modules of rooms of this package, which keep their places.
 
     Args:
         rooms: Their names.
         python: The Python that finds them compiled; our own when None. Raises OSError or
             SubprocessError when it cannot be run.
+        local: Whether it runs on this computer, with the Python that it was compiled for.
     """
     machines = resources.files(__name__.rpartition(".")[0])
     sources = {f"{PACKAGE}/__init__.py": b""}
     for room in rooms:
         sources[f"{PACKAGE}/{room}/__init__.py"] = b""
         sources |= modules(machines / room / "guest", f"{PACKAGE}/{room}/guest")
-    return pack(sources, python)
+    return pack(sources, python, local=local)
 
 
 def modules(folder: Traversable, package: str) -> dict[str, bytes]:
@@ -76,15 +77,20 @@ def modules(folder: Traversable, package: str) -> dict[str, bytes]:
     return {f"{package}/{f.name}": f.read_bytes() for f in files if f.name.endswith(".py")}
 
 
-def pack(sources: Mapping[str, bytes], python: Path | None = None) -> bytes:
-    """An archive of modules. The same modules always give the same bytes."""
+def pack(sources: Mapping[str, bytes], python: Path | None = None, *, local: bool = False) -> bytes:
+    """An archive of modules. The same modules always give the same bytes.
+
+    A local one is bytecode alone, not compressed: it is imported in two thirds of the time.
+    """
     compiled = _compile_with(python, sources) if python else bytecode.compile_all(sources)
     buffer = io.BytesIO()
+    method = zipfile.ZIP_STORED if local else zipfile.ZIP_DEFLATED
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, source in sources.items():
             for path, data in ((name, source), (f"{name}c", compiled[name])):
-                # A fixed date, so that the bytes are always the same.
-                archive.writestr(zipfile.ZipInfo(path), data, zipfile.ZIP_DEFLATED)
+                if path != name or not local:
+                    # A fixed date, so that the bytes are always the same.
+                    archive.writestr(zipfile.ZipInfo(path), data, method)
     return buffer.getvalue()
 
 

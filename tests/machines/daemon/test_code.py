@@ -37,6 +37,13 @@ def test_an_archive_is_the_same_whenever_it_is_made() -> None:
     assert code.guest_code("daemon", "bubblewrap") == first
 
 
+def test_a_local_archive_holds_bytecode_alone_and_runs() -> None:
+    sources = {f"{code.PACKAGE}/__init__.py": b"", f"{code.PACKAGE}/echo.py": ECHO}
+    archive = code.pack(sources, local=True)
+    assert modules_of(archive) == {f"{name}c" for name in sources}
+    assert run(archive, "echo", archive + b"input").stdout == b"['argument'] True input\n"
+
+
 def test_no_path_of_this_computer_is_in_an_archive() -> None:
     assert str(Path(code.__file__).parent).encode() not in code.guest_code("daemon")
 

@@ -5,7 +5,7 @@ import itertools
 import json
 import struct
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -206,7 +206,8 @@ def test_a_python_without_the_c_half_of_json_speaks_the_same(
 ) -> None:
     other = wire_without_c(monkeypatch)
     assert hasattr(other, "json")
-    for value in (None, [1, -2.5, True], {"a": {"b": [[], {}, "é\ud800\n"]}}, "x", 0):
+    values: list[Any] = [None, [1, -2.5, True], {"a": {"b": [[], {}, "é\ud800\n"]}}, "x", 0]
+    for value in values:
         for ascii_only in (True, False):
             text = wire.to_json(value, ascii_only=ascii_only)
             assert other.to_json(value, ascii_only=ascii_only) == text

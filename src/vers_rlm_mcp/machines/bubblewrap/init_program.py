@@ -37,7 +37,7 @@ def init_code() -> bytes:
     """
     python = interpreter()
     ours = _magic(python) == importlib.util.MAGIC_NUMBER.hex()
-    return guest_code("daemon", "bubblewrap", python=None if ours else python)
+    return guest_code("daemon", "bubblewrap", python=None if ours else python, local=True)
 
 
 @cache

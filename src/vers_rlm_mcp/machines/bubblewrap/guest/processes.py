@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 import time
 
-from ...daemon.guest.sessions import ENDED, send, signal, stat, table
+from ...daemon.guest.sessions import ENDED, send, stat, table
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal  # see `sessions`
 
 STOPPED = ENDED | frozenset("Tt")
 

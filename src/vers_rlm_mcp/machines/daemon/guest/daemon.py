@@ -32,15 +32,17 @@ from .frames import (
     TO_DAEMON,
     WINDOW,
 )
-from .sessions import signal
 from .wire import Decoder, Frame, encode, from_json, to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from typing import Any, Callable
 
     Request = dict[str, Any]
     Act = Callable[[], None]
+else:
+    import _signal as signal  # see `sessions`
 
 NAME = "vers-rlm-daemon"
 """What `ps` and `pkill` see, so that killing all Python programs does not kill this one."""

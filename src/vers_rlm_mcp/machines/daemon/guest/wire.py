@@ -69,7 +69,7 @@ try:
 except (ImportError, AttributeError, TypeError):  # a Python that does it in another way
     import json
 
-    _scan = json.JSONDecoder(parse_constant=_refuse_constant).scan_once
+    _scan = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode
 
     def to_json(value: Any, *, ascii_only: bool = True) -> str:
         """A value as strict JSON."""
