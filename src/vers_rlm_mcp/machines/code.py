@@ -1,7 +1,7 @@
 """Our code for machines: modules packed into an archive, which any Python there can run.
 
-An archive is a zip with bytecode and mostly sources. A program whose life ends with its connection gets it
-at the beginning of its input (`loader`); for the kernel, which lives on, it is a file.
+An archive is a zip with bytecode and mostly sources. A program whose life ends with its connection
+gets it at the beginning of its input (`loader`); for the kernel, which lives on, it is a file.
 """
 
 from __future__ import annotations

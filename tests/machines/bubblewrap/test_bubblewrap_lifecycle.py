@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -18,6 +18,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from vers_rlm_mcp.errors import MachineError, MachineGone, UnknownHandle
 from vers_rlm_mcp.machines import read_bytes
 from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
+from vers_rlm_mcp.machines.daemon.guest.frames import REPORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -226,6 +227,27 @@ async def test_handles_of_other_stores_are_unknown(
     async with BubblewrapBackend(tmp_path / "other") as other:
         with pytest.raises(UnknownHandle):
             await other.attach(machine.id)
+
+
+async def test_a_host_that_does_not_hear_why_a_program_cannot_start_ends_no_machine(
+    backend: BubblewrapBackend, machine: Machine
+) -> None:
+    sandbox = backend._running[machine.id].sandbox  # pyright: ignore[reportPrivateUsage]
+    pipes = [os.pipe() for _ in range(4)]
+    no_text: dict[str, Any] = {
+        "do": "run",
+        "argv": ["\ud800"],
+        "env": {},
+        "cwd": "/",
+        "make_cwd": False,
+    }
+    os.close(pipes[REPORT][0])
+    job = sandbox.daemon.start(no_text, descriptors=[writing for _, writing in pipes])
+    await machine.write("/workspace/after", b"served")
+    assert await read_bytes(machine, "/workspace/after", length=10) == b"served"
+    await job.aclose()
+    for descriptor in [*(writing for _, writing in pipes), *(reading for reading, _ in pipes[:3])]:
+        os.close(descriptor)
 
 
 def _pid_1(backend: BubblewrapBackend, machine_id: str) -> int:

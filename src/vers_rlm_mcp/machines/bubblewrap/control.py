@@ -36,10 +36,14 @@ class Control:
 
     def pass_on(self, data: bytes, descriptors: Sequence[int]) -> None:
         """Send along with descriptors, which may be closed afterwards."""
+        left = memoryview(data)
         if not self._unsent:
+            if sent := self._send(left, descriptors):
+                left, descriptors = left[sent:], ()
+            if not left or self._socket.fileno() < 0:
+                return
             self._loop.add_writer(self._socket, self._flush)
-        self._unsent.append((memoryview(data), [os.dup(number) for number in descriptors]))
-        self._flush()
+        self._unsent.append((left, [os.dup(number) for number in descriptors]))
 
     def abort(self) -> None:
         """Close the connection, and with it the machine."""
@@ -56,13 +60,8 @@ class Control:
     def _flush(self) -> None:
         while self._unsent:
             data, descriptors = self._unsent[0]
-            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
-            try:
-                sent = self._socket.sendmsg([data], [rights] if descriptors else [])
-            except BlockingIOError:
-                return
-            except OSError:
-                self._daemon.lose()
+            sent = self._send(data, descriptors)
+            if not sent:
                 return
             _close(descriptors)
             if sent < len(data):
@@ -70,6 +69,17 @@ class Control:
             else:
                 self._unsent.popleft()
         self._loop.remove_writer(self._socket)
+
+    def _send(self, data: memoryview, descriptors: Sequence[int]) -> int:
+        """Send what there is room for. After an error the connection is closed."""
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
+        try:
+            return self._socket.sendmsg([data], [rights] if descriptors else [])
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self._daemon.lose()
+            return 0
 
     def _receive(self) -> None:
         try:

