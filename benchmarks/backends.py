@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 async def measure(settings: Settings, rounds: int) -> Section:
-    """Make machines and copies of them; each round with a machine of its own."""
+    """Make machines and copies of them; each round with its own machine."""
     async with open_fleet(settings) as fleet:
         column = fleet.backend.name
         section = Section("Backends", [column], computer(), notes=[*NOTES])

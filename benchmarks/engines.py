@@ -1,6 +1,6 @@
 """The engines, side by side: each in its own environment, in turn (A B C A B C …).
 
-So whatever disturbs this computer meanwhile disturbs all of them alike.
+Anything that disturbs this computer disturbs all of them alike.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 
 async def measure(*, rounds: int | None = None) -> Section:
-    """Make machines, work in them, copy them; each round with machines of its own."""
+    """Make machines, work in them, copy them; each round with its own machines."""
     section = Section("Machine", [FRESH, WRITTEN], computer(), notes=[*NOTES])
     with tempfile.TemporaryDirectory(prefix="vers-rlm-bench-") as directory:
         settings = Settings.model_validate(

@@ -1,6 +1,6 @@
 """A scripted model behind OpenAI's chat completions, on loopback: it answers at once.
 
-It runs in a process of its own (this file, run as a program, prints its port), and its answers are
+It runs in a separate process (this file, run as a program, prints its port), and its answers are
 bytes that were made before they are asked for, so that it is not what is measured. What it hears
 is timed here, alike for every engine.
 
@@ -154,7 +154,7 @@ class _Connection(asyncio.Protocol):
 
     def _answer_root(self, session: _Session, body: bytes) -> None:
         session.asked.append(time.monotonic())
-        # Whoever asks more often than was planned is told the end again.
+        # A client that asks more often than was planned gets the last reply again.
         number = min(len(session.bodies), len(session.replies) - 1)
         self._transport.write(session.replies[number].to(body))
         session.answered.append(time.monotonic())
@@ -215,7 +215,7 @@ class ModelServer:
 
 @contextmanager
 def model_server() -> Generator[ModelServer]:
-    """The server, in a process of its own."""
+    """The server, in a separate process."""
     argv = [sys.executable, str(Path(__file__))]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout

@@ -1,4 +1,4 @@
-"""Runs an engine in a process of its own, and finds out what became of its jobs."""
+"""Runs an engine in a separate process, and finds out what became of its jobs."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ TESTS = Path(__file__).parent.parent / "tests"
 
 
 def start_emulator(*options: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
-    """An emulator in a process of its own, as a service is."""
+    """An emulator in a separate process, like a service."""
     process = subprocess.Popen(
         [sys.executable, "-m", "vers_emulator", *options],
         cwd=TESTS,

@@ -108,7 +108,7 @@ class Parameter:
     """Checked in the machine before the host is called; None leaves the check to the host."""
     required: bool
     default: str | int | None
-    """Of a parameter that is not required."""
+    """The default of a parameter that is not required."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,7 @@ def test_messages_are_only_appended_and_always_sendable(texts: list[str]) -> Non
     before = transcript.messages
     for text in texts:
         transcript.reply(text)
-        transcript.tell(f"seen: {text}")
+        transcript.add_message(f"seen: {text}")
         after = transcript.messages
         assert after[: len(before)] == before
         before = after

@@ -91,7 +91,7 @@ def test_a_machine_is_bound_kept_and_closed(ledger: Ledger) -> None:
 def test_machines_asked_for_together_share_an_intent(ledger: Ledger) -> None:
     intent = ask(ledger, 3)
     ledger.bind(intent, ["a", "b", "c"])
-    assert [record.machine_id for record in ledger.asked(intent)] == ["a", "b", "c"]
+    assert [record.machine_id for record in ledger.machines_of_intent(intent)] == ["a", "b", "c"]
 
 
 def test_nothing_is_written_beyond_the_limit(ledger: Ledger) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
-"""What a shell reports for a program ended by Ctrl-C."""
+"""The exit code that a shell reports for a program ended by Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

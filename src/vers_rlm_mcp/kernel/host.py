@@ -53,7 +53,7 @@ ADMIT_SECONDS = 3.0
 from when the machine is reached: a kernel must not be killed because the network is slow."""
 
 REACH_SECONDS = 90.0
-"""For all of that and reaching the machine again, which a remote backend tries for a minute."""
+"""To do all that and reach the machine again, which a remote backend tries for a minute."""
 
 INTERRUPT_SECONDS = 1.0
 """From the interrupt until the kernel is killed: time for the cell's own ``finally`` blocks."""
@@ -62,10 +62,10 @@ CANCEL_SECONDS = 0.6
 """The same for a call that is cancelled."""
 
 KILL_SECONDS = 0.4
-"""For killing the kernel then, so that cancelling takes a second in all."""
+"""To kill the kernel then, so that cancelling takes a second in all."""
 
 DETACH_SECONDS = 1.0
-"""For closing the program that stands for this host in the machine, which only waits."""
+"""To close the program that stands for this host in the machine, which only waits."""
 
 LOAD_SECONDS = 300.0
 """Reading a JSON file of a gigabyte takes about a minute."""
@@ -115,7 +115,7 @@ class Kernel:
         }
         self._attachment: Attachment | None = None
         self._identity = ""
-        """Of the kernel's process: another one has none of the variables."""
+        """Identifies the kernel's process: another one has none of the variables."""
         self._names: tuple[str, ...] = ()
         """The variables that were there after the last cell."""
         self._lost: tuple[str, ...] = ()

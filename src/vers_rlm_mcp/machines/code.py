@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PACKAGE: Final = "vers_rlm_machines"
-"""What our package of machines is called in one."""
+"""The name of our `machines` package in an archive."""
 
 COMPILE_SECONDS: Final = 60.0
 """How long starting Python and compiling a few modules may take on a loaded host."""

@@ -313,7 +313,7 @@ class Fleet:
         except BaseException:
             with suppress(BackendUnavailable):  # The disk is full: they go when this server ends.
                 self.ledger.abandon(intent)
-            await self._remove(self.ledger.asked(intent))
+            await self._remove(self.ledger.machines_of_intent(intent))
             raise
         return machines
 

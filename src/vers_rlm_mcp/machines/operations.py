@@ -223,7 +223,7 @@ async def _communicate(
         tasks.start_soon(drain)
         try:
             status = await _end_of(process, timeout)
-            await _silence(drained, lambda: stdout.total + stderr.total)
+            await _wait_for_silence(drained, lambda: stdout.total + stderr.total)
         except VersRlmError as error:  # Raised outside, or the group would wrap it.
             failure = error
         tasks.cancel_scope.cancel()
@@ -247,7 +247,7 @@ async def _end_of(process: Process, timeout: float) -> ExitStatus | None:
     return None
 
 
-async def _silence(drained: anyio.Event, total: Callable[[], int]) -> None:
+async def _wait_for_silence(drained: anyio.Event, total: Callable[[], int]) -> None:
     """Wait until the outputs have ended or, if a background process holds them, are silent."""
     for _ in range(IDLE_ROUNDS):
         seen = total()

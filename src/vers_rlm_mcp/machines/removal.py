@@ -57,7 +57,10 @@ class Removal:
         except Exception as error:  # noqa: BLE001 - the machines whose ids are known must still go
             self.warnings.append(f"Machines whose making failed cannot be looked for: {error}")
         bound = [record for record in records if record.machine_id is not None]
-        return [*bound, *(record for intent in intents for record in self._ledger.asked(intent))]
+        return [
+            *bound,
+            *(record for intent in intents for record in self._ledger.machines_of_intent(intent)),
+        ]
 
     async def _bind(self, intent: str, machine_ids: Sequence[str]) -> None:
         """Bind machines to their record, or delete them at once if that cannot be recorded."""
@@ -70,7 +73,7 @@ class Removal:
 
     async def _adopt_unlabelled(self, intent: str) -> None:
         """Bind copies that a killed server never labelled, if they are certainly its own."""
-        records = self._ledger.asked(intent)
+        records = self._ledger.machines_of_intent(intent)
         parent = records[0].parent
         missing = [record for record in records if record.machine_id is None]
         if parent is None or not missing or self._is_being_copied(parent):
@@ -81,7 +84,7 @@ class Removal:
             for machine_id in await self._backend.unlabelled(parent, records[0].asked_at)
             if not self._ledger.machines(name, machine_id)
         ]
-        if self._has_to_itself(parent) and len(found) <= len(missing):
+        if self._is_private(parent) and len(found) <= len(missing):
             bound = [record.machine_id for record in records if record.machine_id is not None]
             self._ledger.bind(intent, [*bound, *found])
         elif found:
@@ -90,7 +93,7 @@ class Removal:
                 "a label to tell; so may somebody else. Delete those that are not needed."
             )
 
-    def _has_to_itself(self, parent: str) -> bool:
+    def _is_private(self, parent: str) -> bool:
         """Whether only a run is likely to copy this: its own machine, not kept, or its commit."""
         machines = self._ledger.machines(self._backend.name, parent)
         commits = [c for c in self._ledger.commits(self._backend.name) if c.id == parent]

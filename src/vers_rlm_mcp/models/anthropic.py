@@ -96,7 +96,7 @@ class AnthropicModel(RemoteModel["AsyncAnthropic"]):
         if reply.stop_reason is None:
             raise self._endpoint.broken("ended its reply before it was complete")
         stop_reason = _STOP_REASONS.get(reply.stop_reason, "end")
-        return Completion(reply.text, self._priced(reply.usage), stop_reason)
+        return Completion(reply.text, self._add_price(reply.usage), stop_reason)
 
     def _sdk_error(self) -> type[Exception]:
         import anthropic

@@ -149,7 +149,7 @@ class OpenAIModel(RemoteModel["AsyncOpenAI"]):
             return Completion(
                 reply.text, _estimate(messages, reply.text), stop_reason, estimated=True
             )
-        return Completion(reply.text, self._priced(_usage(reply.usage)), stop_reason)
+        return Completion(reply.text, self._add_price(_usage(reply.usage)), stop_reason)
 
     def _sdk_error(self) -> type[Exception]:
         import openai

@@ -222,7 +222,7 @@ class RemoteModel(Model, Generic[ClientT]):
                 self._client = await to_thread.run_sync(self._open_checked, abandon_on_cancel=True)
             return self._client
 
-    def _priced(self, usage: Usage) -> Usage:
+    def _add_price(self, usage: Usage) -> Usage:
         return replace(usage, usd=None if self.price is None else self.price.usd(usage))
 
     def _open_checked(self) -> ClientT:

@@ -119,7 +119,7 @@ class RLM(Session):
 
         Leaving the loop early and dropping the stream cancels the run; so does ``async with``.
         """
-        self._opened()
+        self._require_open()
         assert self._tasks
         return RunStream(self._tasks, lambda publish: self._perform(signature, values, publish))
 
@@ -139,7 +139,7 @@ class RLM(Session):
         Raises:
             UsageError: It cannot be resumed from there; the message says from where it can.
         """
-        fleet = self._opened()
+        fleet = self._require_open()
         past = runs.load_past(Journals(self._settings.state_dir, fleet.principal).of(run_id))
         return await runs.resume(
             run_id,
@@ -159,7 +159,7 @@ class RLM(Session):
         values: Mapping[str, Any],
         publish: Callable[[Event], None],
     ) -> runs.RunResult:
-        fleet, settings = self._opened(), self._settings
+        fleet, settings = self._require_open(), self._settings
         inputs, options = _split(signature, values)
         paths = {name: str(value) for name, value in inputs.items() if isinstance(value, Path)}
         everywhere = [Path("/")]  # a program may read what its user may

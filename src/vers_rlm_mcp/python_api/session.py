@@ -57,7 +57,7 @@ class Session:
         self._fleet = None
         await self._resources.aclose()
 
-    def _opened(self) -> Fleet:
+    def _require_open(self) -> Fleet:
         if self._fleet is None:
             name = type(self).__name__
             raise RuntimeError(f"{name} is not open; use it inside `async with {name}(…) as …:`.")

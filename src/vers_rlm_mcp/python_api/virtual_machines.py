@@ -51,7 +51,7 @@ class Machines(Session):
     async def __aenter__(self) -> Self:
         """Open the backend. Raises `BackendUnavailable`, whose message says what to do."""
         await super().__aenter__()
-        self._workbench = runs.Workbench(self._opened(), self._settings)
+        self._workbench = runs.Workbench(self._require_open(), self._settings)
         self._resources.push_async_callback(self._workbench.aclose)
         return self
 
@@ -79,19 +79,19 @@ class Machines(Session):
 
     async def list(self) -> Sequence[MachineInfo]:
         """Every machine of the backend, oldest first."""
-        return await self._opened().list()
+        return await self._require_open().list()
 
     async def commits(self) -> Sequence[Commit]:
         """Every commit of the backend, oldest first, without the checkpoints of runs."""
-        return await self._opened().snapshots()
+        return await self._require_open().snapshots()
 
     async def delete_commit(self, commit_id: str) -> None:
         """Delete a commit; machines made from it live on. One that is gone is no error."""
-        await self._opened().delete_commit(commit_id)
+        await self._require_open().delete_commit(commit_id)
 
     @property
     def _bench(self) -> runs.Workbench:
-        self._opened()
+        self._require_open()
         assert self._workbench
         return self._workbench
 
@@ -187,5 +187,5 @@ class CommandOutput:
     stdout: str
     stderr: str
     exit_code: int | None
-    """128 + N after signal N, as in a shell; None when it was killed at its time limit."""
+    """128 + N after signal N, as in a shell; None if it was killed at its time limit."""
     seconds: float

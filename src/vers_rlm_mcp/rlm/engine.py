@@ -97,7 +97,7 @@ class _Engine:
             silent = 0 if turn.step.code else silent + 1
             if why := self._exhausted(number, silent):
                 return (yield from self._extract(turn.message, why))
-            self._transcript.tell(turn.message)
+            self._transcript.add_message(turn.message)
 
     def _exhausted(self, number: int, silent: int) -> str | None:
         if number == self._task.max_iterations:
@@ -115,7 +115,7 @@ class _Engine:
             cell = yield from self._run_cell(number, parsed)
             turn = yield from self._cell_turn(number, parsed, cell)
         self._steps.append(turn.step)
-        yield from self._emit(self._finished(turn, reply))
+        yield from self._emit(self._step_finished(turn, reply))
         return turn
 
     def _silent_turn(self, number: int, parsed: ParsedReply, problem: str) -> _Turn:
@@ -169,7 +169,7 @@ class _Engine:
 
     def _extract(self, message: str, why: str) -> Run:
         """Ask for the outputs once more, as JSON, from what the conversation holds."""
-        self._transcript.tell(f"{message}\n\n{extraction_prompt(self._task.signature, why)}")
+        self._transcript.add_message(f"{message}\n\n{extraction_prompt(self._task.signature, why)}")
         reply = yield from self._ask_model(len(self._steps), "extraction")
         faults = "the reply held no JSON object"
         for found in parse_objects(reply.text):
@@ -212,7 +212,7 @@ class _Engine:
     def _emit(self, event: Event) -> Generator[Request, Reply, None]:
         _expect((yield Emit(event)), type(None))
 
-    def _finished(self, turn: _Turn, reply: Completion) -> StepFinished:
+    def _step_finished(self, turn: _Turn, reply: Completion) -> StepFinished:
         step = turn.step
         return StepFinished(
             step=step.number,

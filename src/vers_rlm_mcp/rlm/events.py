@@ -41,6 +41,6 @@ class StepFinished(Event):
     error: str | None
     seconds: float
     usage: Usage
-    """Of the root model's call for this step."""
+    """The usage of the root model's call for this step."""
     done: bool = False
     """Whether the step ended the run with its answer."""

@@ -40,7 +40,7 @@ class Transcript:
         """Append a reply of the model."""
         self._messages.append(Message("assistant", _sendable(text.rstrip()) or EMPTY_REPLY))
 
-    def tell(self, text: str) -> None:
+    def add_message(self, text: str) -> None:
         """Append a message to the model."""
         self._messages.append(Message("user", _sendable(text)))
 

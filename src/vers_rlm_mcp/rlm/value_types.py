@@ -179,7 +179,7 @@ def _fault(name: str, kind: ValueType, error: ErrorDetails) -> str:
         return f"{path}: missing"
     if error["type"] == "extra_forbidden":
         return f"{path}: not expected here"
-    return f"{path}: expected {_expected(kind, error)}, got {shown(error['input'])}"
+    return f"{path}: expected {_expected(kind, error)}, got {describe_value(error['input'])}"
 
 
 def _expected(kind: ValueType, error: ErrorDetails) -> str:
@@ -190,7 +190,7 @@ def _expected(kind: ValueType, error: ErrorDetails) -> str:
     return _EXPECTED.get(error["type"], error["msg"].removeprefix("expected "))
 
 
-def shown(value: object) -> str:
+def describe_value(value: object) -> str:
     """A short form of a value for a fault, without writing out a large one."""
     if isinstance(value, list):
         return f"a list of {len(cast('list[object]', value))}"

@@ -152,8 +152,8 @@ class Children:
                     "call rlmQuery without merge, or do the work here."
                 )
             return await self._ask_plainly(task, inputs, signature)
-        (child,) = await self._copies([task], "query", NOTHING, seconds)
-        async with self._ending([child]):
+        (child,) = await self._make_copies([task], "query", NOTHING, seconds)
+        async with self._deleting_machines([child]):
             kernel = await child.bench.kernel(fresh=True)
             machine = await child.bench.machine()
             before = await digest(machine, merge) if merge else None
@@ -187,8 +187,8 @@ class Children:
         signature = rlm.Signature.parse(f"-> {outputs}") if outputs else self._parent.task.signature
         check_score(signature, score)
         with self._room_for_checks(len(plans) if verify else 0) as checks:
-            children = await self._copies(plans, "branch", carried, seconds)
-            async with self._ending(children) as kept:
+            children = await self._make_copies(plans, "branch", carried, seconds)
+            async with self._deleting_machines(children) as kept:
                 async with anyio.create_task_group() as tasks:
                     for number, child in enumerate(children, 1):
                         branch = rlm.Branch(
@@ -196,7 +196,7 @@ class Children:
                             plan=child.about,
                             number=number,
                             count=len(plans),
-                            notes=self._lacking(carried),
+                            notes=self._missing_variables(carried),
                         )
                         task = self._task_for(child, signature, verify=verify, branch=branch)
                         tasks.start_soon(self._converse, child, task, checks)
@@ -206,7 +206,7 @@ class Children:
     async def choose(self, scores: Mapping[str, float | None], winner: str | None) -> JsonValue:
         """Let one of the branches that were all kept win, as the cell judged."""
         undecided, self._undecided = self._undecided, {}
-        async with self._ending(list(undecided.values())) as kept:
+        async with self._deleting_machines(list(undecided.values())) as kept:
             for path, score in scores.items():
                 if child := undecided.get(path):
                     child.score = score
@@ -232,9 +232,9 @@ class Children:
                 f"The sub-model's reply to rlmQuery is not what was asked for: "
                 f"{'; '.join(checked.faults)}. Ask with llmQuery and read the reply in code."
             )
-        return unwrapped(checked.values, signature)
+        return unwrap_outputs(checked.values, signature)
 
-    async def _copies(
+    async def _make_copies(
         self,
         about: Sequence[str],
         kind: Literal["branch", "query"],
@@ -299,8 +299,8 @@ class Children:
             child.bench.move_out()
         child.seconds = time.monotonic() - started
 
-    def _lacking(self, carried: Carried | None) -> tuple[str, ...]:
-        """What to say of variables that branches do not have."""
+    def _missing_variables(self, carried: Carried | None) -> tuple[str, ...]:
+        """Sentences on variables that branches do not have."""
         if self._bench.current != self._bench.home_id:
             return (ELSEWHERE,)
         return tuple(not_carried(carried))
@@ -348,7 +348,7 @@ class Children:
         self._budget.release_machines(room)
 
     @asynccontextmanager
-    async def _ending(self, children: list[Child]) -> AsyncGenerator[list[Child]]:
+    async def _deleting_machines(self, children: list[Child]) -> AsyncGenerator[list[Child]]:
         """Stop the cell's clock; then delete the children's machines.
 
         The machine that a child ended on stays if the child is added to the list that this yields.
@@ -364,9 +364,9 @@ class Children:
                     async with anyio.create_task_group() as tasks:
                         for child in children:
                             stays = child.machine_id if child in kept else None
-                            tasks.start_soon(self._clear_away, child, stays)
+                            tasks.start_soon(self._delete_machines, child, stays)
 
-    async def _clear_away(self, child: Child, stays: str | None) -> None:
+    async def _delete_machines(self, child: Child, stays: str | None) -> None:
         """Delete a child's machines; those that cannot be deleted now are deleted with the run."""
         for machine_id in {child.first_machine, *child.bench.made} - {stays}:
             with suppress(VersRlmError):
@@ -407,10 +407,10 @@ def values_of(child: Child, signature: rlm.Signature) -> JsonValue:
     if not child.right:
         there = f" What there is: {child.outputs!r:.1000}" if child.outputs else ""
         raise UsageError(f"The query has no answer: {child.reason}{there}")
-    return unwrapped(child.outputs, signature)
+    return unwrap_outputs(child.outputs, signature)
 
 
-def unwrapped(outputs: Mapping[str, JsonValue], signature: rlm.Signature) -> JsonValue:
+def unwrap_outputs(outputs: Mapping[str, JsonValue], signature: rlm.Signature) -> JsonValue:
     """The value of a single output; of several, all of them by name."""
     if len(signature.outputs) == 1:
         return outputs[signature.outputs[0].name]

@@ -31,7 +31,7 @@ class Limits:
     """Limits of each kind. None means no limit."""
 
     iterations: int | None = MAX_ITERATIONS
-    """Of this conversation alone."""
+    """Iterations of this conversation alone."""
     sub_calls: int | None = MAX_SUB_CALLS
     tokens: int | None = None
     usd: float | None = None

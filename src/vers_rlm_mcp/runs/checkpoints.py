@@ -71,13 +71,15 @@ class Checkpoints:
         self._started = time.monotonic()
         self._spent = 0.0
 
-    async def after(self, step: int, messages: Sequence[Message], children: int) -> None:
-        """Called after a step, or after the set-up (step 0), which always gets a checkpoint."""
+    async def commit_after_step(
+        self, step: int, messages: Sequence[Message], children: int
+    ) -> None:
+        """Make a checkpoint of a step if the policy says so, and always of the set-up (step 0)."""
         if step == 0 or (self._policy == "step" or (self._policy == "change" and self._changed)):
             await self._make(step, messages, children)
 
-    async def before(self, asked: rlm.RunCell, children: int) -> None:
-        """Called before a cell runs."""
+    async def commit_before_cell(self, asked: rlm.RunCell, children: int) -> None:
+        """Make a checkpoint before a cell that may destroy something, if the policy says so."""
         if self._policy == "destructive" and DESTRUCTIVE.search(asked.code):
             await self._make(asked.step - 1, asked.messages[:-1], children)
         self._changed = True

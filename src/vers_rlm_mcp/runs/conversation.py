@@ -96,7 +96,7 @@ class Conversation:
         """How many cells have run."""
         self._sub_calls = 0
         self._output: list[str] = []
-        """What the cell under way has printed, in pieces; the kernel's limit bounds it."""
+        """The output of the cell under way, in pieces; the kernel's limit bounds it."""
 
     async def drive(self, replies: Sequence[rlm.Reply] = ()) -> rlm.Outcome:
         """Answer the engine until it has the outcome, first with the `replies` of a resumed run.
@@ -114,7 +114,7 @@ class Conversation:
             outcome: rlm.Outcome = stop.value
         if self._checkpoints and outcome.status != "partial":
             with anyio.move_on_after(LAST_CHECKPOINT_SECONDS):
-                await self._checkpoints.after(len(outcome.steps), (), self.children)
+                await self._checkpoints.commit_after_step(len(outcome.steps), (), self.children)
         return outcome
 
     async def _answer(self, asked: rlm.Request) -> rlm.Reply:
@@ -170,7 +170,9 @@ class Conversation:
         async with anyio.create_task_group() as tasks:
             if self._checkpoints:
                 done = asked.step - (asked.purpose == "step")
-                tasks.start_soon(self._checkpoints.after, done, asked.messages, self.children)
+                tasks.start_soon(
+                    self._checkpoints.commit_after_step, done, asked.messages, self.children
+                )
             try:
                 answer = await self.run.replies.ask_model(asked, self.path)
             except ModelError as error:
@@ -180,7 +182,7 @@ class Conversation:
 
     async def _run_cell(self, asked: rlm.RunCell) -> CellResult:
         if self._checkpoints:
-            await self._checkpoints.before(asked, self.children)
+            await self._checkpoints.commit_before_cell(asked, self.children)
         self.publish(events.CellStarted(asked.step, asked.code))
         self.cell = asked
         try:
@@ -195,7 +197,7 @@ class Conversation:
             notes = await self._recover(asked.step, result.error or "") if lost else None
             reply = replace(result, notes=tuple(lost_variables(result)) if notes is None else notes)
         self._output.clear()
-        reply = self._compared(asked, reply)
+        reply = self._prefer_recorded(asked, reply)
         self.publish(
             events.CellFinished(
                 step=asked.step,
@@ -230,7 +232,7 @@ class Conversation:
     async def _recover(self, step: int, why: str) -> tuple[str, ...] | None:
         return await self._checkpoints.recover(step, why) if self._checkpoints else None
 
-    def _compared(self, asked: rlm.RunCell, reply: CellResult) -> CellResult:
+    def _prefer_recorded(self, asked: rlm.RunCell, reply: CellResult) -> CellResult:
         """The recorded reply if this one does not differ, so that later requests stay the same.
 
         Time and budget may differ; they do not count.
@@ -244,7 +246,7 @@ class Conversation:
             return known
         if difference:
             self.publish(events.Diverged(asked.step, difference))
-        return replace(reply, notes=(*reply.notes, *notes, *self._running_low()))
+        return replace(reply, notes=(*reply.notes, *notes, *self._budget_warning()))
 
     async def _verify(self, asked: rlm.Verify) -> rlm.Verdict:
         """Run the check in a temporary copy of the current machine."""
@@ -258,7 +260,7 @@ class Conversation:
                 limit=CHECK_OUTPUT,
             )
         accepted = result.status is not None and result.status.ok
-        verdict = rlm.Verdict(accepted, _described(result))
+        verdict = rlm.Verdict(accepted, _describe_check(result))
         known = self.run.replies.past.verdict(self.path, asked.step)
         if known and known.accepted == accepted:
             verdict = known  # what it printed may tell the time
@@ -276,7 +278,7 @@ class Conversation:
         )
         return verdict
 
-    def _running_low(self) -> tuple[str, ...]:
+    def _budget_warning(self) -> tuple[str, ...]:
         low = self.budget.low(time.monotonic())
         return (low,) if low else ()
 
@@ -371,7 +373,7 @@ def _difference(known: CellResult, reply: CellResult) -> str | None:
     return None
 
 
-def _described(result: CommandResult) -> str:
+def _describe_check(result: CommandResult) -> str:
     """The output of a check, and how it ended."""
     parts = [result.stdout.text.rstrip("\n"), result.stderr.text.rstrip("\n")]
     if result.status is None:

@@ -58,7 +58,7 @@ def repl_function(usage: str, *, call: str = "", in_run: bool = False) -> Callab
         function = ReplFunction(
             name=name,
             twin=twin,
-            call=call or f"{name}({', '.join(map(_shown, given))})",
+            call=call or f"{name}({', '.join(map(_format_parameter, given))})",
             usage=usage,
             parameters=tuple(map(_parameter, given)),
             copies=CARRIED in signature.parameters,
@@ -90,7 +90,7 @@ def _camel_case(name: str) -> str:
     return first + "".join(map(str.capitalize, others))
 
 
-def _shown(parameter: inspect.Parameter) -> str:
+def _format_parameter(parameter: inspect.Parameter) -> str:
     return str(parameter.replace(annotation=inspect.Parameter.empty))
 
 

@@ -37,7 +37,7 @@ async def compare(
         PathRefused: `path` is not absolute.
         MachineError: They cannot be looked at.
     """
-    async with bench.found(first) as old, bench.found(second) as new:
+    async with bench.using_machine(first) as old, bench.using_machine(second) as new:
         difference = await diff(old, new, roots=[path])
         try:
             facts = _variables(await _by_name(bench, old), await _by_name(bench, new))

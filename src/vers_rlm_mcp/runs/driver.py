@@ -175,7 +175,7 @@ class Driver:
             finally:
                 await self._clean_up()
         except BaseException as error:
-            run.publish(self._broken_off(error))
+            run.publish(self._describe_failure(error))
             raise
         if self._checkpoints.problem:
             self._warnings.append(self._checkpoints.problem)
@@ -309,7 +309,7 @@ class Driver:
     def _seconds(self) -> float:
         return time.monotonic() - self._started
 
-    def _broken_off(self, error: BaseException) -> events.RunFinished:
+    def _describe_failure(self, error: BaseException) -> events.RunFinished:
         cancelled = isinstance(error, anyio.get_cancelled_exc_class())
         return events.RunFinished(
             run_id=self._run.run_id,

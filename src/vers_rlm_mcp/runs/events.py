@@ -280,15 +280,15 @@ class CheckpointMade(Event):
 
     step: int
     commit_id: str
-    """Of the machine with the run's kernel."""
+    """The commit of the machine with the run's kernel."""
     machine_id: str
     current_commit_id: str | None
-    """Of the current machine, where that is another one."""
+    """The commit of the current machine, if that is another one."""
     current_id: str
     messages: int
     """The length of the conversation; 0 when it was over."""
     fingerprint: str
-    """Of the conversation; empty when it was over."""
+    """The fingerprint of the conversation; empty when it was over."""
     used: Mapping[str, int | float]
     """`Budget.used` at this point."""
     children: int

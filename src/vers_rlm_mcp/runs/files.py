@@ -42,7 +42,7 @@ def opened_files(
         InputError: A name is not a plain file name, or stands for two files.
         PathRefused: A path is outside the allowed directories, or is no readable regular file.
     """
-    named = _named(files)
+    named = _name_files(files)
     roots = [directory.resolve() for directory in allowed]
     with ExitStack() as stack:
         opened: dict[str, Path] = {}
@@ -53,7 +53,7 @@ def opened_files(
         yield opened
 
 
-def _named(files: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+def _name_files(files: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
     pairs = (
         list(files.items())
         if isinstance(files, Mapping)

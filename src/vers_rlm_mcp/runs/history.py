@@ -100,10 +100,10 @@ def summaries(journals: Journals) -> Sequence[RunSummary]:
 
 def summary(journal: StoredJournal) -> RunSummary:
     """The run that a journal records."""
-    return _summed_up(journal, read_events(journal, *TOLD, whole=False))
+    return _summarize(journal, read_events(journal, *TOLD, whole=False))
 
 
-def _summed_up(journal: StoredJournal, events: Iterable[tuple[float, rlm.Event]]) -> RunSummary:
+def _summarize(journal: StoredJournal, events: Iterable[tuple[float, rlm.Event]]) -> RunSummary:
     started_at: float | None = None
     started: RunStarted | None = None
     ended: RunFinished | None = None
@@ -167,7 +167,7 @@ def load_record(journal: StoredJournal) -> RunRecord:
             case _:
                 pass
     result = RunResult.of(ended, steps) if ended else None
-    return RunRecord(_summed_up(journal, events), tuple(steps), result)
+    return RunRecord(_summarize(journal, events), tuple(steps), result)
 
 
 def next_step_hint(fleet: Fleet, run: RunSummary) -> str:

@@ -15,7 +15,7 @@ MAX_LISTED = 50
 
 
 def not_carried(carried: Carried | None, where: str = "the copy") -> Sequence[str]:
-    """What to say of variables that a copy of a machine does not have."""
+    """Sentences on variables that a copy of a machine does not have."""
     if carried is None or not carried.lost:
         return ()
     named = _listed([f"{name} ({reason})" for name, reason in carried.lost.items()], "; ")
@@ -23,7 +23,7 @@ def not_carried(carried: Carried | None, where: str = "the copy") -> Sequence[st
 
 
 def lost_variables(result: CellResult) -> Sequence[str]:
-    """What to say of variables that are gone because the kernel had to be restarted."""
+    """Sentences on variables that are lost because the kernel had to be restarted."""
     if not result.lost:
         return ()
     return (f"These variables are lost: {_listed(result.lost, ', ')}. Files are still there.",)

@@ -1,4 +1,4 @@
-"""What is on record of a run: its journal, read to resume or replay it."""
+"""The record of a run: its journal, read to resume or replay it."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class Past:
         self.said: dict[tuple[int, str], Completion] = {}
         """Replies to the run's own conversation, by step and purpose."""
         self.usage = Usage()
-        """What all replies together have cost."""
+        """The cost of all replies together."""
         self._settled = Usage()
-        """Of `usage`, the part of replies that led to where the run stands."""
+        """The part of `usage` for replies that led to where the run stands."""
         self._settled_at: dict[int, Usage] = {}
         """The same at each checkpoint."""
         self._replies: list[tuple[int, rlm.Reply]] = []
@@ -71,9 +71,9 @@ class Past:
         self._paid: defaultdict[str, deque[Completion]] = defaultdict(deque)
         for event in events:
             if isinstance(event, InChild):
-                self._take_in(event.event, event.child)
+                self._record(event.event, event.child)
             else:
-                self._take_in(event, "")
+                self._record(event, "")
 
     @property
     def task(self) -> rlm.Task:
@@ -136,7 +136,7 @@ class Past:
         """The last verdict of the same conversation's check in this step."""
         return self._verdicts.get((path, step))
 
-    def _take_in(self, event: rlm.Event, path: str) -> None:
+    def _record(self, event: rlm.Event, path: str) -> None:
         match event:
             case ModelReplied():
                 self._model_replied(event, path)
@@ -153,7 +153,7 @@ class Past:
             case RunStarted():
                 self.started, self.model, self.sub_model = event, event.model, event.sub_model
             case RunResumed():
-                self._forget_what_came_after(event.step)
+                self._truncate_after(event.step)
                 self.model, self.sub_model = event.model, event.sub_model
             case RunFinished():
                 self.finished = event
@@ -163,7 +163,7 @@ class Past:
             case _:
                 pass  # nothing depends on it when the run is performed again
 
-    def _forget_what_came_after(self, step: int) -> None:
+    def _truncate_after(self, step: int) -> None:
         self.finished = None
         self._reached = step
         self._settled = self._settled_at.get(step, Usage())

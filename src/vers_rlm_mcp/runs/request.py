@@ -103,7 +103,7 @@ class RunResult:
     isolation: str
     fidelity: str
     usage: Usage
-    """Of the whole run, sub-calls included."""
+    """The usage of the whole run, sub-calls included."""
     sub_calls: int
     seconds: float
     verified: str | None = None

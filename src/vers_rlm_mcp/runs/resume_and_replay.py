@@ -166,7 +166,7 @@ async def replay(
 def _beginning(
     past: Past, task: rlm.Task, checkpoint: events.CheckpointMade | None
 ) -> Beginning | BeginningAt:
-    """Where a run begins again. Raises `UsageError` if it cannot."""
+    """Choose where a run begins again. Raises `UsageError` if it cannot."""
     return BeginningAt(checkpoint, task) if checkpoint else Beginning(task.signature, past.inputs)
 
 

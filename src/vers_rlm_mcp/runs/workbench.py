@@ -39,7 +39,7 @@ DELETE_SECONDS = 15.0
 """How long deleting temporary machines may take; the end of the run deletes the rest."""
 
 CHECKPOINT_BYTES = 256 * 1024 * 1024
-"""Of variables in a checkpoint: more would fill the disk, and hold the run up, step by step."""
+"""Bytes of variables in a checkpoint: more would fill the disk and delay every step."""
 
 NOTHING_SAVED = Carried((), {"all variables": "the kernel was at work, so they were not saved"})
 
@@ -137,18 +137,18 @@ class Workbench:
         """A temporary copy of the current machine that no one else sees."""
         machine = await self.machine()
         (made,) = await self._fleet.branch(machine, run=self._run)
-        async with self._temporary(made):
+        async with self._delete_afterwards(made):
             yield made
 
     @asynccontextmanager
-    async def found(self, id: str | None = None) -> AsyncGenerator[Machine]:  # noqa: A002 - of either
+    async def using_machine(self, id: str | None = None) -> AsyncGenerator[Machine]:  # noqa: A002 - of either
         """A machine, or a temporary one restored from a commit; by default the current machine."""
         known = id is None or id in self._shared.machines
         if known or id not in {commit.id for commit in await self._fleet.commits()}:
             yield await self.machine(id)
             return
         made = await self._fleet.restore(id, run=self._run)
-        async with self._temporary(made):
+        async with self._delete_afterwards(made):
             yield made
 
     async def create(self, spec: MachineSpec | None = None, *, keep: bool = False) -> MachineInfo:
@@ -336,7 +336,7 @@ class Workbench:
             self.move_out()
 
     @asynccontextmanager
-    async def _temporary(self, machine: Machine) -> AsyncGenerator[None]:
+    async def _delete_afterwards(self, machine: Machine) -> AsyncGenerator[None]:
         self._shared.machines[machine.id] = machine
         try:
             yield

@@ -236,11 +236,11 @@ async def write_file(
 ) -> Answer[WrittenFields]:
     """Write a file in the VM, replacing it if it exists; directories are made."""
     bench, machine_id = await application(context).target(vmId)
-    size = await bench.write_file(path, _decoded(content, encoding), machine_id=machine_id)
+    size = await bench.write_file(path, _decode(content, encoding), machine_id=machine_id)
     return Answer({"path": path, "size": size}, f"Wrote {size:,} bytes to {path}")
 
 
-def _decoded(content: str, encoding: Literal["utf-8", "base64"]) -> bytes:
+def _decode(content: str, encoding: Literal["utf-8", "base64"]) -> bytes:
     if encoding == "utf-8":
         return content.encode("utf-8", "surrogateescape")
     try:

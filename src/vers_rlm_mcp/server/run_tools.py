@@ -195,13 +195,13 @@ async def list_runs(
     if next_offset is not None:
         lines.append(f"[there are more; go on with offset {next_offset}]")
     fields: RunsFields = {
-        "runs": [_listed(run, next_step) for run, next_step in runs],
+        "runs": [_run_fields(run, next_step) for run, next_step in runs],
         "next_offset": next_offset,
     }
     return Answer(fields, "\n".join(lines) or "No runs.")
 
 
-def _listed(run: "RunSummary", next_step: str) -> dict[str, Any]:
+def _run_fields(run: "RunSummary", next_step: str) -> dict[str, Any]:
     return without_none(
         {
             "run_id": run.id,
@@ -342,7 +342,7 @@ async def _wait(context: Context, live: "LiveRun", seconds: float) -> None:
     """Wait for a run, and pass the narration of its events to the client."""
     from vers_rlm_mcp.runs import events, narrate
 
-    def tell(event: "Event") -> None:
+    def report_event(event: "Event") -> None:
         if message := narrate(event):
             inner = event.event if isinstance(event, events.InChild) else event
             # A run may have thousands of these; a client sees the latest.
@@ -351,5 +351,5 @@ async def _wait(context: Context, live: "LiveRun", seconds: float) -> None:
 
     async with Progress(context.report_progress, "The run") as progress:
         progress.say(f"Run {live.run_id} is under way")
-        with live.subscribe(tell):
+        with live.subscribe(report_event):
             await live.wait(seconds)

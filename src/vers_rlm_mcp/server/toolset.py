@@ -148,7 +148,7 @@ class StrictTool(Tool):
         try:
             answer = await super().run(arguments, context)
         except UnexpectedToolError as error:
-            raise self._explained(error.__cause__) from error.__cause__
+            raise self._translate_fault(error.__cause__) from error.__cause__
         except ToolError as error:
             if isinstance(error.__cause__, ValidationError):
                 raise ToolError(self._faults(error.__cause__)) from error.__cause__
@@ -158,7 +158,7 @@ class StrictTool(Tool):
         has_links = is_version_at_least(context.protocol_version or "", LINKS_SINCE)
         return cast("Answer[Any]", answer).as_result(links=has_links)
 
-    def _explained(self, cause: BaseException | None) -> ToolError:
+    def _translate_fault(self, cause: BaseException | None) -> ToolError:
         if isinstance(cause, VersRlmError):
             return ToolError(str(cause))
         return UnexpectedToolError(

@@ -135,14 +135,14 @@ class StoredJournal:
             for data in file:
                 if names and not _may_be(data, names):
                     continue
-                line = _parsed(data)
+                line = _parse(data)
                 if line is None or (kinds and line.get("event") not in kinds):
                     continue
                 at = line.pop("at", None)
                 if not isinstance(at, int | float):
                     continue
                 if _STORED in data:
-                    line = cast("dict[str, Any]", self._expanded(line, whole=whole))
+                    line = cast("dict[str, Any]", self._expand(line, whole=whole))
                 yield at, line
 
     def append(self) -> Journal:
@@ -153,9 +153,9 @@ class StoredJournal:
         """Delete it, with the texts beside it."""
         shutil.rmtree(self.directory)
 
-    def _expanded(self, value: Any, *, whole: bool) -> Any:
+    def _expand(self, value: Any, *, whole: bool) -> Any:
         if isinstance(value, list):
-            return [self._expanded(item, whole=whole) for item in cast("list[Any]", value)]
+            return [self._expand(item, whole=whole) for item in cast("list[Any]", value)]
         if not isinstance(value, dict):
             return value
         fields = cast("dict[str, Any]", value)
@@ -165,7 +165,7 @@ class StoredJournal:
                 return fields["preview"]
             with suppress(FileNotFoundError):  # then it is a value that looks like this
                 return path.read_bytes().decode("utf-8", "surrogatepass")
-        return {key: self._expanded(item, whole=whole) for key, item in fields.items()}
+        return {key: self._expand(item, whole=whole) for key, item in fields.items()}
 
 
 class Journal:
@@ -282,7 +282,7 @@ def _is_cut(file: IO[str]) -> bool:
 
 
 def _may_be(line: bytes, names: tuple[bytes, ...]) -> bool:
-    """Whether the ``event`` of a line may be one of these names, which are JSON.
+    """Whether the ``event`` of a line may have one of these names, given as JSON.
 
     It does not parse the line, since most lines are not wanted.
     """
@@ -296,7 +296,7 @@ def _may_be(line: bytes, names: tuple[bytes, ...]) -> bool:
     return False
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(line.decode(errors="replace"))
     except (ValueError, RecursionError):

@@ -144,7 +144,7 @@ class Ledger:
             self._lock = _locked(self._owners / self.owner, os.O_CREAT)
         try:
             with self._translated():
-                self._database = _opened(self.path)
+                self._database = _open_database(self.path)
         except BaseException:
             self._release()
             raise
@@ -186,7 +186,7 @@ class Ledger:
 
     def bind(self, intent: str, machine_ids: Sequence[str]) -> None:
         """Record which machines the backend made for an intent. They may be fewer than asked."""
-        records = self.asked(intent)
+        records = self.machines_of_intent(intent)
         with self._transaction() as database:
             database.executemany(
                 "UPDATE machines SET machine_id = ? WHERE number = ?",
@@ -256,7 +256,7 @@ class Ledger:
             commit_id,
         )
 
-    def asked(self, intent: str) -> Sequence[MachineRecord]:
+    def machines_of_intent(self, intent: str) -> Sequence[MachineRecord]:
         """The machines of one intent."""
         return self._machines("intent = ?", intent)
 
@@ -365,7 +365,7 @@ def _machine_record(row: dict[str, Any]) -> MachineRecord:
     return MachineRecord(**row)
 
 
-def _opened(path: Path) -> sqlite3.Connection:
+def _open_database(path: Path) -> sqlite3.Connection:
     # The module would begin a transaction at its first write, too late to lock what was read.
     database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     try:

@@ -83,7 +83,7 @@ async def test_a_daemon_that_is_killed_is_lost_with_its_jobs(daemon: Daemon) -> 
     await run(daemon, "pkill", "-9", "-f", "vers_rlm_machines.daemon").wait()
     assert await job.wait() is None
     assert daemon.lost
-    assert not await daemon.answers()
+    assert not await daemon.is_responsive()
 
 
 async def test_where_there_is_no_python_it_says_so(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def _kill(connection: socket) -> None:
         except ProcessLookupError:
             continue
     connection.settimeout(KILL_SECONDS)
-    _last_word(connection)
+    _wait_for_farewell(connection)
     connection.close()
 
 
@@ -156,7 +156,7 @@ def receive_descriptors(connection: socket) -> tuple[int, int]:
     raise ConnectionError("no descriptors came with the connection")
 
 
-def _last_word(connection: socket) -> bytes:
+def _wait_for_farewell(connection: socket) -> bytes:
     """Wait for the kernel's farewell, which is empty if it dies."""
     try:
         return connection.recv(1)
@@ -166,7 +166,7 @@ def _last_word(connection: socket) -> bytes:
 
 def _end(connection: socket, child: int) -> int:
     """Wait until the kernel releases this host or dies, and return the exit status."""
-    if _last_word(connection):
+    if _wait_for_farewell(connection):
         return RELEASED
     if not child:
         return UNKNOWN_END

@@ -172,9 +172,9 @@ class Capture:
         if event in _STARTS_CHILD:
             self.flush()
         elif event == "os.kill":
-            self._leave_nothing()
+            self._send_rest()
 
-    def _leave_nothing(self) -> None:
+    def _send_rest(self) -> None:
         """Send what was written, because this process and its thread may be about to end."""
         self.flush()
         if self._lock.acquire(timeout=LOCK_SECONDS):

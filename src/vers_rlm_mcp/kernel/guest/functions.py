@@ -265,7 +265,7 @@ def _from_method(function: dict[str, Any], method: Any) -> Callable[..., Any]:
     names = code.co_varnames[1 : code.co_argcount]
     defaults = method.__defaults__ or ()
     required = names[: len(names) - len(defaults)]
-    return _forgiving(function, required, dict(zip(names[len(required) :], defaults)), method)
+    return _accept_aliases(function, required, dict(zip(names[len(required) :], defaults)), method)
 
 
 def _from_host(function: dict[str, Any], functions: Functions) -> Callable[..., Any]:
@@ -281,10 +281,10 @@ def _from_host(function: dict[str, Any], functions: Functions) -> Callable[..., 
 
     required = tuple(each["name"] for each in parameters if each["required"])
     optional = {each["name"]: each["default"] for each in parameters if not each["required"]}
-    return _forgiving(function, required, optional, act)
+    return _accept_aliases(function, required, optional, act)
 
 
-def _forgiving(
+def _accept_aliases(
     function: dict[str, Any], required: tuple[str, ...], optional: dict[str, Any], act: Any
 ) -> Callable[..., Any]:
     """`act`, which also takes the argument names that models invent. Errors name the right ones."""

@@ -76,7 +76,7 @@ class Kernel:
         self._is_warm = False
         self._limit = DEFAULT_OUTPUT_LIMIT
         self._saving = False
-        self._calls = Calls(self._shielded)
+        self._calls = Calls(self._run_uninterrupted)
         self._capture = Capture()
         self._memory = MemoryBound()
         self._namespace = _main_namespace()
@@ -196,7 +196,7 @@ class Kernel:
             ),
         )
         self._calls.open(host)
-        status, error = self._guarded(request, lambda: self._run_cell(request))
+        status, error = self._run_interruptible(request, lambda: self._run_cell(request))
         if os.getpid() != self._pid:
             self._capture.flush()
             os._exit(0)  # a fork that a cell has made and not ended itself
@@ -235,7 +235,9 @@ class Kernel:
         return "ok", None
 
     def _answer(self, request: _Request) -> None:
-        status, value = self._guarded(request, lambda: ("ok", self._operate(request.frame)))
+        status, value = self._run_interruptible(
+            request, lambda: ("ok", self._operate(request.frame))
+        )
         self._done(request, value, ok=status == "ok")
 
     def _operate(self, frame: Frame) -> Any:
@@ -254,7 +256,9 @@ class Kernel:
             return {"kept": [], "lost": {}}
         return self._variables.restore()
 
-    def _guarded(self, request: _Request, act: Callable[[], tuple[str, Any]]) -> tuple[str, Any]:
+    def _run_interruptible(
+        self, request: _Request, act: Callable[[], tuple[str, Any]]
+    ) -> tuple[str, Any]:
         """Act in the directory of cells. Until the end an interrupt raises KeyboardInterrupt."""
         with self._workplace.entered():
             try:
@@ -271,7 +275,7 @@ class Kernel:
                 self._interruptible = False
                 self._running = None
 
-    def _shielded(self, act: Callable[[], None]) -> None:
+    def _run_uninterrupted(self, act: Callable[[], None]) -> None:
         """Act without being interrupted; an interrupt is raised right after."""
         if threading.get_ident() != self._main_thread:
             act()

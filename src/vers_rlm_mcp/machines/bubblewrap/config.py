@@ -1,4 +1,4 @@
-"""What machines of this backend are like."""
+"""Defaults for machines of this backend."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Network = Literal["off", "on", "host"]
 
 @dataclass(frozen=True, slots=True)
 class BubblewrapConfig:
-    """What machines are like where their spec says nothing."""
+    """What machines get unless their spec says otherwise."""
 
     base: Path | None = None
     """A root directory or a docker-archive; None for the host's own system, shown selectively."""

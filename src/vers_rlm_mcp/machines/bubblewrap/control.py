@@ -26,7 +26,7 @@ class Control:
         self._daemon = daemon
         self._loop = asyncio.get_running_loop()
         self._unsent: deque[tuple[memoryview, list[int]]] = deque()
-        """What waits for room, with copies of the descriptors that go along."""
+        """Data that waits for room, with copies of the descriptors that go with it."""
         self._loop.add_reader(connection, self._receive)
         daemon.connected(self, self.pass_on)
 

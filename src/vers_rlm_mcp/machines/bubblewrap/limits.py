@@ -139,7 +139,7 @@ def read_note(note: Path) -> Cgroup:
 
 
 def sweep(available: tuple[Controller, ...]) -> None:
-    """Remove the empty cgroups of dead servers; those of live ones contain machines."""
+    """Remove the empty cgroups of dead servers; cgroups of live servers contain machines."""
     for parent in {controller.parent for controller in available}:
         for directory in (*parent.glob(f"{PREFIX}*"), *parent.parent.glob(f"*/{PREFIX}*")):
             with contextlib.suppress(OSError):  # It is in use, or another server has removed it.

@@ -86,7 +86,7 @@ class RunningMachine:
         async with self.gate:
             return sandbox.start(request)
 
-    async def fate(self) -> MachineError:
+    async def explain_loss(self) -> MachineError:
         """The error for what ran when PID 1 ended."""
         return MachineGone(f"Machine {self.machine_id} has ended; what ran on it is lost.")
 
@@ -108,7 +108,7 @@ class RunningMachine:
                 async with self.gate:
                     frozen = await _stop(sandbox, merged=merged)
                     try:
-                        obstacle, slots = self._stopped(frozen)
+                        obstacle, slots = self._parse_freeze(frozen)
                         await self._freeze(store, keep, obstacle, slots, merged=merged)
                     finally:
                         with anyio.CancelScope(shield=True):
@@ -119,7 +119,7 @@ class RunningMachine:
                     store.drop_garbage()
                 await to_thread.run_sync(store.empty_trash, abandon_on_cancel=True)
                 if isinstance(error, OSError):
-                    raise self._not_frozen(error) from error
+                    raise self._translate_freeze_error(error) from error
                 raise
 
     async def _merge(self) -> bool:
@@ -191,7 +191,7 @@ class RunningMachine:
         finally:
             await job.aclose()
         if status is None:
-            raise await self.fate()
+            raise await self.explain_loss()
         if not status.ok:
             error = parse_refusal(report)
             reason = error.strerror if error else "the copying process was killed"
@@ -200,7 +200,7 @@ class RunningMachine:
                 "files that are open for writing in the machine."
             )
 
-    def _not_frozen(self, error: OSError) -> MachineError:
+    def _translate_freeze_error(self, error: OSError) -> MachineError:
         if error.errno == errno.EFBIG:
             return MachineFull(
                 f"Machine {self.machine_id} cannot be frozen: {error.strerror}. Frozen, that would "
@@ -212,7 +212,7 @@ class RunningMachine:
             )
         return MachineError(f"Machine {self.machine_id} cannot be frozen: {error}.")
 
-    def _stopped(self, frozen: Any) -> tuple[str, list[str]]:
+    def _parse_freeze(self, frozen: Any) -> tuple[str, list[str]]:
         """The obstacle and the slots that the machine reports: nothing but slots of its base."""
         match frozen:
             case {"obstacle": str(obstacle), "slots": [*slots]} if self.slots.issuperset(slots):

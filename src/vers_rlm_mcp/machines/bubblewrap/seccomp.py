@@ -132,7 +132,7 @@ FAIL: Final = 0x0005_0000
 """Returns an error number; 0 means success."""
 
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT, ARGUMENT_SIZE, HIGH_HALF = 0, 4, 16, 8, 4
-"""Where these are in what the filter sees."""
+"""Their offsets in the data that the filter sees, and the size of an argument."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ MAX_ID: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class MachineRecord:
-    """What is written down of a machine."""
+    """The record of a machine."""
 
     id: str
     created_at: float
@@ -85,7 +85,7 @@ class MachineRecord:
 
 @dataclass(frozen=True, slots=True)
 class CommitRecord:
-    """What is written down of a commit."""
+    """The record of a commit."""
 
     id: str
     machine_id: str

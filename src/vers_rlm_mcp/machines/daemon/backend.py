@@ -1,4 +1,4 @@
-"""What backends have in common whose machines run a daemon: connections and handles."""
+"""The base of backends whose machines run a daemon: connections and handles."""
 
 # ruff: noqa: D102 - the methods promise what the interface's docstrings say
 
@@ -30,7 +30,7 @@ class DaemonBackend(Backend):
 
     def __init__(self) -> None:
         self.links: dict[str, DaemonLink] = {}
-        """Of machines that there are handles on."""
+        """The links to machines that have handles, by machine id."""
 
     @abstractmethod
     async def connect(self, machine_id: str) -> Daemon:

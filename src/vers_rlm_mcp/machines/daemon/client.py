@@ -45,7 +45,7 @@ QUIET_SECONDS: Final = 2.0
 was done whose connection turns out to be lost is not known."""
 
 CLOSE_SECONDS: Final = 5.0
-"""For a connection that was cut to be gone; milliseconds are usual."""
+"""How long closing a connection may take; milliseconds are usual."""
 
 PING_SECONDS: Final = 5.0
 """Many round trips. After that, connecting again is faster."""
@@ -127,7 +127,7 @@ class Daemon:
         if self.lost:
             raise anyio.BrokenResourceError(complaint)
 
-    async def answers(self) -> bool:
+    async def is_responsive(self) -> bool:
         """Whether anything can be asked of it. A connection that was quiet for long is tried."""
         if not self.lost and time.monotonic() - self.heard_at > QUIET_SECONDS:
             with anyio.move_on_after(PING_SECONDS) as scope:
@@ -251,7 +251,9 @@ class Job:
         self._daemon = daemon
         self._number = number
         self._input = Outgoing(partial(daemon.send, "data", job=number))
-        self._outputs = {stream: Incoming(partial(self._tell_taken, stream)) for stream in OUTPUTS}
+        self._outputs = {
+            stream: Incoming(partial(self._report_taken, stream)) for stream in OUTPUTS
+        }
         framed = Streams(self._input, *(self._outputs[stream] for stream in OUTPUTS))
         self.stdin, self.stdout, self.stderr, self.report = streams or framed
         self.status: ExitStatus | None = None
@@ -315,7 +317,7 @@ class Job:
         self._ended.set()
         self._killed.set()
 
-    def _tell_taken(self, stream: int, size: int) -> None:
+    def _report_taken(self, stream: int, size: int) -> None:
         self._daemon.send("taken", job=self._number, stream=stream, size=size)
 
 

@@ -52,7 +52,7 @@ class DaemonLink:
         """Start a job of the machine's daemon. It is sent once, whatever becomes of it."""
         return (await self._connected()).start(request)
 
-    async def fate(self) -> MachineError:
+    async def explain_loss(self) -> MachineError:
         """The error for a command, or a transfer, whose connection broke."""
         try:
             self.check()
@@ -82,7 +82,7 @@ class DaemonLink:
     async def _connected(self) -> Daemon:
         self.check()
         async with self._connecting:
-            if self._daemon is None or not await self._daemon.answers():
+            if self._daemon is None or not await self._daemon.is_responsive():
                 try:
                     self._daemon = await self._connect(self.machine_id)
                 except MachineGone:

@@ -65,7 +65,7 @@ class Link(Protocol):
         """Start a job of the daemon. It is sent once, whatever becomes of it."""
         ...
 
-    async def fate(self) -> MachineError:
+    async def explain_loss(self) -> MachineError:
         """The error for a command, or a transfer, whose connection broke."""
         ...
 
@@ -77,7 +77,7 @@ class Owner(Protocol):
     capabilities: Capabilities
 
     async def info(self, machine_id: str) -> MachineInfo:
-        """What is known of a machine."""
+        """Describe a machine."""
         ...
 
     async def commit(self, machine_id: str, intent: str | None) -> Commit:
@@ -136,7 +136,7 @@ class FileStream(ByteReceiveStream):
             with _patience(self._what):
                 return await self._job.stdout.receive(max_bytes)
         except anyio.BrokenResourceError:
-            raise await self._link.fate() from None
+            raise await self._link.explain_loss() from None
         except anyio.EndOfStream:
             with _patience(self._what):
                 complete = (await _end_of(self._job, self._link)).ok
@@ -209,7 +209,7 @@ class DaemonMachine(Machine):
         if not report:
             raise MachineError(f"Cannot {what}: what wrote it ended early: {status}")
         if not report.isdecimal():
-            raise _refused(report, what)
+            raise _translate_refusal(report, what)
         return int(report)
 
     async def snapshot(self, *, intent: str | None = None) -> Commit:
@@ -252,7 +252,7 @@ class DaemonMachine(Machine):
         if not (job.lost or report):
             return job
         await job.aclose()
-        raise await self._link.fate() if job.lost else _refused(report, what)
+        raise await self._link.explain_loss() if job.lost else _translate_refusal(report, what)
 
 
 async def rest(stream: ByteReceiveStream) -> str:
@@ -270,7 +270,7 @@ def parse_refusal(report: str) -> OSError | None:
     return OSError(int(refused[1]), refused[2][:MAX_REASON]) if refused else None
 
 
-def _refused(report: str, what: str) -> MachineError | PathRefused:
+def _translate_refusal(report: str, what: str) -> MachineError | PathRefused:
     error = parse_refusal(report)
     if error is None:
         return MachineError(f"Cannot {what}: the machine says: {report}")
@@ -285,7 +285,7 @@ def _refused(report: str, what: str) -> MachineError | PathRefused:
 async def _end_of(job: Job, link: Link) -> ExitStatus:
     status = await job.wait()
     if status is None:
-        raise await link.fate()
+        raise await link.explain_loss()
     return status
 
 

@@ -21,11 +21,11 @@ class Incoming(ByteReceiveStream):
     """An output, as far as it has come.
 
     Args:
-        tell_taken: Lets the daemon send so many bytes more.
+        report_taken: Lets the daemon send so many bytes more.
     """
 
-    def __init__(self, tell_taken: Callable[[int], None]) -> None:
-        self._tell_taken = tell_taken
+    def __init__(self, report_taken: Callable[[int], None]) -> None:
+        self._report_taken = report_taken
         self._data = bytearray()
         self._room = WINDOW
         self._taken = 0
@@ -80,7 +80,7 @@ class Incoming(ByteReceiveStream):
         self._taken += size
         if self._taken >= TELL_AFTER and not self._ended:
             self._room += self._taken
-            self._tell_taken(self._taken)
+            self._report_taken(self._taken)
             self._taken = 0
 
     def _wake(self) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PREFIX: Final = "vers-rlm-"
-"""What names begin with, so that people know ours among their own in `msb list`."""
+"""The prefix of names, so that people can tell ours from theirs in `msb list`."""
 
 _NAME = re.compile(rf"{PREFIX}[0-9a-f]{{16}}")
 

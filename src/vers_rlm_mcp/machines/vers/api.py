@@ -255,7 +255,7 @@ class VersApi:
         async def attempt() -> T:
             url = f"{self.config.api_url}{path}"
             response = await self._send(what, "GET", url, CALL_SECONDS, **options)
-            return self._parsed(what, response, parse)
+            return self._parse(what, response, parse)
 
         return await with_retries(attempt, failed=MachineError)
 
@@ -269,7 +269,7 @@ class VersApi:
     async def _make(self, what: str, path: str, parse: Callable[[Any], T], **options: Any) -> T:
         url = f"{self.config.api_url}{path}"
         response = await self._send(what, "POST", url, MAKE_SECONDS, **options)
-        return self._parsed(what, response, parse)
+        return self._parse(what, response, parse)
 
     async def _send(
         self, what: str, method: str, url: str, seconds: float, **options: Any
@@ -284,7 +284,7 @@ class VersApi:
             raise refusal(self.config, what, response)
         return response
 
-    def _parsed(self, what: str, response: httpx2.Response, parse: Callable[[Any], T]) -> T:
+    def _parse(self, what: str, response: httpx2.Response, parse: Callable[[Any], T]) -> T:
         try:
             return parse(response.json())
         except (ValidationError, ValueError, TypeError):

@@ -199,7 +199,7 @@ class VersBackend(DaemonBackend):
 
         async def finish(ids: Sequence[str]) -> None:
             self._connector.pins.inherit(ids[0], machine_id)
-            made.append(await self._described(ids[0], machine_id, intent))
+            made.append(await self._describe_commit(ids[0], machine_id, intent))
 
         making = Making(
             post, find=find, delete=self._api.delete_commit, finish=finish, lasting=True
@@ -284,7 +284,7 @@ class VersBackend(DaemonBackend):
             intent=ours.group(1) if (ours := _COMMIT_NAME.fullmatch(info.name or "")) else None,
         )
 
-    async def _described(self, commit_id: str, machine_id: str, intent: str) -> Commit:
+    async def _describe_commit(self, commit_id: str, machine_id: str, intent: str) -> Commit:
         """A commit that was just taken, with the time that the service gave it."""
         with suppress(MachineError):  # the commit exists even if it cannot be listed
             async for info in self._api.commits():

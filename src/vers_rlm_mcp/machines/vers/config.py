@@ -79,7 +79,7 @@ class VersConfig:
             )
         if self.ca_file and not self.ca_file.is_file():
             raise SettingsError(f"The file of certificate authorities, {self.ca_file}, is missing.")
-        self._dialled()
+        self._dial_target()
 
     @property
     def api_url(self) -> str:
@@ -88,7 +88,7 @@ class VersConfig:
 
     @property
     def domain(self) -> str:
-        """What machines' names end with."""
+        """The domain of machines' host names."""
         if self.ssh_domain:
             return self.ssh_domain
         host = urlsplit(self.url).hostname or ""
@@ -97,10 +97,10 @@ class VersConfig:
     def ssh_target(self, machine_id: str) -> tuple[str, int, str]:
         """Host and port to dial for a machine, and the name to ask for in TLS."""
         name = f"{machine_id}.{self.domain}"
-        host, port = self._dialled()
+        host, port = self._dial_target()
         return host or name, port, name
 
-    def _dialled(self) -> tuple[str, int]:
+    def _dial_target(self) -> tuple[str, int]:
         host, _, port = (self.ssh_address or "").rpartition(":")
         if not host:
             return self.ssh_address or "", SSH_PORT

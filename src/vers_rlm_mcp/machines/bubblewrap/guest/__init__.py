@@ -1,1 +1,1 @@
-"""What runs inside a machine as its PID 1: the standard library only, Python 3.8 and newer."""
+"""The code of a machine's PID 1: the standard library only, for Python 3.8 and newer."""

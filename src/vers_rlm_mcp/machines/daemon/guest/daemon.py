@@ -1,7 +1,7 @@
 """Serves a host in a machine: starts programs, and reads and writes files. See `frames`.
 
 It ends when its input does. What it has started lives on and only loses its streams: each job is
-the leader of a session of its own.
+the leader of its own session.
 
 The payload of ``start`` is one of:
 
@@ -112,7 +112,7 @@ class Daemon:
         self._receive, self._send_to = receive, send
         self._decoder = Decoder(TO_DAEMON, MAX_REQUEST)
         self.descriptors: list[int] = []
-        """Those that were received and that no request has claimed yet."""
+        """Descriptors that were received and that no request has claimed yet."""
         self._jobs: dict[int, Job] = {}
         self._unsent = bytearray()
         self._ended, wake = os.pipe()
