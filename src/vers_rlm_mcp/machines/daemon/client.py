@@ -97,6 +97,8 @@ class Daemon:
         self._pong = anyio.Event()
         self._jobs: dict[int, Job] = {}
         self._last = 0
+        self._put_off = b""
+        """Frames that go along with the next one."""
         self._complaint = Complaint()
         self._exit_code: int | None = None
 
@@ -173,10 +175,12 @@ class Daemon:
         """Send a frame; over a connection that is lost nothing is sent."""
         self._write(encode(kind, fields, payload))
 
-    def forget(self, number: int) -> None:
-        """Stop receiving frames of a job."""
+    def forget(self, number: int, *, at_once: bool) -> None:
+        """Stop receiving frames of a job. The daemon is told at once, or with the next frame."""
         if self._jobs.pop(number, None):
-            self.send("close", job=number)
+            self._put_off += encode("close", {"job": number})
+            if at_once:
+                self._write(b"")
 
     # For the transport
 
@@ -235,6 +239,7 @@ class Daemon:
     def _write(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
         if self._transport is None or self.lost:
             return
+        data, self._put_off = self._put_off + data, b""
         try:
             if self._pass_on and descriptors:
                 self._pass_on(data, descriptors)
@@ -256,6 +261,7 @@ class Job:
         }
         framed = Streams(self._input, *(self._outputs[stream] for stream in OUTPUTS))
         self.stdin, self.stdout, self.stderr, self.report = streams or framed
+        self._is_framed = streams is None
         self.status: ExitStatus | None = None
         self._ended = anyio.Event()
         self._killed = anyio.Event()
@@ -288,7 +294,8 @@ class Job:
         with anyio.CancelScope(shield=True):
             for stream in (self.stdin, self.stdout, self.stderr, self.report):
                 await stream.aclose()
-        self._daemon.forget(self._number)
+        # A daemon that passes on none of its streams keeps nothing of it that matters.
+        self._daemon.forget(self._number, at_once=self._is_framed)
 
     def receive(self, frame: Frame) -> None:
         """Process a frame of this job. Raises `FrameError`."""

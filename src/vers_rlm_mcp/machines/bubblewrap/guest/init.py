@@ -18,7 +18,8 @@ import os
 import resource
 import sys
 
-from ...daemon.guest.daemon import WIDE, Daemon, encoded
+from ...daemon.guest.daemon import Daemon, encoded
+from ...daemon.guest.frames import CHUNK
 from . import flatten, holders, linux, overlays, processes, watch
 
 HIDDEN = "/.vers"
@@ -82,7 +83,7 @@ class Init(Daemon):
 
     def take(self) -> bytes:
         space = _socket.CMSG_SPACE(MAX_DESCRIPTORS * INT)
-        data, ancillary, flags, _ = self._control.recvmsg(WIDE, space, _socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, flags, _ = self._control.recvmsg(CHUNK, space, _socket.MSG_CMSG_CLOEXEC)
         if flags & _socket.MSG_CTRUNC:
             sys.exit("a program has lowered the number of descriptors that this one may have")
         rights = b"".join(content for _, _, content in ancillary)

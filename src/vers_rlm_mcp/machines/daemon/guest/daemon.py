@@ -357,9 +357,13 @@ class Daemon:
         added = {encoded(name): encoded(value) for name, value in request["env"].items()}
 
         def act() -> None:
-            if request["make_cwd"]:
+            try:
+                os.chdir(directory)
+            except FileNotFoundError:
+                if not request["make_cwd"]:
+                    raise
                 os.makedirs(directory, exist_ok=True)
-            os.chdir(directory)
+                os.chdir(directory)
             _reset_signals()
             _execute(argv, {**self.environment, **added})
 
