@@ -156,8 +156,9 @@ async def test_a_machine_that_dies_is_reported_and_can_be_deleted(user: User):
 
 
 async def test_a_run_whose_machine_dies_continues_from_a_checkpoint(user: User):
-    user.write_script("print('found')", "exec('sleep 600')", "FINAL('on')")
-    async with user.running("vers_rlm", until="Step 1", signature="-> answer") as run:
+    user.write_script("print('found')", "vmSnapshot(); exec('sleep 600')", "FINAL('on')")
+    # The checkpoint of step 1 was made before the cell of step 2 began.
+    async with user.running("vers_rlm", until="vmSnapshot", signature="-> answer") as run:
         await kill_machines(user)
         result = users.fields_of(await run.result())
     assert (result["status"], result["outputs"]) == ("finished", {"answer": "on"})
