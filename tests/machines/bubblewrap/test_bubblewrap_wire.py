@@ -98,6 +98,16 @@ async def test_a_pid_1_that_was_taken_over_is_given_up_and_fills_no_memory(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 * 1024
 
 
+async def test_a_pid_1_that_has_ended_is_not_waited_for(
+    taken_over: tuple[Sandbox, list[Answer]],
+) -> None:
+    sandbox, answers = taken_over
+    answers += [hang_up]
+    for _ in range(2):
+        with anyio.fail_after(5), pytest.raises(MachineGone, match="has ended"):
+            await sandbox.request("changes")
+
+
 @pytest.mark.parametrize("value", [None, ["a"], {"obstacle": "", "slots": []}])
 async def test_a_report_comes_back_as_it_is(
     taken_over: tuple[Sandbox, list[Answer]], value: Any

@@ -168,7 +168,6 @@ class Sandbox:
                 )
             if plan.network == "on":
                 self._connection = await Connection.open(self.pid, _owner(plan))
-            await self.daemon.ready()
             boot = _boot_request(plan, self._cgroup.held)
             await self.request("boot", descriptors=descriptors, **boot)
         except (MachineGone, anyio.BrokenResourceError) as error:
@@ -199,6 +198,8 @@ class Sandbox:
 
         Raises OSError for an error that PID 1 reports, MachineGone if it has ended or is silent.
         """
+        if self.daemon.lost:
+            raise _ended()
         job = self.daemon.start({"do": operation, **arguments}, descriptors=descriptors)
         try:
             with anyio.fail_after(REPLY_SECONDS):
@@ -208,7 +209,7 @@ class Sandbox:
         finally:
             await job.aclose()
         if self.daemon.lost:
-            raise MachineGone("The machine has ended; what ran on it is lost.")
+            raise _ended()
         if error := parse_refusal(report):
             raise error
         try:
@@ -238,6 +239,10 @@ class Sandbox:
 def nonsense() -> MachineGone:
     """The error for a PID 1 that is broken, or is not ours."""
     return MachineGone("The machine's reply makes no sense; delete it.")
+
+
+def _ended() -> MachineGone:
+    return MachineGone("The machine has ended; what ran on it is lost.")
 
 
 def _start(plan: Plan, pipes: Sequence[int], control: socket.socket) -> subprocess.Popen[bytes]:
