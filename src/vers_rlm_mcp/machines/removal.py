@@ -1,4 +1,4 @@
-"""Deleting the machines of ledger records, including those whose ids were never recorded."""
+"""Deletes the machines of ledger records that `Fleet` chose, also those without a recorded id."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DELETES_AT_ONCE: Final = 8
 """Enough that remote waits overlap, few enough for a service's rate limit."""
 
 SETTLE_SECONDS: Final = 600.0
-"""How long what was asked for may take to appear after asking failed. Remote boots take seconds."""
+"""How long a machine may take to appear after its request failed. Remote boots take seconds."""
 
 
 class Removal:

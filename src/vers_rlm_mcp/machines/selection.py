@@ -3,6 +3,7 @@
 A backend is registered by its row in `settings.BACKENDS`: its name, which is also the name of its
 package here, and a description. The package offers a `FACTORY`, which selection, `doctor` and the
 settings use.
+`docs/adding-a-backend.md` is the guide, with a whole example.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class RLM(Session):
 
     ::
 
-        async with RLM(model="anthropic:claude-opus-4-5") as rlm:
+        async with RLM(model="anthropic:claude-opus-5-5") as rlm:
             result = await rlm("log, task -> cause: str", log=Path("access.log"), task="Why?")
             result.outputs["cause"]
 

@@ -169,7 +169,8 @@ class Conversation:
         answer: Answer | ModelError | None = None
         async with anyio.create_task_group() as tasks:
             if self._checkpoints:
-                done = asked.step - (asked.purpose == "step")
+                # The last step that has ended; an extraction has that step's number.
+                done = asked.step - 1 if asked.purpose == "step" else asked.step
                 tasks.start_soon(
                     self._checkpoints.commit_after_step, done, asked.messages, self.children
                 )
@@ -177,7 +178,7 @@ class Conversation:
                 answer = await self.run.replies.ask_model(asked, self.path)
             except ModelError as error:
                 answer = error
-        assert answer  # a task group that is cancelled raises
+        assert answer  # set, unless the task group was cancelled and raised
         return answer
 
     async def _run_cell(self, asked: rlm.RunCell) -> CellResult:
@@ -190,7 +191,7 @@ class Conversation:
         except (KernelError, MachineError) as error:
             notes = await self._recover(asked.step, str(error))
             if notes is None:
-                raise
+                raise  # `_answer` stops the run, and takes `_output` along
             reply = CellResult("died", "".join(self._output), error=str(error), notes=notes)
         else:
             lost = result.status == "died" or result.lost
@@ -359,6 +360,7 @@ def feed(engine: rlm.Run, replies: Sequence[rlm.Reply]) -> rlm.Request:
         while isinstance(asked, rlm.Emit):
             asked = engine.send(None)
         asked = engine.send(reply)
+    # Events after the last recorded reply are in the journal already; those of a new run are not.
     while replies and isinstance(asked, rlm.Emit):
         asked = engine.send(None)
     return asked

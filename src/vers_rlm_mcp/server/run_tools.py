@@ -142,6 +142,7 @@ async def vers_rlm(
             beginning=beginning,
             **models,
         )
+        # From here on `resources` belong to the run, and outlive this call.
         live = app.live_runs.start(journal.run_id, fleet.principal, perform, resources)
     return await _outcome(context, live, models)
 

@@ -1,4 +1,8 @@
-"""The functions that cells can call: some run in the machine, the others call the host."""
+"""The functions of the REPL that need code in the machine; all others just call the host.
+
+They are declared on the host, in `runs/repl_handlers.py`: a function without a method here needs
+nothing in this module.
+"""
 
 from __future__ import annotations
 

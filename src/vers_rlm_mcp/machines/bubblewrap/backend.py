@@ -386,9 +386,9 @@ class BubblewrapBackend(Backend):
     def _capabilities(self) -> Capabilities:
         notes = [
             "Only the usual top-level directories exist: none can be made in /.",
-            "What was made before a snapshot or branch is of a frozen layer: renaming such a "
-            "directory fails with EXDEV (mv copies it instead), and writing to such a file by one "
-            "hard link leaves its others as they were.",
+            "Files and directories that existed at a snapshot or branch lie in a frozen layer: "
+            "renaming such a directory fails with EXDEV (mv copies it instead), and writing to "
+            "such a file through one hard link does not change its other links.",
         ]
         root = self._mapped or self.config.base is not None
         if not root:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class BubblewrapFactory(BackendFactory):
-    """The backend that is taken if no other one can be: what it needs, most computers have."""
+    """The fallback backend: most Linux computers have what it needs."""
 
     def usable(self, settings: Settings) -> Usable:
         return Usable(True, "")

@@ -264,9 +264,9 @@ class Store:
         return pid if mark and mark == _process_mark(pid) else None
 
     def orphans(self, machine_id: str) -> list[int]:
-        """What is seen to run of a machine, for when its server has died.
+        """The processes of a machine whose server has died, as far as `/proc` shows them.
 
-        A process that is ending may be seen no more and hold the machine for a moment still.
+        A process that is ending may no longer be listed and still hold the machine for a moment.
         """
         place = str(self.home(machine_id) / LOCK)
         return [pid for pid in _processes() if _has_inherited(pid, place)]
