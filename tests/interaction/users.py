@@ -192,7 +192,11 @@ def children(pid: int) -> list[int]:
 
 
 def _environment(pid: int) -> str:
-    return Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    """Its environment; empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def is_alive(pid: int) -> bool:

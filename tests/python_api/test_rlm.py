@@ -143,6 +143,24 @@ async def test_leaving_the_rlm_cancels_streams_and_leaves_no_machine(place: Plac
         assert await machines.list() == []
 
 
+async def test_a_call_of_another_task_ends_with_its_rlm(place: Place) -> None:
+    begun = anyio.Event()
+
+    async def run(rlm: RLM) -> None:
+        begun.set()
+        with pytest.raises(RuntimeError, match="no result"):
+            await rlm("task -> answer", task="x")
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks, place.machines() as machines:
+            async with place.rlm(SLOW) as rlm:
+                tasks.start_soon(run, rlm)
+                await begun.wait()
+                while not await machines.list():  # noqa: ASYNC110 - the run makes it by itself
+                    await anyio.sleep(0.02)
+            assert await machines.list() == []
+
+
 async def test_a_run_is_resumed_from_a_step(place: Place) -> None:
     async with place.rlm(COUNT, checkpoints="step") as rlm:
         first = await rlm("log, task -> cause: str, count: int", log="a\nb", task="x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -105,7 +106,7 @@ class RLM(Session):
             ModelUnavailable: The model cannot be used.
             MachineError: No machine could be made.
         """
-        return await self._perform(signature, values, lambda _: None)
+        return await _result(self.stream(signature, **values))
 
     def stream(self, signature: str, /, **values: Any) -> RunStream:
         """Run one task and iterate over its events as they happen; arguments as for a call.
@@ -141,7 +142,8 @@ class RLM(Session):
         """
         fleet = self._require_open()
         past = runs.load_past(Journals(self._settings.state_dir, fleet.principal).of(run_id))
-        return await runs.resume(
+        resume = partial(
+            runs.resume,
             run_id,
             step=step,
             changes=runs.Changes(**changes),
@@ -152,6 +154,8 @@ class RLM(Session):
             ),
             settings=self._settings,
         )
+        assert self._tasks
+        return await _result(RunStream(self._tasks, lambda publish: resume(on_event=publish)))
 
     async def _perform(
         self,
@@ -189,6 +193,14 @@ class RLM(Session):
             model = self._models[name] = open_model(name)
             self._resources.push_async_callback(model.aclose)
         return self._models[name]
+
+
+async def _result(stream: RunStream) -> runs.RunResult:
+    """The result of a run; it ends with its `RLM`, as one whose events are read does."""
+    async with stream:
+        async for _ in stream:
+            pass
+    return stream.result
 
 
 def _split(signature: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

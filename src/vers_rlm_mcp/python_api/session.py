@@ -42,10 +42,14 @@ class Session:
         return self._settings
 
     async def __aenter__(self) -> Self:
-        self._fleet = await self._resources.enter_async_context(
-            open_fleet(self._settings, self._backend)
-        )
-        await self._fleet.sweep()
+        try:
+            self._fleet = await self._resources.enter_async_context(
+                open_fleet(self._settings, self._backend)
+            )
+            await self._fleet.sweep()
+        except BaseException:
+            await self._resources.aclose()
+            raise
         return self
 
     async def __aexit__(

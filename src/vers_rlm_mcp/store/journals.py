@@ -136,7 +136,7 @@ class StoredJournal:
                 if names and not _may_be(data, names):
                     continue
                 line = _parse(data)
-                if line is None or (kinds and line.get("event") not in kinds):
+                if line is None or (kinds and str(line.get("event")) not in kinds):
                     continue
                 at = line.pop("at", None)
                 if not isinstance(at, int | float):
@@ -163,7 +163,8 @@ class StoredJournal:
             path = self.directory / VALUES / fields["sha256"]
             if not whole:
                 return fields["preview"]
-            with suppress(FileNotFoundError):  # then it is a value that looks like this
+            # Otherwise it is a value that looks like this, or what was stored is damaged.
+            with suppress(OSError, ValueError):
                 return path.read_bytes().decode("utf-8", "surrogatepass")
         return {key: self._expand(item, whole=whole) for key, item in fields.items()}
 

@@ -384,11 +384,12 @@ class BubblewrapBackend(Backend):
         return removed
 
     def _capabilities(self) -> Capabilities:
+        # Models read these in the prompt: other words, and runs of earlier versions ask again.
         notes = [
             "Only the usual top-level directories exist: none can be made in /.",
-            "Files and directories that existed at a snapshot or branch lie in a frozen layer: "
-            "renaming such a directory fails with EXDEV (mv copies it instead), and writing to "
-            "such a file through one hard link does not change its other links.",
+            "What was made before a snapshot or branch is of a frozen layer: renaming such a "
+            "directory fails with EXDEV (mv copies it instead), and writing to such a file by one "
+            "hard link leaves its others as they were.",
         ]
         root = self._mapped or self.config.base is not None
         if not root:

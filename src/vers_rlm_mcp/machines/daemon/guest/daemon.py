@@ -316,6 +316,7 @@ class Daemon:
         try:
             for number, descriptor in enumerate(descriptors):
                 os.dup2(descriptor, number, inheritable=number != REPORT)
+            signal.set_wakeup_fd(-1)  # its number may become that of a file which the task writes
             self.close_from(REPORT + 1)
             self.prepare(task)
             act()
