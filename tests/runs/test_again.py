@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from family import Family, branching
 from lab import Interrupted, Lab, Speaker, Turns, cell, stop_when
 
-from vers_rlm_mcp.errors import ModelFailed, UnknownHandle, UsageError
-from vers_rlm_mcp.runs import Changes, events, render_lineage, run_lineage, summaries
+from vers_rlm_mcp.errors import (
+    MachineError,
+    ModelFailed,
+    ModelUnavailable,
+    UnknownHandle,
+    UsageError,
+)
+from vers_rlm_mcp.runs import (
+    Changes,
+    events,
+    existing_checkpoints,
+    load_record,
+    next_step_hint,
+    render_lineage,
+    run_lineage,
+    summaries,
+    summary,
+)
 from vers_rlm_mcp.store import Journals
 from vers_rlm_mcp.values import Completion, Usage
 
@@ -172,6 +189,74 @@ async def test_what_cannot_be_resumed_is_said(lab: Lab):
     with pytest.raises(UsageError, match="The checkpoint at step 0 has been deleted"):
         await lab.resume(result.run_id, Turns(), step=0)
     assert await lab.machines() == []
+
+
+@pytest.mark.parametrize("step", [None, 0, 2])
+async def test_a_run_whose_checkpoints_are_gone_is_not_resumed_and_keeps_its_result(
+    lab: Lab, step: int | None
+):
+    result = await lab.run(SIGNATURE, Turns(*COUNTING), settings=EACH_STEP)
+    before = lab.journal(result)
+    for commit in await lab.fleet.commits():
+        await lab.fleet.delete_commit(commit.id)
+    model = Turns()
+    with pytest.raises(UsageError, match=r"its outputs stay on record|its record stays"):
+        await lab.resume(result.run_id, model, step=step)
+    assert lab.journal(result) == before
+    record = load_record(Journals(lab.settings.state_dir).of(result.run_id))
+    assert record.result
+    assert record.result.outputs == COUNTED
+    assert (model.asked, await lab.machines()) == ([], [])
+
+
+async def test_only_checkpoints_that_exist_are_offered_and_taken(lab: Lab):
+    model = Turns(*COUNTING)
+    run_id = await broken_off(lab, model, stop_when(events.ModelReplied, 4))
+    for gone in lab.happened(events.CheckpointMade)[2:]:
+        await lab.fleet.delete_commit(gone.commit_id)
+    journal = Journals(lab.settings.state_dir).of(run_id)
+    assert summary(journal, existing_checkpoints(lab.fleet)).checkpoints == (0, 1)
+    with pytest.raises(UsageError, match=r"at step 2 has been deleted.* are left: 0, 1\."):
+        await lab.resume(run_id, model, step=2)
+    assert (await lab.resume(run_id, model, settings=EACH_STEP)).outputs == COUNTED
+    assert lab.happened(events.RunResumed)[-1].step == 1
+    assert len(model.asked) == len(COUNTING)
+
+
+async def test_a_run_without_outputs_starts_again_when_its_checkpoints_are_gone(lab: Lab):
+    model = Turns(*COUNTING)
+    run_id = await broken_off(lab, model, stop_when(events.ModelReplied, 4))
+    for commit in await lab.fleet.commits():
+        await lab.fleet.delete_commit(commit.id)
+    run = summary(Journals(lab.settings.state_dir).of(run_id), existing_checkpoints(lab.fleet))
+    assert "starts it again" in next_step_hint(run)
+    assert (await lab.resume(run_id, model, settings=EACH_STEP)).outputs == COUNTED
+    assert len(model.asked) == len(COUNTING)
+
+
+@pytest.mark.parametrize("how", ["model fails", "machine", "killed", "model is unavailable"])
+async def test_outputs_outlive_an_attempt_to_resume_that_has_none(lab: Lab, how: str):
+    result = await lab.run(SIGNATURE, Turns(*COUNTING), settings=EACH_STEP)
+    error = ModelUnavailable("no key") if how == "model is unavailable" else ModelFailed("no")
+    other = Turns("", "", error, "")
+    other.name = "turns:other"
+    stop = stop_when(events.ModelAsked, 3 if how == "killed" else -1)
+    if how == "machine":
+        lab.fleet.backend.restore = _raise_machine_error  # pyright: ignore
+    with suppress(Interrupted, BaseExceptionGroup, ModelUnavailable, MachineError):
+        await lab.resume(result.run_id, other, step=2, on_event=stop)
+    (run,) = summaries(Journals(lab.settings.state_dir))
+    assert (run.state, run.steps) == ("finished", 4)
+    record = load_record(Journals(lab.settings.state_dir).of(result.run_id))
+    assert record.result
+    assert record.result.outputs == COUNTED
+    assert [step.number for step in record.steps] == [1, 2, 3, 4]
+    if how != "machine":
+        assert "An attempt to resume the run" in record.result.warnings[-1]
+
+
+async def _raise_machine_error(*_: object, **__: object) -> None:
+    raise MachineError("no machine today")
 
 
 async def test_two_cannot_resume_the_same_run(lab: Lab):

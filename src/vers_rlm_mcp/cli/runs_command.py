@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from vers_rlm_mcp import runs
-from vers_rlm_mcp.errors import InputError
+from vers_rlm_mcp.errors import BackendUnavailable, InputError
 from vers_rlm_mcp.machines import open_fleet
-from vers_rlm_mcp.store import Journals
+from vers_rlm_mcp.store import Journals, Ledger
 
 from .terminal import format_age, format_table, open_model_in, open_watched_fleet, print_result
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from vers_rlm_mcp.models import Model
     from vers_rlm_mcp.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 SIGNATURE_CHARS = 60
 """Length to which the list cuts a run's signature."""
@@ -33,7 +36,7 @@ async def manage_runs(options: argparse.Namespace, settings: Settings) -> int:
     """Perform the action and return the exit code."""
     journals = Journals(settings.state_dir)
     if options.action == "list":
-        print(_format_runs(runs.summaries(journals)))
+        print(_format_runs(runs.summaries(journals, _existing_checkpoints(settings))))
     elif options.action == "tree":
         about, nodes = runs.run_lineage(journals.of(options.run))
         print("\n".join([about, *runs.render_lineage(nodes)]))
@@ -48,6 +51,16 @@ async def manage_runs(options: argparse.Namespace, settings: Settings) -> int:
             pruned = await runs.prune(fleet, journals, options.keep)
         print(f"deleted {', '.join(pruned)}" if pruned else "nothing to prune")
     return 0
+
+
+def _existing_checkpoints(settings: Settings) -> Collection[str] | None:
+    """The commits of checkpoints that exist; None if the ledger cannot be read."""
+    try:
+        with closing(Ledger(settings.state_dir)) as ledger:
+            return {commit.id for commit in ledger.checkpoints()}
+    except BackendUnavailable as error:
+        logger.warning("Checkpoints that were deleted are listed, too: %s", error)
+        return None
 
 
 async def _diff(journals: Journals, options: argparse.Namespace, settings: Settings) -> None:

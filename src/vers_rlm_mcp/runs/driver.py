@@ -5,6 +5,7 @@ However a run ends, its machines are gone afterwards, except for one that is to 
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.machines import Fleet, Machine, MachineSpec
     from vers_rlm_mcp.models import Model
     from vers_rlm_mcp.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 MIB = 1 << 20
 
@@ -147,6 +150,7 @@ class Driver:
         self._bench = Workbench(run.fleet, run.settings, run=run.run_id, on_event=run.publish)
         self._checkpoints = Checkpoints(run, self._bench, self._budget, last)
         self._warnings: list[str] = []
+        self._has_begun = False
 
     async def perform(
         self, beginning: Beginning | BeginningAt, replies: Sequence[rlm.Reply] = ()
@@ -175,7 +179,9 @@ class Driver:
             finally:
                 await self._clean_up()
         except BaseException as error:
-            run.publish(self._describe_failure(error))
+            # One that could not even be resumed has ended before, and that end stays.
+            if self._has_begun or not self._resumed:
+                run.publish(self._describe_failure(error))
             raise
         if self._checkpoints.problem:
             self._warnings.append(self._checkpoints.problem)
@@ -198,9 +204,7 @@ class Driver:
             warnings=tuple(self._warnings),
         )
         run.publish(result.event())
-        journals = Journals(run.settings.state_dir, run.fleet.principal)
-        await prune_checkpoints(run.fleet, journals)
-        await prune_to_size(run.fleet, journals, run.settings.max_record_mib * MIB)
+        await self._prune()
         problems = (run.journal.problem,) if run.journal.problem else ()
         return replace(result, warnings=(*result.warnings, *problems))
 
@@ -211,16 +215,11 @@ class Driver:
             The task, and sentences for the model on what the machine lacks.
         """
         with anyio.move_on_after(self._limits.seconds):
-            if self._resumed:
-                self._run.publish(self._resumed)
             if isinstance(beginning, Beginning):
                 task, notes = await self._begin(beginning), ()
             else:
                 task, notes = beginning.task, await self._begin_at(beginning.checkpoint)
-                if not self._resumed:
-                    self._announce(task)
-            if self._replayed:
-                self._run.publish(self._replayed)
+            self._announce(task, beginning)
             return task, notes
         raise MachineError(
             f"Getting the machine and the inputs ready took longer than the run's limit of "
@@ -239,7 +238,7 @@ class Driver:
         kernel = await self._bench.move_in(machine.id)
         variables, files = await bring_in(machine, kernel, beginning.inputs, request.files)
         facts = _facts(machine, (await machine.info()).spec, run.settings)
-        task = rlm.Task(
+        return rlm.Task(
             beginning.signature,
             inputs=variables,
             files=files,
@@ -250,8 +249,6 @@ class Driver:
             verify=request.verify,
             functions=repl_functions(),
         )
-        self._announce(task, recordable(beginning.inputs) if not request.files else None)
-        return task
 
     async def _begin_at(self, checkpoint: events.CheckpointMade) -> tuple[str, ...]:
         """Restore the machines of a checkpoint. Returns sentences on what they lack."""
@@ -263,8 +260,20 @@ class Driver:
                 f"The checkpoint at step {checkpoint.step} has been deleted: {error}"
             ) from error
 
-    def _announce(self, task: rlm.Task, inputs: Mapping[str, JsonValue] | None = None) -> None:
-        """Publish that the run begins."""
+    def _announce(self, task: rlm.Task, beginning: Beginning | BeginningAt) -> None:
+        """Publish that the run begins, resumes or is a replay."""
+        self._has_begun = True
+        if self._resumed:
+            self._run.publish(self._resumed)
+        if isinstance(beginning, Beginning):
+            inputs = recordable(beginning.inputs) if not self._run.request.files else None
+            self._publish_start(task, inputs)
+        elif not self._resumed:
+            self._publish_start(task, None)
+        if self._replayed:
+            self._run.publish(self._replayed)
+
+    def _publish_start(self, task: rlm.Task, inputs: Mapping[str, JsonValue] | None) -> None:
         run = self._run
         assert self._bench.home_id
         run.publish(
@@ -303,8 +312,21 @@ class Driver:
     async def _clean_up(self) -> None:
         with anyio.move_on_after(DISCONNECT_SECONDS, shield=True):
             await self._bench.aclose()
-        # This is shielded and bounded by itself.
-        self._warnings += await self._run.fleet.release_run(self._run.run_id)
+        try:
+            # This is shielded and bounded by itself.
+            self._warnings += await self._run.fleet.release_run(self._run.run_id)
+        except MachineError as error:  # the ledger's; the outcome must not be lost for it
+            self._warnings.append(f"The run's machines are left for a later sweep: {error}")
+
+    async def _prune(self) -> None:
+        """Delete what older runs left. Trouble with them must not cost this one its result."""
+        settings, fleet = self._run.settings, self._run.fleet
+        journals = Journals(settings.state_dir, fleet.principal)
+        try:
+            await prune_checkpoints(fleet, journals)
+            await prune_to_size(fleet, journals, settings.max_record_mib * MIB)
+        except (MachineError, OSError) as error:
+            logger.warning("What older runs left is deleted another time: %s", error)
 
     def _seconds(self) -> float:
         return time.monotonic() - self._started

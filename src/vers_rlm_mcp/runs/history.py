@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
@@ -18,10 +18,11 @@ from .events import CheckpointMade, RunFinished, RunResumed, RunStarted, read_ev
 from .request import RunResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from vers_rlm_mcp.machines import Fleet
     from vers_rlm_mcp.store import CommitRecord, Journals, StoredJournal
+    from vers_rlm_mcp.values import Usage
 
 logger = logging.getLogger(__name__)
 
@@ -93,64 +94,82 @@ def read_events(
             yield at, event
 
 
-def summaries(journals: Journals) -> Sequence[RunSummary]:
-    """Every run on record; the one written last comes last."""
-    return [summary(journal) for journal in journals.all()]
+def summaries(journals: Journals, existing: Collection[str] | None = None) -> Sequence[RunSummary]:
+    """Every run on record; the one written last comes last. For `existing` see `summary`."""
+    return [summary(journal, existing) for journal in journals.all()]
 
 
-def summary(journal: StoredJournal) -> RunSummary:
-    """The run that a journal records."""
-    return _summarize(journal, read_events(journal, *TOLD, whole=False))
+def summary(journal: StoredJournal, existing: Collection[str] | None = None) -> RunSummary:
+    """The run that a journal records.
+
+    Args:
+        journal: Where it is recorded.
+        existing: The ids of the commits that exist. Checkpoints without theirs are left out. None
+            leaves none out.
+    """
+    return _Account(journal, read_events(journal, *TOLD, whole=False)).summary(existing)
 
 
-def _summarize(journal: StoredJournal, events: Iterable[tuple[float, rlm.Event]]) -> RunSummary:
-    started_at: float | None = None
-    started: RunStarted | None = None
-    ended: RunFinished | None = None
-    steps, checkpoints = 0, set[int]()
-    for at, event in events:
-        started_at = started_at or at
+def load_record(journal: StoredJournal, existing: Collection[str] | None = None) -> RunRecord:
+    """The run that a journal records, with its steps; their texts are whole."""
+    account = _Account(journal, read_events(journal, *TOLD))
+    summary = account.summary(existing)
+    ended = account.ended if summary.state != "running" else None
+    result = RunResult.of(ended, account.steps) if ended else None
+    return RunRecord(summary, tuple(account.steps), result)
+
+
+class _Account:
+    """What the events of a run add up to.
+
+    Outputs that a run has ended with stay its result, unless an attempt to resume it ends with as
+    many: it may also fail, be cancelled or break off.
+    """
+
+    def __init__(self, journal: StoredJournal, events: Iterable[tuple[float, rlm.Event]]) -> None:
+        self.ended: RunFinished | None = None
+        self.steps: list[rlm.Step] = []
+        self._journal = journal
+        self._started_at: float | None = None
+        self._started: RunStarted | None = None
+        self._checkpoints: dict[int, CheckpointMade] = {}
+        self._best: tuple[RunFinished, list[rlm.Step]] | None = None
+        """The end and the steps of the last attempt that ended with outputs."""
+        for at, event in events:
+            self._started_at = self._started_at or at
+            self._add(event)
+        self._is_running = self.ended is None and journal.is_open()
+        if self.ended is None and not self._is_running and self._best:
+            self._return_to_best("An attempt to resume the run broke off.")
+
+    def summary(self, existing: Collection[str] | None) -> RunSummary:
+        """The state of the run. For `existing` see the function of this name."""
+        started, ended = self._started, self.ended
+        updated_at = self._journal.updated_at
+        return RunSummary(
+            id=self._journal.run_id,
+            state="running" if self._is_running else ended.status if ended else "broken off",
+            started_at=self._started_at or updated_at,
+            updated_at=updated_at,
+            signature=started.signature if started else "",
+            steps=ended.steps if ended else self.steps[-1].number if self.steps else 0,
+            checkpoints=tuple(sorted(available(self._checkpoints, existing))),
+            reason=ended.reason if ended else "",
+            tokens=ended.usage.tokens if ended else None,
+            usd=ended.usage.usd if ended else None,
+            can_restart=started is not None
+            and started.inputs is not None
+            and not started.options.get("machine_id"),
+        )
+
+    def _add(self, event: rlm.Event) -> None:
         match event:
             case RunStarted():
-                started = event
+                self._started = event
             case RunFinished():
-                ended = event
+                self._finish(event)
             case StepFinished():
-                steps = event.step
-            case CheckpointMade():
-                checkpoints.add(event.step)
-            case RunResumed():
-                steps, ended = event.step, None
-                checkpoints = {step for step in checkpoints if step <= steps}
-            case _:
-                pass
-    updated_at = journal.updated_at
-    return RunSummary(
-        id=journal.run_id,
-        state=ended.status if ended else "running" if journal.is_open() else "broken off",
-        started_at=started_at or updated_at,
-        updated_at=updated_at,
-        signature=started.signature if started else "",
-        steps=ended.steps if ended else steps,
-        checkpoints=tuple(sorted(checkpoints)),
-        reason=ended.reason if ended else "",
-        tokens=ended.usage.tokens if ended else None,
-        usd=ended.usage.usd if ended else None,
-        can_restart=started is not None
-        and started.inputs is not None
-        and not started.options.get("machine_id"),
-    )
-
-
-def load_record(journal: StoredJournal) -> RunRecord:
-    """The run that a journal records, with its steps; their texts are whole."""
-    steps: list[rlm.Step] = []
-    ended: RunFinished | None = None
-    events = list(read_events(journal, *TOLD))
-    for _, event in events:
-        match event:
-            case StepFinished():
-                steps.append(
+                self.steps.append(
                     rlm.Step(
                         number=event.step,
                         reasoning=event.reasoning,
@@ -160,27 +179,66 @@ def load_record(journal: StoredJournal) -> RunRecord:
                         seconds=event.seconds,
                     )
                 )
+            case CheckpointMade():
+                self._checkpoints[event.step] = event
             case RunResumed():
-                steps, ended = [step for step in steps if step.number <= event.step], None
-            case RunFinished():
-                ended = event
+                self.ended = None
+                self.steps = [step for step in self.steps if step.number <= event.step]
+                self._checkpoints = up_to(event.step, self._checkpoints)
             case _:
                 pass
-    result = RunResult.of(ended, steps) if ended else None
-    return RunRecord(_summarize(journal, events), tuple(steps), result)
+
+    def _finish(self, event: RunFinished) -> None:
+        self.ended = event
+        if self._best and _rank(event) < _rank(self._best[0]):
+            why = f"An attempt to resume the run ended as {event.status}: {event.reason}"
+            self._return_to_best(why, event.usage)
+        elif event.outputs:
+            self._best = event, self.steps
+
+    def _return_to_best(self, why: str, usage: Usage | None = None) -> None:
+        assert self._best
+        ended, self.steps = self._best
+        warnings = (*ended.warnings, why)
+        self.ended = replace(ended, warnings=warnings, usage=usage or ended.usage)
 
 
-def next_step_hint(fleet: Fleet, run: RunSummary) -> str:
+def _rank(ended: RunFinished) -> int:
+    """Which of two ends is the better one: complete outputs, some, or none."""
+    return 2 if ended.status in COMPLETE else 1 if ended.outputs else 0
+
+
+def up_to(step: int, checkpoints: Mapping[int, CheckpointMade]) -> dict[int, CheckpointMade]:
+    """The checkpoints that a run which is resumed at the end of a step still has."""
+    return {at: made for at, made in checkpoints.items() if at <= step}
+
+
+def available(
+    checkpoints: Mapping[int, CheckpointMade], existing: Collection[str] | None
+) -> dict[int, CheckpointMade]:
+    """The checkpoints whose commits are among the existing ones; all if those are not known."""
+    return {
+        step: made
+        for step, made in checkpoints.items()
+        if existing is None
+        or {made.commit_id, made.current_commit_id or made.commit_id} <= set(existing)
+    }
+
+
+def existing_checkpoints(fleet: Fleet) -> set[str]:
+    """The commits of checkpoints that exist according to the ledger."""
+    return {commit.id for commit in fleet.checkpoints()}
+
+
+def next_step_hint(run: RunSummary) -> str:
     """A sentence on how to resume a run without outputs, or why it cannot be resumed."""
     if run.state in COMPLETE or run.state == "running":
         return ""
-    there = {commit.run for commit in fleet.checkpoints()}
-    if run.checkpoints and run.id in there:
+    if run.checkpoints:
         return f"rlmResume resumes it from the end of step {run.checkpoints[-1]}."
-    if run.can_restart and not run.checkpoints:
+    if run.can_restart:
         return "rlmResume starts it again; replies of models are not paid for twice."
-    why = "its checkpoints were deleted" if run.checkpoints else "it made no checkpoint"
-    return f"It cannot be resumed, since {why}: start it again."
+    return "It cannot be resumed, since it has no checkpoint: start it again."
 
 
 async def prune_checkpoints(fleet: Fleet, journals: Journals) -> None:

@@ -23,10 +23,10 @@ from .events import (
     SubCallFinished,
     Verified,
 )
-from .history import read_events
+from .history import available, read_events, up_to
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from pydantic import JsonValue
 
@@ -92,7 +92,7 @@ class Past:
         inputs = self.started.inputs if self.started else None
         if inputs is None or self.options.get("machine_id"):
             raise UsageError(
-                f"{self.run_id} has no checkpoint to resume from, and cannot start again, "
+                f"{self.run_id} has no checkpoint left to resume from, and cannot start again, "
                 "since its inputs are large, come from files, or are a machine of yours. Start "
                 "the task again; VERS_RLM_CHECKPOINTS says when runs make checkpoints."
             )
@@ -103,12 +103,22 @@ class Past:
         """The part of the request that the task does not hold."""
         return self.started.options if self.started else {}
 
-    def checkpoint(self, step: int) -> CheckpointMade:
-        """The checkpoint at the end of a step. Raises `UsageError`."""
-        if step not in self.checkpoints:
-            there = ", ".join(map(str, sorted(self.checkpoints))) or "none (VERS_RLM_CHECKPOINTS)"
-            raise UsageError(f"{self.run_id} has no checkpoint at step {step}, only at: {there}.")
-        return self.checkpoints[step]
+    def checkpoint(self, step: int, existing: Collection[str] | None = None) -> CheckpointMade:
+        """The checkpoint at the end of a step. For `existing` see `available`.
+
+        Raises:
+            UsageError: There is none, or it was deleted.
+        """
+        left = available(self.checkpoints, existing)
+        if step in left:
+            return left[step]
+        there = ", ".join(map(str, sorted(left))) or "none (VERS_RLM_CHECKPOINTS)"
+        if step in self.checkpoints:
+            raise UsageError(
+                f"The checkpoint at step {step} has been deleted, and with it the way to resume "
+                f"{self.run_id} from there; its record stays. Checkpoints that are left: {there}."
+            )
+        raise UsageError(f"{self.run_id} has no checkpoint at step {step}, only at: {there}.")
 
     def replies(self, step: int) -> Sequence[rlm.Reply]:
         """The replies to the run's own engine until the end of a step."""
@@ -169,7 +179,7 @@ class Past:
         self._settled = self._settled_at.get(step, Usage())
         self._replies = [(at, reply) for at, reply in self._replies if at <= step]
         self.said = {place: reply for place, reply in self.said.items() if _order(*place) <= step}
-        self.checkpoints = {at: made for at, made in self.checkpoints.items() if at <= step}
+        self.checkpoints = up_to(step, self.checkpoints)
 
     def _model_replied(self, event: ModelReplied, path: str) -> None:
         completion = Completion(event.text, event.usage, event.stop_reason)

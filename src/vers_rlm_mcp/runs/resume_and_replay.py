@@ -13,13 +13,13 @@ from . import events
 from .context import RunContext
 from .conversation import feed
 from .driver import Beginning, BeginningAt, Driver
-from .history import COMPLETE
+from .history import COMPLETE, available
 from .past import Past, load_past
 from .reply_source import ReplayedReplies, Replies
 from .request import RunRequest, RunResult, check_prices, limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from vers_rlm_mcp.machines import Fleet
     from vers_rlm_mcp.models import Model
@@ -84,15 +84,17 @@ async def resume(
     stored = Journals(settings.state_dir, fleet.principal).of(run_id)
     with stored.append() as journal:
         past = load_past(stored)
+        existing = {commit.id for commit in await fleet.commits()}
+        left = available(past.checkpoints, existing)
         if step is None and past.finished and past.finished.status in COMPLETE:
-            raise UsageError(
-                f"{run_id} has ended with its outputs. Name the step to go on from, one of: "
-                f"{', '.join(map(str, sorted(past.checkpoints))) or 'none'}."
-            )
+            raise _has_ended(run_id, left)
         task, request = (changes or Changes()).apply(past)
         check_prices(limits(request, settings), (model, sub_model))
-        at = max(past.checkpoints, default=0) if step is None else step
-        checkpoint = past.checkpoint(at) if at or past.checkpoints else None
+        at = max(left, default=0) if step is None else step
+        if step is None:
+            checkpoint = left.get(at)
+        else:
+            checkpoint = past.checkpoint(step, existing) if step or past.checkpoints else None
         replies = past.replies(at)
         beginning = _beginning(past, task, checkpoint)
         if checkpoint:
@@ -135,7 +137,8 @@ async def replay(
     past = load_past(journals.of(run_id))
     task, request = (changes or Changes()).apply(past)
     request = replace(request, machine_id=None)
-    beginning = _beginning(past, task, past.checkpoint(0) if past.checkpoints else None)
+    left = available(past.checkpoints, {commit.id for commit in await fleet.commits()})
+    beginning = _beginning(past, task, left.get(0))
     differences: list[events.Diverged] = []
 
     def watch(event: rlm.Event) -> None:
@@ -161,6 +164,15 @@ async def replay(
         differences=differences,
         same_outputs=dict(result.outputs) == outputs,
     )
+
+
+def _has_ended(run_id: str, left: Collection[int]) -> UsageError:
+    if left:
+        steps = ", ".join(map(str, sorted(left)))
+        what = f"Name the step to go on from, one of: {steps}."
+    else:
+        what = "It has no checkpoint left to resume from; its outputs stay on record."
+    return UsageError(f"{run_id} has ended with its outputs. {what}")
 
 
 def _beginning(

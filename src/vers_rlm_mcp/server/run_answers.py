@@ -77,16 +77,17 @@ async def describe_run(
     Raises:
         UnknownHandle: There is no such run.
     """
-    from vers_rlm_mcp.runs import COMPLETE, load_record, next_step_hint
+    from vers_rlm_mcp.runs import COMPLETE, existing_checkpoints, load_record, next_step_hint
 
     journal, live = await app.find_run(run_id)
     result = live.result if live and live.has_ended else None
     if result and result.status in COMPLETE:
         return result_answer(result, cursor=cursor)
-    run = await to_thread.run_sync(load_record, journal)
+    existing = existing_checkpoints(await app.fleet())
+    run = await to_thread.run_sync(load_record, journal, existing)
     if live and not live.has_ended:
         return running_answer(run_id, run.steps, cursor)
-    next_step = next_step_hint(await app.fleet(), run.summary)
+    next_step = next_step_hint(run.summary)
     # In memory it is complete even if the disk was full.
     if result := (live and live.result) or run.result:
         return result_answer(result, next_step, cursor)

@@ -183,14 +183,17 @@ async def list_runs(
     context: Context, offset: Annotated[int, Field(ge=0)] = 0
 ) -> Answer[RunsFields]:
     """List vers_rlm runs and their states, newest first."""
-    from vers_rlm_mcp.runs import next_step_hint, summary
+    from vers_rlm_mcp.runs import existing_checkpoints, next_step_hint, summary
 
     app = application(context)
     fleet, journals = await app.fleet(), await app.journals()
     known = await to_thread.run_sync(journals.all)
     end = offset + PAGE
-    page = [await to_thread.run_sync(summary, journal) for journal in known[::-1][offset:end]]
-    runs = [(run, next_step_hint(fleet, run)) for run in page]
+    existing = existing_checkpoints(fleet)
+    page = [
+        await to_thread.run_sync(summary, journal, existing) for journal in known[::-1][offset:end]
+    ]
+    runs = [(run, next_step_hint(run)) for run in page]
     next_offset = end if len(known) > end else None
     lines = [_line(run, next_step) for run, next_step in runs]
     if next_offset is not None:

@@ -280,11 +280,11 @@ class Ledger:
         rows = self._rows("SELECT * FROM commits WHERE backend = ? ORDER BY created_at", backend)
         return [CommitRecord(**row) for row in rows]
 
-    def checkpoints(self, backend: str) -> Sequence[CommitRecord]:
+    def checkpoints(self, backend: str | None = None) -> Sequence[CommitRecord]:
         """The commits that runs made at their steps and that are not deleted, oldest first."""
         rows = self._rows(
-            "SELECT * FROM commits WHERE backend = ? AND step IS NOT NULL AND deleted_at IS NULL"
-            " ORDER BY created_at",
+            "SELECT * FROM commits WHERE step IS NOT NULL AND deleted_at IS NULL"
+            " AND backend = coalesce(?, backend) ORDER BY created_at",
             backend,
         )
         return [CommitRecord(**row) for row in rows]
@@ -323,7 +323,7 @@ class Ledger:
         query = f"SELECT * FROM machines WHERE {condition} ORDER BY number"  # noqa: S608 - ours
         return [_machine_record(row) for row in self._rows(query, *values)]
 
-    def _rows(self, query: str, *values: str) -> Sequence[dict[str, Any]]:
+    def _rows(self, query: str, *values: str | None) -> Sequence[dict[str, Any]]:
         with self._translated():
             return [dict(row) for row in self._database.execute(query, values)]
 
