@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from contextlib import asynccontextmanager
@@ -22,9 +23,15 @@ from vers_rlm_mcp.settings import Settings, variable
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
 
+    from anyio.abc import Process
+    from mcp import StdioServerParameters
+
 COMMAND = str(Path(sys.executable).with_name("vers-rlm-mcp"))
 
 POLL_SECONDS = 0.02
+
+END_SECONDS = 10
+"""What a server may take to end in these tests: a kernel's clean-up on a busy machine included."""
 
 
 def environment_in(home: Path) -> dict[str, str]:
@@ -105,3 +112,57 @@ async def connected(
         transport = streamable_http_client(url, http_client=http)
         async with Client(transport, mode=mode) as client:
             yield client
+
+
+class StdioServer:
+    """A stdio server whose every byte and signal is the test's."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self._buffer = b""
+
+    async def send(self, **message: Any) -> None:
+        await self.send_bytes(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+
+    async def send_bytes(self, data: bytes) -> None:
+        assert self.process.stdin
+        await self.process.stdin.send(data)
+
+    async def request(self, number: int, method: str, **params: Any) -> None:
+        await self.send(id=number, method=method, params=params)
+
+    async def receive(self) -> dict[str, Any]:
+        assert self.process.stdout
+        with anyio.fail_after(20):
+            while b"\n" not in self._buffer:
+                self._buffer += await self.process.stdout.receive()
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return json.loads(line)
+
+    async def initialize(self) -> dict[str, Any]:
+        client = {"name": "test", "version": "1"}
+        await self.request(
+            1, "initialize", protocolVersion="2025-11-25", capabilities={}, clientInfo=client
+        )
+        result = await self.receive()
+        await self.send(method="notifications/initialized")
+        return result
+
+    async def exec(self, number: int, command: str) -> None:
+        await self.request(number, "tools/call", name="exec", arguments={"command": command})
+
+    async def end(self) -> int:
+        with anyio.fail_after(END_SECONDS):
+            return await self.process.wait()
+
+
+@asynccontextmanager
+async def started(
+    stdio: StdioServerParameters, stderr: int | None = None
+) -> AsyncGenerator[StdioServer]:
+    async with await anyio.open_process([stdio.command], env=stdio.env, stderr=stderr) as process:
+        try:
+            yield StdioServer(process)
+        finally:
+            if process.returncode is None:
+                process.kill()

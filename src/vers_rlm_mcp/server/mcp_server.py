@@ -20,6 +20,7 @@ from . import command_tools, machine_tools, run_tools
 from .completions import Completions
 from .mcp_prompts import prompts
 from .rate_limits import CallLimit
+from .request_faults import explain_faults
 from .resources import add_resources
 from .run_tasks import RunTasks
 from .task_extension import TaskExtension
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from mcp.server.auth.provider import TokenVerifier
     from mcp.server.auth.settings import AuthSettings
+    from mcp.shared._stream_protocols import ReadStream, WriteStream
+    from mcp.shared.message import SessionMessage
     from mcp_types import GetPromptResult, InputRequiredResult
 
     from vers_rlm_mcp.settings import Settings
@@ -79,7 +82,14 @@ CACHE_HINTS: Mapping[CacheableMethod, CacheHint] = dict.fromkeys(
 
 
 class Server(MCPServer[Any]):
-    """An MCP server that reports a wrong request for a prompt as the client's error."""
+    """An MCP server for any transport. A wrong request for a prompt is the client's error."""
+
+    async def serve(
+        self, received: ReadStream[SessionMessage | Exception], sent: WriteStream[SessionMessage]
+    ) -> None:
+        """Serve one connection until what it receives ends."""
+        options = self._lowlevel_server.create_initialization_options()
+        await self._lowlevel_server.run(received, sent, options)
 
     async def get_prompt(
         self,
@@ -105,7 +115,7 @@ def create_server(
     auth: AuthSettings | None = None,
     token_verifier: TokenVerifier | None = None,
     tasks: Sequence[Tasks] = (),
-) -> MCPServer[Any]:
+) -> Server:
     """Make the MCP server of an application, with all its tools, not yet serving.
 
     Args:
@@ -140,6 +150,7 @@ def create_server(
         icons=[ICON],
         extensions=[TaskExtension([RunTasks(app), *tasks])],
     )
+    server.middleware.append(explain_faults)
     server.middleware.append(app.cancellations)
     server.middleware.append(CallLimit(app.settings.max_calls))
     for prompt in prompts(names):

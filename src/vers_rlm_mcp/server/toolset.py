@@ -21,19 +21,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from vers_rlm_mcp.errors import VersRlmError
 
+from .request_faults import describe_faults
 from .schemas import input_schema, output_schema
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import Context
-    from pydantic_core import ErrorDetails
 
 READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 ADDS = ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=False)
 REPLACES = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=False)
 RUNS_CODE = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=True)
-
-MAX_FAULTS = 5
-"""Wrong arguments that one error names: enough to fix a call, short enough to read."""
 
 TEXT_LIMIT = 40_000
 """Characters of a long text in an answer: some 10,000 tokens."""
@@ -151,7 +148,8 @@ class StrictTool(Tool):
             raise self._translate_fault(error.__cause__) from error.__cause__
         except ToolError as error:
             if isinstance(error.__cause__, ValidationError):
-                raise ToolError(self._faults(error.__cause__)) from error.__cause__
+                faults = describe_faults(error.__cause__.errors(include_url=False))
+                raise ToolError(f"{self.name}: {faults}") from error.__cause__
             raise
         if not (convert_result and isinstance(answer, Answer)):
             return answer
@@ -165,13 +163,6 @@ class StrictTool(Tool):
             f"{self.name} failed on a fault of this server ({type(cause).__name__}), which was "
             "logged. The call may have had an effect: look before you repeat it."
         )
-
-    def _faults(self, error: ValidationError) -> str:
-        faults = error.errors(include_url=False)
-        lines = [_fault(fault) for fault in faults[:MAX_FAULTS]]
-        if len(faults) > MAX_FAULTS:
-            lines.append(f"… and {len(faults) - MAX_FAULTS} more")
-        return f"{self.name}: " + "; ".join(lines)
 
 
 def without_none(fields: Mapping[str, object]) -> dict[str, Any]:
@@ -203,10 +194,3 @@ def _unknown_names(arguments: Mapping[str, Any], known: Iterable[str]) -> str:
 
 def _fold(name: str) -> str:
     return name.replace("_", "").replace("-", "").casefold()
-
-
-def _fault(fault: ErrorDetails) -> str:
-    path = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "missing":
-        return f"{path!r} is missing"
-    return f"{path!r}: {fault['msg'].removeprefix('Value error, ')}"
