@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -282,7 +283,7 @@ async def test_a_journal_that_was_cut_in_mid_line_can_be_resumed(lab: Lab):
     assert len(model.asked) == len(COUNTING)
 
 
-async def test_a_run_recorded_with_other_prompts_is_not_resumed(lab: Lab):
+async def test_a_run_whose_recorded_task_is_not_that_of_its_checkpoint_is_not_resumed(lab: Lab):
     run_id = await broken_off(lab, Turns(*COUNTING), stop_when(events.ModelReplied, 3))
     journal = lab.settings.state_dir / "runs" / run_id / "events.jsonl"
     journal.write_text(journal.read_text().replace('"max_iterations": 20', '"max_iterations": 21'))
@@ -290,6 +291,46 @@ async def test_a_run_recorded_with_other_prompts_is_not_resumed(lab: Lab):
         await lab.resume(run_id, Turns(*COUNTING))
     result = await lab.resume(run_id, Turns(*COUNTING), changes=Changes(max_iterations=5))
     assert result.outputs == COUNTED
+
+
+async def test_what_a_version_with_other_prompts_has_paid_for_is_not_asked_again(lab: Lab):
+    model = Family(
+        *branching("['like a.', 'like b.']", "FINAL([r.outputs['n'] for r in results])"),
+        a=[cell("1 + 1"), cell("FINAL(1)")],
+        b=[cell("2 + 2"), cell("FINAL(2)")],
+    )
+    seen: list[str] = []
+
+    def look(event: rlm.Event) -> None:
+        if isinstance(event, events.InChild) and isinstance(event.event, events.ModelReplied):
+            seen.append(event.child)
+            if len(seen) == 3:
+                raise Interrupted
+
+    with pytest.raises((Interrupted, BaseExceptionGroup)):
+        await lab.run("-> n: any", model, on_event=look)
+    (run_id,) = lab.journal_ids()
+    worded_otherwise(lab, run_id)
+    assert (await lab.resume(run_id, model)).outputs == {"n": [1, 2]}
+    live = [
+        line
+        for line in lab.journal(run_id)
+        if line["event"] == "model_replied" and not line["recorded"]
+    ]
+    assert len(live) == 6, "two of the run's own, two of each branch"
+
+
+def worded_otherwise(lab: Lab, run_id: str) -> None:
+    """Make the journal one of a version without marks, whose prompts were worded differently."""
+    journal = lab.settings.state_dir / "runs" / run_id / "events.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    for line in lines:
+        line.pop("exchange", None)
+        line.get("task", {}).pop("mark", None)
+        for name in ("request", "fingerprint"):
+            if line.get(name):
+                line[name] = "0" * 64
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 async def test_a_replay_asks_no_model_and_finds_the_world_the_same(real: Lab):

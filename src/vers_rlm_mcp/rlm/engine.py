@@ -119,7 +119,7 @@ class _Engine:
         return turn
 
     def _silent_turn(self, number: int, parsed: ParsedReply, problem: str) -> _Turn:
-        message = feedback.reminder(problem, number, self._task.max_iterations)
+        message = feedback.reminder(self._task, problem, number)
         return _Turn(
             Step(
                 number=number,
@@ -154,18 +154,18 @@ class _Engine:
             error=error,
             seconds=cell.seconds,
         )
-        message = feedback.cell_message(cell, notes, number, self._task.max_iterations)
+        message = feedback.cell_message(self._task, cell, notes, number)
         return _Turn(step, message, outputs)
 
     def _objection(self, number: int, checked: Checked) -> Generator[Request, Reply, str | None]:
         """The reason for refusing an answer; None if it is accepted."""
         if checked.faults:
-            return feedback.refusal(self._task.signature, checked.faults)
+            return feedback.refusal(self._task, checked.faults)
         if self._task.verify is None:
             return None
         asked = Verify(number, self._task.verify, checked.values)
         verdict = _expect((yield asked), Verdict)
-        return None if verdict.accepted else feedback.rejection(self._task.verify, verdict)
+        return None if verdict.accepted else feedback.rejection(self._task, verdict)
 
     def _extract(self, message: str, why: str) -> Run:
         """Ask for the outputs once more, as JSON, from what the conversation holds."""

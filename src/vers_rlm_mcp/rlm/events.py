@@ -1,7 +1,7 @@
 """Events that the engine emits. Annotations are evaluated: journals are read by them."""
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from vers_rlm_mcp.values import Usage
@@ -17,8 +17,16 @@ class Event:
         return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
     def to_json(self) -> dict[str, Any]:
-        """The event as values that ``json.dumps`` takes, its kind under ``event``."""
-        return {"event": self.kind(), **asdict(self)}
+        """The event as values that ``json.dumps`` takes, its kind under ``event``.
+
+        A field with ``later`` in its metadata is one that older journals do not hold; its default
+        is not written.
+        """
+        values = asdict(self)
+        for each in fields(self):
+            if "later" in each.metadata and values[each.name] == each.default:
+                del values[each.name]
+        return {"event": self.kind(), **values}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .transcript import ERROR_CHARS, OUTPUT_CHARS, truncate
+from .transcript import ERROR_CHARS, OUTPUT_CHARS, framed, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.values import CellResult
 
     from .protocol import Verdict
-    from .signature import Signature
+    from .task import Task
 
 _FEW_STEPS = 3
 """From this many on, each message says how many steps are left."""
@@ -38,43 +38,44 @@ _STATUS = {
 }
 
 
-def cell_message(cell: CellResult, notes: Sequence[str], step: int, max_steps: int) -> str:
+def cell_message(task: Task, cell: CellResult, notes: Sequence[str], step: int) -> str:
     """The message about a cell's result."""
-    return "\n".join(_lines(cell, notes, step, max_steps))
+    return "\n".join(_lines(task, cell, notes, step))
 
 
-def _lines(cell: CellResult, notes: Sequence[str], step: int, max_steps: int) -> Iterator[str]:
-    yield f"Step {step} of {max_steps}, {cell.seconds:.2f} s."
+def _lines(task: Task, cell: CellResult, notes: Sequence[str], step: int) -> Iterator[str]:
+    yield f"Step {step} of {task.max_iterations}, {cell.seconds:.2f} s."
     if cell.output:
-        yield f"<output>\n{truncate(cell.output.rstrip(), OUTPUT_CHARS)}\n</output>"
+        yield framed("output", truncate(cell.output.rstrip(), OUTPUT_CHARS), task.mark)
     elif cell.status == "ok":
         yield "It printed nothing; print what you want to see."
     if cell.status in _STATUS:
         yield _STATUS[cell.status]
     if cell.error:
-        yield f"<error>\n{truncate(cell.error.rstrip(), ERROR_CHARS)}\n</error>"
+        yield framed("error", truncate(cell.error.rstrip(), ERROR_CHARS), task.mark)
     yield from cell.notes
     yield from notes
-    yield from _steps_left(max_steps - step)
+    yield from _steps_left(task.max_iterations - step)
 
 
-def reminder(text: str, step: int, max_steps: int) -> str:
+def reminder(task: Task, text: str, step: int) -> str:
     """The message about a reply that was not run."""
-    return "\n".join([f"Step {step} of {max_steps}.", text, *_steps_left(max_steps - step)])
+    most = task.max_iterations
+    return "\n".join([f"Step {step} of {most}.", text, *_steps_left(most - step)])
 
 
-def refusal(signature: Signature, faults: Sequence[str]) -> str:
+def refusal(task: Task, faults: Sequence[str]) -> str:
     """The message about a call of FINAL that does not fit the signature."""
-    wanted = ", ".join(map(str, signature.outputs))
+    wanted = ", ".join(map(str, task.signature.outputs))
     return f"FINAL was not accepted: {'; '.join(faults)}. The outputs are {wanted}. Call it again."
 
 
-def rejection(command: str, verdict: Verdict) -> str:
+def rejection(task: Task, verdict: Verdict) -> str:
     """The message about an answer that the task's check refused."""
     said = truncate(verdict.output.strip(), ERROR_CHARS) or "It printed nothing."
     return (
-        f"FINAL was not accepted by the check `{command}`, which ran in a copy of the machine:\n"
-        f"<check>\n{said}\n</check>\nMend what it found, then call FINAL again."
+        f"FINAL was not accepted by the check `{task.verify}`, which ran in a copy of the machine:"
+        f"\n{framed('check', said, task.mark)}\nMend what it found, then call FINAL again."
     )
 
 

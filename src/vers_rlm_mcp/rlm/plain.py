@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from .replies import parse_objects
+from .transcript import framed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
     from .signature import Checked, Signature
 
 
-def plain_prompt(task: str, inputs: Mapping[str, JsonValue], signature: Signature) -> str:
-    """The question."""
-    given = [f"# {name}\n{_text(value)}" for name, value in inputs.items()]
+def plain_prompt(
+    task: str, inputs: Mapping[str, JsonValue], signature: Signature, mark: str = ""
+) -> str:
+    """The question. With the mark of a run, its inputs cannot be taken for parts of it."""
+    given = [f"# {name}\n{_given(value, mark)}" for name, value in inputs.items()]
     shape = ", ".join(f"{json.dumps(f.name)}: <{f.type.text}>" for f in signature.outputs)
     return "\n\n".join([task, *given, f"Reply with one JSON object only:\n{{{shape}}}"])
 
@@ -32,5 +35,6 @@ def read_outputs(reply: str, signature: Signature) -> Checked:
     return next((checked for checked in found if not checked.faults), found[0])
 
 
-def _text(value: JsonValue) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _given(value: JsonValue, mark: str) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return framed("data", text, mark) if mark else text

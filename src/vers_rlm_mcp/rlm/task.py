@@ -91,11 +91,16 @@ class Task:
     """What cells can call, beside FINAL."""
     branch: Branch | None = None
     """Set if this conversation continues a copy of another."""
+    mark: str = ""
+    """Drawn for each run and part of the tags around data in prompts, so that data cannot contain
+    them. Without one, the tags have none."""
 
     def to_json(self) -> dict[str, JsonValue]:
         """The task of a run's own conversation, for `from_json`."""
-        names = [f.name for f in fields(self) if f.name not in ("branch", "functions")]
+        names = [f.name for f in fields(self) if f.name not in ("branch", "functions", "mark")]
         values = {name: getattr(self, name) for name in names}
+        if self.mark:  # older journals hold none
+            values["mark"] = self.mark
         return {
             **values,
             "signature": str(self.signature),

@@ -60,6 +60,12 @@ def _sendable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def framed(kind: str, text: str, mark: str) -> str:
+    """`text` between tags with the mark of the run, which data cannot contain."""
+    tag = f"{kind}-{mark}" if mark else kind
+    return f"<{tag}>\n{text}\n</{tag}>"
+
+
 def truncate(text: str, limit: int) -> str:
     """`text`, or its first and last `limit` / 2 characters and how many were left out between."""
     if len(text) <= limit:

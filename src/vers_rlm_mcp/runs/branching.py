@@ -225,7 +225,8 @@ class Children:
     ) -> JsonValue:
         """One call of the sub-model, where no deeper conversation is allowed."""
         self._budget.reserve_sub_calls(1, time.monotonic())
-        reply = await self._parent.ask_sub_model(rlm.plain_prompt(task, inputs, signature))
+        prompt = rlm.plain_prompt(task, inputs, signature, self._parent.task.mark)
+        reply = await self._parent.ask_sub_model(prompt)
         checked = rlm.read_outputs(reply, signature)
         if checked.faults:
             raise UsageError(
@@ -282,6 +283,7 @@ class Children:
             verify=verify,
             functions=repl_functions(),
             branch=branch,
+            mark=self._parent.task.mark,
         )
 
     async def _converse(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import KernelError, MachineError, UsageError
 
 from . import events
@@ -17,10 +16,8 @@ from .notes import not_carried
 from .workbench import DELETE_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from vers_rlm_mcp import rlm
     from vers_rlm_mcp.kernel import Carried
-    from vers_rlm_mcp.values import Message
 
     from .budget import Budget
     from .context import RunContext
@@ -72,16 +69,16 @@ class Checkpoints:
         self._spent = 0.0
 
     async def commit_after_step(
-        self, step: int, messages: Sequence[Message], children: int
+        self, step: int, messages: int, exchange: str, children: int
     ) -> None:
         """Make a checkpoint of a step if the policy says so, and always of the set-up (step 0)."""
         if step == 0 or (self._policy == "step" or (self._policy == "change" and self._changed)):
-            await self._make(step, messages, children)
+            await self._make(step, messages, exchange, children)
 
-    async def commit_before_cell(self, asked: rlm.RunCell, children: int) -> None:
+    async def commit_before_cell(self, asked: rlm.RunCell, exchange: str, children: int) -> None:
         """Make a checkpoint before a cell that may destroy something, if the policy says so."""
         if self._policy == "destructive" and DESTRUCTIVE.search(asked.code):
-            await self._make(asked.step - 1, asked.messages[:-1], children)
+            await self._make(asked.step - 1, len(asked.messages) - 1, exchange, children)
         self._changed = True
 
     async def recover(self, step: int, why: str) -> tuple[str, ...] | None:
@@ -120,14 +117,14 @@ class Checkpoints:
             *notes,
         )
 
-    async def _make(self, step: int, messages: Sequence[Message], children: int) -> None:
+    async def _make(self, step: int, messages: int, exchange: str, children: int) -> None:
         if self._policy == "off" or (self._last and self._last.step == step):
             return
         if self._policy == "change" and not self._can_afford():
             return
         started = time.monotonic()
         try:
-            self._last = await self._commit(step, messages, children, started)
+            self._last = await self._commit(step, messages, exchange, children, started)
         except (MachineError, KernelError, UsageError) as error:
             self.problem = f"No checkpoint could be made after step {step}: {error}"
         else:
@@ -142,7 +139,7 @@ class Checkpoints:
         return self._spent + dearest <= max(ALLOWANCE, elapsed * SHARE)
 
     async def _commit(
-        self, step: int, messages: Sequence[Message], children: int, started: float
+        self, step: int, messages: int, exchange: str, children: int, started: float
     ) -> events.CheckpointMade:
         home, current = self._bench.home_id, self._bench.current
         assert home, "a conversation has one"
@@ -158,8 +155,8 @@ class Checkpoints:
             machine_id=home,
             current_commit_id=other and other.commit.id,
             current_id=current,
-            messages=len(messages),
-            fingerprint=rlm.fingerprint(messages) if messages else "",
+            messages=messages,
+            fingerprint=exchange,
             # The iteration of the next step is reserved already.
             used=self._budget.used(started) | {"iterations": step},
             children=children,

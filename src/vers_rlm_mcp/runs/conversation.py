@@ -23,6 +23,7 @@ from vers_rlm_mcp.machines import run_command
 from vers_rlm_mcp.values import CellResult, Completion, Usage
 
 from . import events
+from .exchange import Exchange
 from .notes import lost_variables
 from .repl_handlers import CellCalls
 from .reply_source import Answer
@@ -65,6 +66,7 @@ class Conversation:
         checks: How many machines are set aside for checks, of it and its siblings.
         children: How many conversations it started before it was resumed.
         notes: Sentences for the model, sent with the result of the first cell.
+        origin: The fingerprint of the exchange that it is a branch of.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Conversation:
         checks: anyio.Semaphore | None = None,
         children: int = 0,
         notes: Sequence[str] = (),
+        origin: str = "",
     ) -> None:
         self.run = run
         self.bench = bench
@@ -95,6 +98,12 @@ class Conversation:
         self._cells = 0
         """How many cells have run."""
         self._sub_calls = 0
+        self._exchanges = [Exchange.of_task(task, origin)]
+        if path:
+            about = task.branch.plan if task.branch else task.instructions
+            self._exchanges.append(Exchange.of_child(path, about))
+        self._asked = ""
+        """The fingerprint of the exchange when the model was asked last."""
         self._output: list[str] = []
         """The output of the cell under way, in pieces; the kernel's limit bounds it."""
 
@@ -108,13 +117,17 @@ class Conversation:
         self._cells = sum(isinstance(reply, CellResult) for reply in replies)
         try:
             asked = feed(engine, replies)
+            for reply in replies:
+                self._remember(reply)
             while True:
-                asked = engine.send(await self._answer(asked))
+                reply = await self._answer(asked)
+                self._remember(reply)
+                asked = engine.send(reply)
         except StopIteration as stop:
             outcome: rlm.Outcome = stop.value
         if self._checkpoints and outcome.status != "partial":
             with anyio.move_on_after(LAST_CHECKPOINT_SECONDS):
-                await self._checkpoints.commit_after_step(len(outcome.steps), (), self.children)
+                await self._checkpoints.commit_after_step(len(outcome.steps), 0, "", self.children)
         return outcome
 
     async def _answer(self, asked: rlm.Request) -> rlm.Reply:
@@ -160,6 +173,7 @@ class Conversation:
                 stop_reason=reply.stop_reason,
                 request=answer.request,
                 recorded=answer.recorded,
+                exchange=answer.exchange,
             )
         )
         return reply
@@ -167,15 +181,17 @@ class Conversation:
     async def _ask(self, asked: rlm.CallModel) -> Answer | ModelError:
         """Ask the model; while it thinks, the checkpoint of the step before is made."""
         answer: Answer | ModelError | None = None
+        self._asked = self._exchanges[0].fingerprint()
         async with anyio.create_task_group() as tasks:
             if self._checkpoints:
                 # The last step that has ended; an extraction has that step's number.
                 done = asked.step - 1 if asked.purpose == "step" else asked.step
                 tasks.start_soon(
-                    self._checkpoints.commit_after_step, done, asked.messages, self.children
+                    self._checkpoints.commit_after_step,
+                    *(done, len(asked.messages), self._asked, self.children),
                 )
             try:
-                answer = await self.run.replies.ask_model(asked, self.path)
+                answer = await self.run.replies.ask_model(asked, self.path, self._exchanges)
             except ModelError as error:
                 answer = error
         assert answer  # set, unless the task group was cancelled and raised
@@ -183,7 +199,7 @@ class Conversation:
 
     async def _run_cell(self, asked: rlm.RunCell) -> CellResult:
         if self._checkpoints:
-            await self._checkpoints.commit_before_cell(asked, self.children)
+            await self._checkpoints.commit_before_cell(asked, self._asked, self.children)
         self.publish(events.CellStarted(asked.step, asked.code))
         self.cell = asked
         try:
@@ -288,6 +304,10 @@ class Conversation:
         left = self.budget.seconds_left(time.monotonic())
         return anyio.current_time() + (inf if left is None else left)
 
+    def _remember(self, reply: rlm.Reply) -> None:
+        for exchange in self._exchanges:
+            exchange.add(reply)
+
     def publish(self, event: rlm.Event) -> None:
         """Publish an event of this conversation."""
         self.run.publish(event, self.path)
@@ -347,7 +367,8 @@ class Conversation:
         checks: anyio.Semaphore | None,
     ) -> Conversation:
         """A conversation that a cell of this one starts on a copy of the machine."""
-        return Conversation(self.run, bench, budget, task, path=path, checks=checks)
+        origin = self._exchanges[0].fingerprint()
+        return Conversation(self.run, bench, budget, task, path=path, checks=checks, origin=origin)
 
 
 def feed(engine: rlm.Run, replies: Sequence[rlm.Reply]) -> rlm.Request:

@@ -6,6 +6,7 @@ However a run ends, its machines are gone afterwards, except for one that is to 
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MIB = 1 << 20
+
+MARK_BYTES = 4
+"""Random bytes of a run's mark: more than data can try to guess."""
 
 DISCONNECT_SECONDS = 2.0
 """How long closing connections to kernels may take; deleting the machines ends them anyway."""
@@ -105,6 +109,8 @@ class Beginning:
     signature: rlm.Signature
     inputs: Mapping[str, JsonValue | Path]
     """The value of every input; a path for one from a file."""
+    mark: str | None = None
+    """The mark of the run on record that begins again; None draws one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +254,7 @@ class Driver:
             max_sub_calls=request.max_llm_calls,
             verify=request.verify,
             functions=repl_functions(),
+            mark=secrets.token_hex(MARK_BYTES) if beginning.mark is None else beginning.mark,
         )
 
     async def _begin_at(self, checkpoint: events.CheckpointMade) -> tuple[str, ...]:

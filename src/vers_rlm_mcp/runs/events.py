@@ -107,6 +107,8 @@ class ModelReplied(Event):
     """The `fingerprint` of the request, the model's name included."""
     recorded: bool = False
     """Whether the reply comes from a journal, and no model was asked."""
+    exchange: str = field(default="", metadata={"later": True})
+    """The same of its `Exchange`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +290,8 @@ class CheckpointMade(Event):
     messages: int
     """The length of the conversation; 0 when it was over."""
     fingerprint: str
-    """The fingerprint of the conversation; empty when it was over."""
+    """The fingerprint of its `Exchange`; of its wording if the run's task has no mark. Empty when
+    it was over."""
     used: Mapping[str, int | float]
     """`Budget.used` at this point."""
     children: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from .events import (
     CellFinished,
     CellStarted,
     CheckpointMade,
+    ChildStarted,
     InChild,
     ModelReplied,
     RunFinished,
@@ -23,6 +25,7 @@ from .events import (
     SubCallFinished,
     Verified,
 )
+from .exchange import Exchange
 from .history import available, read_events, up_to
 
 if TYPE_CHECKING:
@@ -45,7 +48,8 @@ class Past:
     """A run as its journal tells it.
 
     Models' replies are kept by the fingerprint of their request, each to be taken once, in the
-    order in which they came: so none is paid for twice when the run is performed again.
+    order in which they came: so none is paid for twice when the run is performed again. Where the
+    journal holds only a fingerprint of how a request was worded, its `Exchange` is found out here.
     """
 
     def __init__(self, run_id: str = "", events: Iterable[rlm.Event] = ()) -> None:
@@ -64,6 +68,8 @@ class Past:
         self._settled_at: dict[int, Usage] = {}
         """The same at each checkpoint."""
         self._replies: list[tuple[int, rlm.Reply]] = []
+        self._exchanges: defaultdict[str, Exchange] = defaultdict(Exchange)
+        """By the path of the conversation."""
         self._reached = 0
         self._code: dict[tuple[str, int], str] = {}
         self._cells: dict[tuple[str, int], Ran] = {}
@@ -132,9 +138,9 @@ class Past:
             "usd": (self.usage.usd or 0) - (settled.usd or 0),
         }
 
-    def take(self, request: str) -> Completion | None:
-        """The next reply to a request of this fingerprint that was not taken yet."""
-        known = self._paid.get(request)
+    def take(self, *requests: str) -> Completion | None:
+        """The next reply to a request of one of these fingerprints that was not taken yet."""
+        known = next(filter(None, map(self._paid.get, requests)), None)
         return known.popleft() if known else None
 
     def cell(self, path: str, step: int, code: str) -> CellResult | None:
@@ -146,25 +152,26 @@ class Past:
         """The last verdict of the same conversation's check in this step."""
         return self._verdicts.get((path, step))
 
-    def _record(self, event: rlm.Event, path: str) -> None:
+    def _record(self, event: rlm.Event, path: str) -> None:  # noqa: C901 - one case an event
         match event:
             case ModelReplied():
                 self._model_replied(event, path)
             case SubCallFinished(error=None):
-                self._count(event, Completion(event.text, event.usage))
+                self._count(event, Completion(event.text, event.usage), event.request)
             case CellStarted():
                 self._code[path, event.step] = event.code
             case CellFinished():
                 self._cell_finished(event, path)
             case Verified():
-                verdict = rlm.Verdict(event.accepted, event.output)
-                self._verdicts[path, event.step] = verdict
-                self._reply(verdict, path)
+                self._verified(event, path)
             case RunStarted():
                 self.started, self.model, self.sub_model = event, event.model, event.sub_model
+                self._begin_exchange()
             case RunResumed():
                 self._truncate_after(event.step)
                 self.model, self.sub_model = event.model, event.sub_model
+            case ChildStarted():
+                self._exchanges[event.child] = Exchange.of_child(event.child, event.about)
             case RunFinished():
                 self.finished = event
             case CheckpointMade():
@@ -173,6 +180,11 @@ class Past:
             case _:
                 pass  # nothing depends on it when the run is performed again
 
+    def _verified(self, event: Verified, path: str) -> None:
+        verdict = rlm.Verdict(event.accepted, event.output)
+        self._verdicts[path, event.step] = verdict
+        self._reply(verdict, path)
+
     def _truncate_after(self, step: int) -> None:
         self.finished = None
         self._reached = step
@@ -180,20 +192,30 @@ class Past:
         self._replies = [(at, reply) for at, reply in self._replies if at <= step]
         self.said = {place: reply for place, reply in self.said.items() if _order(*place) <= step}
         self.checkpoints = up_to(step, self.checkpoints)
+        self._begin_exchange()
+
+    def _begin_exchange(self) -> None:
+        with suppress(UsageError):  # raised again by those that want the task
+            self._exchanges[""] = exchange = Exchange.of_task(self.task)
+            for _, reply in self._replies:
+                exchange.add(reply)
 
     def _model_replied(self, event: ModelReplied, path: str) -> None:
         completion = Completion(event.text, event.usage, event.stop_reason)
-        self._count(event, completion)
+        request = event.exchange or self._exchanges[path].fingerprint(self.model)
+        self._count(event, completion, request)
         if not path:
             self._reached = _order(event.step, event.purpose)
             self.said[event.step, event.purpose] = completion
-            self._reply(completion, path)
+        self._reply(completion, path)
 
-    def _count(self, event: ModelReplied | SubCallFinished, completion: Completion) -> None:
+    def _count(
+        self, event: ModelReplied | SubCallFinished, completion: Completion, request: str
+    ) -> None:
         self._settled += completion.usage
         if not event.recorded:
             self.usage += completion.usage
-            self._paid[event.request].append(completion)
+            self._paid[request].append(completion)
 
     def _cell_finished(self, event: CellFinished, path: str) -> None:
         result = CellResult(
@@ -209,6 +231,7 @@ class Past:
         self._reply(result, path)
 
     def _reply(self, reply: rlm.Reply, path: str) -> None:
+        self._exchanges[path].add(reply)
         if not path:
             self._replies.append((self._reached, reply))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ from .past import Past
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .exchange import Exchange
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -25,6 +27,8 @@ class Answer:
     request: str
     """The fingerprint of the request."""
     recorded: bool
+    exchange: str = ""
+    """The same of its `Exchange`, if it belongs to a conversation."""
 
 
 class Replies:
@@ -41,20 +45,41 @@ class Replies:
         self.sub_model = sub_model
         self.past = past or Past()
 
-    async def ask_model(self, asked: rlm.CallModel, path: str) -> Answer:
-        """Reply to the conversation with this path. Raises `ModelError`."""
+    async def ask_model(
+        self, asked: rlm.CallModel, path: str, exchanges: Sequence[Exchange]
+    ) -> Answer:
+        """Reply to the conversation with this path. Raises `ModelError`.
+
+        `exchanges` are what was said in it so far, in each way that a journal may know it.
+        """
         del path  # the same for all
-        return await self._ask(self.model, asked.messages)
+        return await self._ask_model(asked, exchanges)
 
     async def ask_sub_model(self, prompt: str) -> Answer:
         """Reply to a sub-call. Raises `ModelError`."""
-        return await self._ask(self.sub_model, [Message("user", prompt)])
+        messages = [Message("user", prompt)]
+        request = rlm.fingerprint(messages, self.sub_model.name)
+        return await self._ask(self.sub_model, messages, [request])
+
+    async def _ask_model(
+        self,
+        asked: rlm.CallModel,
+        exchanges: Sequence[Exchange],
+        otherwise: Completion | None = None,
+    ) -> Answer:
+        known_as = [each.fingerprint(self.model.name) for each in exchanges]
+        answer = await self._ask(self.model, asked.messages, known_as, otherwise)
+        return replace(answer, exchange=known_as[0])
 
     async def _ask(
-        self, model: Model, messages: Sequence[Message], otherwise: Completion | None = None
+        self,
+        model: Model,
+        messages: Sequence[Message],
+        known_as: Sequence[str],
+        otherwise: Completion | None = None,
     ) -> Answer:
         request = rlm.fingerprint(messages, model.name)
-        if known := self.past.take(request) or otherwise:
+        if known := self.past.take(*known_as) or otherwise:
             return Answer(known, request, recorded=True)
         return Answer(await model.complete(messages), request, recorded=False)
 
@@ -73,18 +98,20 @@ class ReplayedReplies(Replies):
         self._live = live
         self._live_from = live_from if live else inf
 
-    async def ask_model(self, asked: rlm.CallModel, path: str) -> Answer:
+    async def ask_model(
+        self, asked: rlm.CallModel, path: str, exchanges: Sequence[Exchange]
+    ) -> Answer:
         """Reply to the conversation with this path. Raises `ModelError`."""
         if path:
-            return await super().ask_model(asked, path)
+            return await super().ask_model(asked, path, exchanges)
         if asked.step < self._live_from:
             by_step = self.past.said.get((asked.step, asked.purpose))
-            return await self._ask(self.model, asked.messages, by_step)
+            return await self._ask_model(asked, exchanges, by_step)
         if self._live:
             # From here it is another run, where the same request may get another reply.
             (self.model, self.sub_model), self._live = self._live, None
             self.past = Past()
-        return await super().ask_model(asked, path)
+        return await super().ask_model(asked, path, exchanges)
 
 
 class Recorded(Model):

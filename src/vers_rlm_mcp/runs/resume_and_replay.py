@@ -13,6 +13,7 @@ from . import events
 from .context import RunContext
 from .conversation import feed
 from .driver import Beginning, BeginningAt, Driver
+from .exchange import Exchange
 from .history import COMPLETE, available
 from .past import Past, load_past
 from .reply_source import ReplayedReplies, Replies
@@ -179,7 +180,9 @@ def _beginning(
     past: Past, task: rlm.Task, checkpoint: events.CheckpointMade | None
 ) -> Beginning | BeginningAt:
     """Choose where a run begins again. Raises `UsageError` if it cannot."""
-    return BeginningAt(checkpoint, task) if checkpoint else Beginning(task.signature, past.inputs)
+    if checkpoint:
+        return BeginningAt(checkpoint, task)
+    return Beginning(task.signature, past.inputs, task.mark)
 
 
 def _check_replies(
@@ -197,8 +200,13 @@ def _check_replies(
         raise UsageError(f"The journal of {run_id} is damaged: {error}. Start it again.") from None
     if checkpoint is None or not checkpoint.fingerprint or not isinstance(asked, rlm.CallModel):
         return
-    if rlm.fingerprint(asked.messages) != checkpoint.fingerprint:
+    exchange = Exchange.of_task(task)
+    for reply in replies:
+        exchange.add(reply)
+    # Versions without marks recorded how the conversation was worded, which does not matter here.
+    same = exchange.fingerprint() == checkpoint.fingerprint or not task.mark
+    if not same or len(asked.messages) != checkpoint.messages:
         raise UsageError(
-            f"{run_id} was recorded by another version, whose prompts differ. Resume it with that "
-            "version, or replay it here."
+            f"{run_id} was recorded by another version, or its journal is damaged: what is on "
+            "record does not lead to its checkpoint. Resume it from an earlier step, or replay it."
         )
