@@ -115,6 +115,8 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
         return sub
 
     action("list", "List all recorded runs, the oldest first.", run=False)
+    show = action("show", "Print the outputs of a run that has ended.")
+    show.add_argument("--json", action="store_true", help="print the result as JSON")
     action("tree", "Show a run's machines and commits: parents, cost, the winning branch.")
     diff = action("diff", "Show what changed in a run's machine between the ends of two steps.")
     for name in ("a", "b"):

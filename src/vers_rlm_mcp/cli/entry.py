@@ -16,6 +16,7 @@ from vers_rlm_mcp.errors import UsageError, VersRlmError
 
 from .arguments import create_parser, read_settings
 from .logs import start_logging
+from .streams import protect
 
 if TYPE_CHECKING:
     import argparse
@@ -32,21 +33,49 @@ EXIT_INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its status."""
+    output = protect()
     options = create_parser().parse_args(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
-            signal.signal(number, _interrupt)
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+        # A run outlives its terminal. Unlike SIG_IGN, the programs it starts do not inherit this.
+        signal.signal(signal.SIGHUP, _continue if _performs_run(options) else _interrupt)
     # Results are printed whatever they contain, including characters that the locale lacks.
-    cast("TextIOWrapper", sys.stdout).reconfigure(errors="backslashreplace")
+    cast("TextIOWrapper", output).reconfigure(errors="backslashreplace")
     try:
         settings = read_settings(options)
         start_logging(settings)
-        sys.exit(_run_command(options, settings))
+        status = _run_command(options, settings)
     except VersRlmError as error:
         print(f"vers-rlm-mcp: {error}", file=sys.stderr)
-        sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED)
+        status = EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        status = EXIT_INTERRUPTED
+    output.flush()
+    if output.problem:
+        _report_lost_output(options, output.problem)
+        status = status or EXIT_FAILED
+    sys.exit(status)
+
+
+def _performs_run(options: argparse.Namespace) -> bool:
+    """Whether the command performs a run, which costs money."""
+    return options.command == "run" or getattr(options, "action", "") in ("resume", "replay")
+
+
+def _report_lost_output(options: argparse.Namespace, problem: Exception) -> None:
+    if _performs_run(options):
+        print(
+            f"vers-rlm-mcp: The outputs could not be written ({problem}). They stay on record: "
+            "`vers-rlm-mcp runs show RUN` prints them.",
+            file=sys.stderr,
+        )
+    elif not isinstance(problem, BrokenPipeError):  # as of `| head`, which has seen enough
+        print(f"vers-rlm-mcp: The output could not be written ({problem}).", file=sys.stderr)
+
+
+def _continue(number: int, _: object) -> None:
+    """Ignore a signal."""
 
 
 def _interrupt(number: int, _: object) -> None:

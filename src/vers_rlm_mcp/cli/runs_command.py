@@ -37,6 +37,8 @@ async def manage_runs(options: argparse.Namespace, settings: Settings) -> int:
     journals = Journals(settings.state_dir)
     if options.action == "list":
         print(_format_runs(runs.summaries(journals, _existing_checkpoints(settings))))
+    elif options.action == "show":
+        return _show(journals, options)
     elif options.action == "tree":
         about, nodes = runs.run_lineage(journals.of(options.run))
         print("\n".join([about, *runs.render_lineage(nodes)]))
@@ -51,6 +53,13 @@ async def manage_runs(options: argparse.Namespace, settings: Settings) -> int:
             pruned = await runs.prune(fleet, journals, options.keep)
         print(f"deleted {', '.join(pruned)}" if pruned else "nothing to prune")
     return 0
+
+
+def _show(journals: Journals, options: argparse.Namespace) -> int:
+    run = runs.load_record(journals.of(options.run))
+    if run.result is None:
+        raise InputError(f"{options.run} is {run.summary.state}, and has no outputs yet.")
+    return print_result(run.result, as_json=options.json)
 
 
 def _existing_checkpoints(settings: Settings) -> Collection[str] | None:
