@@ -87,6 +87,16 @@ async def test_output_of_commands_that_is_no_text_is_replaced(repl: Repl) -> Non
 
 
 @pytest.mark.assumes("host")
+async def test_a_command_over_its_time_is_killed_in_whatever_session_it_runs(repl: Repl) -> None:
+    text = await repl.output(
+        "r = exec('setsid -w sh -c \"echo $$; sleep 99; true\"', timeout=0.5)\n"
+        "import os, time\n"
+        "while os.path.exists(f'/proc/{int(r.stdout)}'): time.sleep(0.01)\n"
+        "print(r.exit_code)"
+    )
+    assert text == "None\n"
+
+
 async def test_a_command_over_its_time_is_killed_with_its_children(repl: Repl) -> None:
     output = await repl.output(
         "r = exec('sleep 99 & echo $!; wait', timeout=0.2)\nprint(r, r.exit_code)"

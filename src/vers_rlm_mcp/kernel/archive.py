@@ -24,11 +24,12 @@ more, and with the working directory on the path, files there could get in the w
 @functools.cache
 def guest_archive() -> tuple[str, bytes]:
     """The archive's name, which changes with its content, and its bytes."""
-    wire = resources.files(machines) / "daemon/guest/wire.py"
+    shared = resources.files(machines) / "daemon/guest"
     data = pack(
         {
             f"{_PACKAGE}/__init__.py": b"",
-            f"{_PACKAGE}/wire.py": wire.read_bytes(),
+            f"{_PACKAGE}/sessions.py": (shared / "sessions.py").read_bytes(),
+            f"{_PACKAGE}/wire.py": (shared / "wire.py").read_bytes(),
             **modules(resources.files(__name__.rpartition(".")[0]) / "guest", f"{_PACKAGE}/guest"),
             **modules(resources.files("cloudpickle"), "cloudpickle"),
         }

@@ -120,7 +120,11 @@ class Process(ABC):
 
     @abstractmethod
     async def kill(self) -> None:
-        """Kill every process of its session, the process itself included."""
+        """Kill the process, and what it has started in the foreground, in other sessions too.
+
+        What was put into the background to stay is spared: what a shell's ``&`` started in another
+        session (``setsid``), or deaf to hang-ups (``nohup``).
+        """
 
     @abstractmethod
     async def aclose(self) -> None:

@@ -16,9 +16,11 @@ host's, and nothing is limited. The settings cannot select it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import posixpath
+import resource
 import secrets
 import shutil
 import signal
@@ -27,6 +29,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,13 +51,13 @@ from vers_rlm_mcp.machines import (
     Process,
     check_path,
 )
+from vers_rlm_mcp.machines.daemon.guest import sessions
 
 from .fake_host import (
     KILL_SECONDS,
     ROOT_VARIABLE,
     freeze,
     in_machine,
-    in_session,
     kill,
     open_to_read,
     open_to_write,
@@ -74,6 +77,9 @@ if TYPE_CHECKING:
 
 OWN: Final = (WORKSPACE, "/tmp", "/run", "/root", "/home")  # noqa: S108 - a path in the machine
 
+SEEN_SECONDS: Final = 0.02
+"""How long what a killed process was connected to, such as a kernel, takes to see its end."""
+
 CAPABILITIES: Final = Capabilities(
     isolation="none",
     fidelity="disk",
@@ -86,20 +92,24 @@ CAPABILITIES: Final = Capabilities(
 class FakeProcess(Process):
     """A process of the host, in its own session."""
 
-    def __init__(self, process: HostProcess) -> None:
+    def __init__(self, process: HostProcess, mark: int) -> None:
         stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
         if not (stdin and stdout and stderr):
             raise ValueError("the process was not started with three pipes")
         self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
         self._process = process
+        self._mark = mark
 
     async def wait(self) -> ExitStatus:
         status = await self._process.wait()
         return ExitStatus(status) if status >= 0 else ExitStatus(None, -status)
 
     async def kill(self) -> None:
-        session = self._process.pid
-        await kill(lambda: in_session(session))
+        reaped = self._process.returncode is not None
+        job = partial(sessions.kill, self._process.pid, self._mark, reaped=reaped)
+        with anyio.CancelScope(shield=True):
+            await to_thread.run_sync(job)
+            await anyio.sleep(SEEN_SECONDS)
 
     async def aclose(self) -> None:
         with anyio.move_on_after(KILL_SECONDS, shield=True):
@@ -143,7 +153,10 @@ class FakeMachine(Machine):
             raise PathRefused(
                 f"Cannot start {argv[0]!r} in {cwd or WORKSPACE!r}: {error}"
             ) from error
-        return FakeProcess(process)
+        mark = time.monotonic_ns()
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(process.pid, sessions.MARK, (mark, resource.RLIM_INFINITY))
+        return FakeProcess(process, mark)
 
     async def read(
         self, path: str, *, offset: int = 0, length: int | None = None

@@ -87,15 +87,6 @@ def _processes() -> Iterator[tuple[int, Path]]:
             yield int(entry.name), entry
 
 
-def in_session(session: int) -> Iterator[int]:
-    """The live processes of a session."""
-    for pid, entry in _processes():
-        with contextlib.suppress(OSError):
-            state, _, _, its_session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-            if int(its_session) == session and state != "Z":
-                yield pid
-
-
 def in_machine(root: Path) -> Iterator[int]:
     """The live processes that carry a machine's root in their environment, in any session."""
     mark = f"{ROOT_VARIABLE}={root}".encode()

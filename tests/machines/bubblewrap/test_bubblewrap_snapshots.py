@@ -151,6 +151,33 @@ async def test_what_is_in_use_is_copied_and_not_disturbed(
     await copy.delete()
 
 
+WITHOUT_A_MAIN_THREAD = """
+import ctypes, os, sys, threading
+def count():
+    with open(sys.argv[1], "w", buffering=1) as file:
+        for number in range(1 << 60):
+            file.write(f"{number}\\n")
+            if number == 100:
+                print("ready", flush=True)
+threading.Thread(target=count).start()
+ctypes.CDLL(None).syscall(60 if os.uname().machine == "x86_64" else 93, 0)
+"""
+
+
+async def test_a_process_without_a_main_thread_is_stopped_and_loses_no_writes(
+    machine: Machine, sh: Shell
+) -> None:
+    counted = ["python3", "-c", WITHOUT_A_MAIN_THREAD, "/workspace/numbers"]
+    async with await machine.spawn(counted, cwd="/") as process:
+        await started(process)
+        commit = await machine.snapshot()
+        assert "open" in commit.notes[0]
+        at_commit = int(await sh(machine, "tail -n 1 numbers"))
+        with anyio.fail_after(10):
+            while int(await sh(machine, "tail -n 1 numbers | grep . || echo 0")) <= at_commit:
+                pass
+
+
 async def test_a_server_behind_a_socket_in_the_file_system_can_still_be_reached(
     machine: Machine, sh: Shell
 ) -> None:

@@ -10,14 +10,17 @@ import socket
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
 from vers_rlm_mcp.errors import MachineGone
+from vers_rlm_mcp.machines.bubblewrap.control import Control
 from vers_rlm_mcp.machines.bubblewrap.pipes import PipeReceiveStream
 from vers_rlm_mcp.machines.bubblewrap.sandbox import Sandbox
+from vers_rlm_mcp.machines.daemon import Daemon
 from vers_rlm_mcp.machines.daemon.guest.frames import CHUNK, REPORT, TO_DAEMON
 from vers_rlm_mcp.machines.daemon.guest.wire import Decoder, encode
 
@@ -188,3 +191,28 @@ async def test_what_pid_1_does_not_take_yet_waits_with_its_descriptors(
 async def send(sandbox: Sandbox, argument: str, descriptor: int) -> None:
     assert await sandbox.request("changes", descriptors=[descriptor], argument=argument) == 2
     os.close(descriptor)
+
+
+def count_open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_a_request_whose_descriptors_cannot_be_kept_is_lost_and_not_waited_for() -> None:
+    ours, theirs = socket.socketpair()
+    daemon = Daemon()
+    Control(ours, daemon)
+    with theirs:
+        before = count_open_files()
+        daemon.send_code(bytes(4 << 20))  # more than the socket takes
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(theirs.fileno())
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))  # room for no other
+            job = daemon.start({}, descriptors=[free])
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            os.close(free)
+        with anyio.fail_after(5):
+            assert await job.wait() is None
+        assert daemon.lost
+        assert count_open_files() == before - 1  # its own end is closed

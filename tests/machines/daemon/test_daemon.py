@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -10,13 +12,24 @@ import pytest
 
 from vers_rlm_mcp.errors import BackendUnavailable, MachineError
 from vers_rlm_mcp.machines import ExitStatus
-from vers_rlm_mcp.machines.daemon import Daemon, Job, command, connect_process, rest
+from vers_rlm_mcp.machines.daemon import Daemon, Job, client, command, connect_process, rest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
 SECONDS = 30.0
+
+ORPHAN = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)
+        time.sleep(1000)
+    os._exit(0)
+os.wait()
+"""
 
 
 @pytest.fixture
@@ -71,6 +84,29 @@ async def test_killing_reaches_what_a_program_has_left_behind_in_its_session(
     await job.kill()
     look = run(daemon, "sh", "-c", f"grep -s State: /proc/{left}/status || echo gone")
     assert (await rest(look.stdout)) in ("gone", "State:\tZ (zombie)")
+
+
+async def test_what_an_earlier_job_has_left_behind_outlives_later_ones(daemon: Daemon) -> None:
+    first = run(daemon, "python3", "-c", ORPHAN)
+    left = int((await first.stdout.receive()).strip())
+    assert await first.wait() == ExitStatus(0)
+    later = run(daemon, "sleep", "1000")
+    await later.kill()
+    assert await later.wait() == ExitStatus(None, 9)
+    look = run(daemon, "sh", "-c", f"kill -9 {left} && echo lived")
+    assert await rest(look.stdout) == "lived"
+
+
+async def test_a_stopped_daemon_is_given_up_when_it_is_to_kill(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "KILL_SECONDS", 0.5)
+    job = run(daemon, "sleep", "1000")
+    number = int(await rest(run(daemon, "sh", "-c", "echo $PPID").stdout))
+    os.kill(number, signal.SIGSTOP)
+    assert not await job.kill()
+    assert daemon.lost
+    assert await job.wait() is None
 
 
 async def test_programs_inherit_no_descriptor(daemon: Daemon) -> None:

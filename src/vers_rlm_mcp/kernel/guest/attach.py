@@ -131,6 +131,9 @@ def _become_kernel(listener: socket, variables: str) -> None:
     try:
         os.setsid()
         listener.listen()  # once more, so that SO_PEERCRED names this process
+        from ..sessions import UNMARKED, bear
+
+        bear(UNMARKED)  # or it would end along with the job that has started it
         from .service import serve
 
         serve(listener, variables)

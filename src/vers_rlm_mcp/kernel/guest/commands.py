@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import subprocess
 import threading
 import time
 from contextlib import suppress
 
+from ..sessions import UNMARKED, bear, kill
 from .capture import HeadTail
 from .memory import lift
 
@@ -25,32 +25,42 @@ READ_SIZE = 256 * 1024
 EXIT_POLL_SECONDS = 0.02
 """How long the end of a command whose children keep its pipes open may go unnoticed."""
 
+_starting = threading.Lock()
+"""Held while the kernel bears the mark of a command, which what it starts inherits."""
+
 
 def run(command: str, timeout: float | None) -> dict[str, Any]:
     """Run `command` with a shell, in its own session, and wait until it has ended.
 
     Returns `stdout`, `stderr` and `exit_code`; the latter is None when the time was up and the
-    command killed. What it left in the background keeps running; its output is discarded.
+    command killed, along with what it had started in the foreground. What it left in the background
+    keeps running; its output is discarded.
     """
-    process = subprocess.Popen(
-        ["bash" if os.path.exists("/bin/bash") else "sh", "-c", os.fsencode(command)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        bufsize=0,
-        start_new_session=True,
-    )
+    mark = time.monotonic_ns()
+    with _starting:
+        bear(mark)
+        try:
+            process = subprocess.Popen(
+                ["bash" if os.path.exists("/bin/bash") else "sh", "-c", os.fsencode(command)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                start_new_session=True,
+            )
+        finally:
+            bear(UNMARKED)
     lift(process.pid)  # other programs map much that they never use
     outputs = _Outputs(process)
     try:
         ended = outputs.collect(None if timeout is None else time.monotonic() + timeout)
     except BaseException:
-        _kill(process)
+        _kill(process, mark)
         raise
     finally:
         outputs.release()
     if not ended:
-        _kill(process)
+        _kill(process, mark)
     return {
         "stdout": outputs.captured[0].text(),
         "stderr": outputs.captured[1].text(),
@@ -58,9 +68,8 @@ def run(command: str, timeout: float | None) -> dict[str, Any]:
     }
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+def _kill(process: subprocess.Popen[bytes], mark: int) -> None:
+    kill(process.pid, mark, reaped=process.returncode is not None)
     process.wait()
 
 

@@ -43,7 +43,13 @@ class Control:
             if not left or self._socket.fileno() < 0:
                 return
             self._loop.add_writer(self._socket, self._flush)
-        self._unsent.append((left, [os.dup(number) for number in descriptors]))
+        copies: list[int] = []
+        self._unsent.append((left, copies))
+        try:
+            for number in descriptors:
+                copies.append(os.dup(number))  # noqa: PERF401 - closed after an error
+        except OSError:  # This process has no descriptor left, and the frame cannot be sent.
+            self._daemon.lose()
 
     def abort(self) -> None:
         """Close the connection, and with it the machine."""

@@ -50,6 +50,10 @@ CLOSE_SECONDS: Final = 5.0
 PING_SECONDS: Final = 5.0
 """Many round trips. After that, connecting again is faster."""
 
+KILL_SECONDS: Final = 20.0
+"""How long killing a job may take: the daemon works on it for two seconds at most. One that is
+silent for longer was stopped, and its connection is given up."""
+
 
 class Transport(Protocol):
     """What carries frames to a daemon: a channel of SSH, the input of a program in a VM."""
@@ -281,14 +285,22 @@ class Job:
         """Whether it will never be known how it ended."""
         return self._ended.is_set() and self.status is None
 
-    async def kill(self) -> None:
-        """Kill its session, and wait until that is done."""
+    async def kill(self) -> bool:
+        """Kill it and what it has started in the foreground, and wait until that is done.
+
+        A daemon that does not answer is given up. Returns whether this one did.
+        """
         if not self.lost:
             self._daemon.send("kill", job=self._number)
-            await self._killed.wait()
+            with anyio.move_on_after(KILL_SECONDS):
+                await self._killed.wait()
+                return True
+            self._daemon.lose()
+            return False
+        return True
 
     async def aclose(self) -> None:
-        """Kill its session if its process has not ended, without waiting for that; close all."""
+        """Kill it if its process has not ended, without waiting for that; close all."""
         if not self._ended.is_set():
             self._daemon.send("kill", job=self._number)
         with anyio.CancelScope(shield=True):

@@ -114,7 +114,9 @@ class DaemonProcess(Process):
         return await _end_of(self._job, self._link)
 
     async def kill(self) -> None:
-        await self._job.kill()
+        """Raises `MachineError` when the machine does not answer."""
+        if not await self._job.kill():
+            raise await self._link.explain_loss()
 
     async def aclose(self) -> None:
         if not self._job.has_ended:  # what it has left in the background lives on

@@ -211,10 +211,10 @@ async def content(machine: Machine, path: str) -> bytes:
 
 
 async def is_running(machine: Machine, pid: int) -> bool:
-    """Whether a process of the machine exists and is no zombie."""
+    """Whether a process of the machine exists and any of its threads has not ended."""
     result = await run(machine, ["cat", f"/proc/{pid}/stat"])
-    state = result.stdout.text.rpartition(")")[2].split()
-    return bool(state) and state[0] not in {"Z", "X"}
+    fields = result.stdout.text.rpartition(")")[2].split()
+    return bool(fields) and (fields[0] not in {"Z", "X"} or int(fields[17]) > 1)
 
 
 async def expect_end(machine: Machine, pids: Sequence[int], what: str) -> None:

@@ -51,6 +51,55 @@ ODD_ARGUMENTS: Final = (
 )
 
 
+FOREGROUND_PRELUDE: Final = """
+import ctypes, os, subprocess, threading, time
+def stay():
+    print(os.getpid(), flush=True)
+    time.sleep(1000)
+def end_main_thread():
+    ctypes.CDLL(None).syscall(60 if os.uname().machine == "x86_64" else 93, 0)
+"""
+
+FOREGROUND: Final = {
+    "a program that started a session": """
+subprocess.run(["setsid", "-w", "sh", "-c", "echo $$; exec sleep 1000"])
+""",
+    "a program in a new session": """
+subprocess.run(["sh", "-c", "echo $$; sleep 1000; true"], start_new_session=True)
+""",
+    "an orphan in a new session": """
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        stay()
+    os._exit(0)
+os.wait()
+time.sleep(1000)
+""",
+    "an orphan without an environment": """
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.execve("/bin/sh", ["sh", "-c", "echo $$; while :; do sleep 1; done"], {})
+    os._exit(0)
+os.wait()
+time.sleep(1000)
+""",
+    "a program whose main thread has ended": """
+threading.Thread(target=stay).start()
+end_main_thread()
+""",
+    "an orphan whose main thread has ended": """
+if os.fork() == 0:
+    os.setsid()
+    threading.Thread(target=stay).start()
+    end_main_thread()
+time.sleep(1000)
+""",
+}
+"""Programs that print the number of a process that they have started, and do not end."""
+
+
 @check
 async def streams_can_be_opened_by_name(lab: Lab) -> None:
     """A program may open its standard streams as files, as shell scripts do."""
@@ -202,16 +251,31 @@ async def killing_includes_children(lab: Lab) -> None:
 
 
 @check
-async def other_sessions_are_spared(lab: Lab) -> None:
-    """Killing spares processes that left the session, as a kernel does to outlive its host."""
+async def killing_follows_the_foreground(lab: Lab) -> None:
+    """Killing ends what a program has started in the foreground, in whatever session."""
     machine = await lab.create()
-    script = "setsid sh -c 'echo $$; exec sleep 1000 >/dev/null 2>&1' & wait"
-    async with await machine.spawn(["sh", "-c", script]) as process:
-        (child,) = await _numbers(process.stdout, 1)
-        with anyio.fail_after(COMMAND_SECONDS):
-            await process.kill()
-            await process.wait()
-    expect(await is_running(machine, child), "a process of another session was killed")
+    for name, body in FOREGROUND.items():
+        argv = ["python3", "-c", FOREGROUND_PRELUDE + body]
+        async with await machine.spawn(argv) as process:
+            children = await _numbers(process.stdout, 1)
+            with anyio.fail_after(COMMAND_SECONDS):
+                await process.kill()
+                await process.wait()
+        await expect_end(machine, children, f"after kill: {name}")
+
+
+@check
+async def killing_spares_the_background(lab: Lab) -> None:
+    """Killing spares what was put into the background to stay, such as a service."""
+    machine = await lab.create()
+    for start in ("setsid", "nohup"):
+        script = f"{start} sh -c 'echo $$; exec sleep 1000 >/dev/null 2>&1' 2>/dev/null & wait"
+        async with await machine.spawn(["sh", "-c", script]) as process:
+            (child,) = await _numbers(process.stdout, 1)
+            with anyio.fail_after(COMMAND_SECONDS):
+                await process.kill()
+                await process.wait()
+        expect(await is_running(machine, child), f"what {start} had put into the background died")
 
 
 @check

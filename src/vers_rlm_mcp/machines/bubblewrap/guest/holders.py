@@ -44,22 +44,26 @@ def _holder(frozen: list[Overlay]) -> int | None:
     devices = {overlay.device for overlay in frozen}
     mounts = {number for overlay in frozen for number in overlay.mounts}
     for pid in processes.living():
-        try:
-            if _in_use(pid, devices, mounts):
-                return pid
-        except (FileNotFoundError, ProcessLookupError):  # noqa: PERF203 - each may end
-            continue  # It ended before it could be stopped.
+        for view in processes.views(pid):
+            try:
+                if _in_use(view, devices, mounts):
+                    return pid
+            except (FileNotFoundError, ProcessLookupError):  # noqa: PERF203 - each may end
+                continue  # It ended before it could be stopped.
     return None
 
 
-def _in_use(pid: int, devices: set[int], mounts: set[int]) -> bool:
-    """Whether a process has a directory or a file open there, or watches one for changes."""
+def _in_use(process: str, devices: set[int], mounts: set[int]) -> bool:
+    """Whether a process has a directory or a file open there, or watches one for changes.
+
+    It is given by its directory in /proc.
+    """
     for link in ("cwd", "root"):
-        if os.stat(f"/proc/{pid}/{link}").st_dev in devices:
+        if os.stat(f"{process}/{link}").st_dev in devices:
             return True
     watched = {b"sdev:%x" % os.minor(device) for device in devices}  # The major number is 0.
-    for number in os.listdir(f"/proc/{pid}/fd"):
-        with open(f"/proc/{pid}/fdinfo/{number}", "rb") as file:
+    for number in os.listdir(f"{process}/fd"):
+        with open(f"{process}/fdinfo/{number}", "rb") as file:
             for line in file:
                 if line.startswith(b"mnt_id:") and int(line[7:]) in mounts:
                     return True

@@ -151,11 +151,11 @@ class Init(Daemon):
     def close_from(self, first: int) -> None:
         linux.close_from(first)
 
-    def prepare(self, task: str) -> None:
+    def prepare(self, task: str, mark: int) -> None:
         """Turn a fork of PID 1 into an ordinary process of the machine, without PID 1's rights."""
         if task == "copy":  # of PID 1's session, which the watch leaves alone
             return
-        super().prepare(task)
+        super().prepare(task, mark)
         os.chdir("/")
         for kind, value in self._limits:
             full = kind == resource.RLIMIT_FSIZE and (

@@ -26,8 +26,10 @@ SYS_MOVE_MOUNT = 429
 SYS_CLOSE_RANGE = 436
 HIGHEST_DESCRIPTOR = 0xFFFFFFFF
 
-# These two differ, as they came before that.
+# These differ, as they came before that.
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+SYS_KCMP = {"x86_64": 312, "aarch64": 272}
+KCMP_FILES, KCMP_FS = 2, 3
 SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}
 KEYCTL_JOIN_SESSION_KEYRING = 1
 
@@ -91,6 +93,14 @@ def forget_keys() -> None:
 def set_undumpable() -> None:
     """Keep processes without CAP_SYS_PTRACE from looking into this one."""
     _check(_libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "PR_SET_DUMPABLE")
+
+
+def shares_files(thread: int, other: int) -> bool:
+    """Whether two threads have the same descriptors and working directory, as is usual."""
+    call = ctypes.c_long(SYS_KCMP[os.uname().machine])
+    return all(
+        _libc.syscall(call, thread, other, kind, 0, 0) == 0 for kind in (KCMP_FILES, KCMP_FS)
+    )
 
 
 def close_from(first: int) -> None:

@@ -6,6 +6,7 @@ import os
 import time
 
 from ...daemon.guest.sessions import ENDED, send, stat, table
+from . import linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ else:
     import _signal as signal  # see `sessions`
 
 STOPPED = ENDED | frozenset("Tt")
+
+EVERY_PROCESS = -1
+"""As the target of a signal of PID 1: all processes of the machine but itself, atomically."""
 
 PATIENCE = 2.0
 """Seconds that stopping everything may take. Milliseconds are usual."""
@@ -49,6 +53,22 @@ def living() -> list[int]:
     return [pid for pid, (state, _, _) in table().items() if state not in ENDED]
 
 
+def views(pid: int) -> list[str]:
+    """Directories in /proc that together show all that a process has open.
+
+    A thread may have descriptors of its own, and a main thread that has ended shows none.
+    """
+    try:
+        names = os.listdir(f"/proc/{pid}/task")
+    except OSError:  # it has ended
+        return []
+    seen: list[int] = []
+    for thread in map(int, names):
+        if not any(linux.shares_files(thread, other) for other in seen):
+            seen.append(thread)
+    return [f"/proc/{pid}/task/{thread}" for thread in seen]
+
+
 def _has_stopped(pid: int, *, waiting: bool) -> bool:
     """Whether no thread of a process can run; with `waiting`, one stuck in the kernel counts."""
     ended = STOPPED | {"D"} if waiting else STOPPED
@@ -66,22 +86,20 @@ class Unstoppable(Exception):
 def stop_all() -> list[int]:
     """Stop every process and return those that were running until now.
 
-    One that waits in the kernel for its vfork child stays in state D: it cannot run either.
+    One signal reaches all at once, and what they are about to fork. A process that waits in the
+    kernel for its vfork child stays in state D: it cannot run either.
     """
-    stopped: list[int] = []
+    held = {pid for pid, (state, _, _) in table().items() if state in STOPPED - ENDED}
     deadline = time.monotonic() + PATIENCE
     settled = deadline - PATIENCE + SETTLE
     while True:
-        rest = [pid for pid, (state, _, _) in table().items() if state not in STOPPED]
-        fresh = [pid for pid in rest if pid not in stopped]
-        for pid in rest:
-            send(pid, signal.SIGSTOP)
-        stopped += fresh
+        send(EVERY_PROCESS, signal.SIGSTOP)
+        running = [pid for pid in living() if pid not in held]
         now = time.monotonic()
-        if not fresh and all(_has_stopped(pid, waiting=now > settled) for pid in stopped):
-            return stopped
+        if all(_has_stopped(pid, waiting=now > settled) for pid in running):
+            return running
         if now > deadline:
-            resume(stopped)
+            resume(running)
             raise Unstoppable
         time.sleep(BLINK)
 

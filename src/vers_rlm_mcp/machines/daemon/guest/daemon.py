@@ -1,7 +1,8 @@
 """Serves a host in a machine: starts programs, and reads and writes files. See `frames`.
 
 It ends when its input does. What it has started lives on and only loses its streams: each job is
-the leader of its own session.
+the leader of its own session. A job that is killed takes along what it has started in the
+foreground, wherever that has gone: see `sessions`.
 
 The payload of ``start`` is one of:
 
@@ -20,6 +21,7 @@ import fcntl
 import os
 import select
 import sys
+import time
 
 from . import file_tasks, sessions
 from .frames import (
@@ -61,8 +63,10 @@ FAILED = 127
 class Job:
     """A process that was started for the host, until the host closes it."""
 
-    def __init__(self, pid: int, stdin: int, outputs: dict[int, int]) -> None:
+    def __init__(self, pid: int, mark: int, stdin: int, outputs: dict[int, int]) -> None:
         self.pid = pid
+        self.mark = mark
+        """What its processes bear; see `sessions`."""
         self.ended = False
         self.stdin = stdin
         """-1 once it is closed, and when the host writes to the process itself."""
@@ -172,9 +176,10 @@ class Daemon:
         """Fork. Raises `OSError` when there may be no more processes."""
         return os.fork()
 
-    def prepare(self, task: str) -> None:  # noqa: ARG002 - others tell tasks apart
+    def prepare(self, task: str, mark: int) -> None:  # noqa: ARG002 - others tell tasks apart
         """Get a forked process ready for its task."""
         os.setsid()
+        sessions.bear(mark)
 
     def close_from(self, first: int) -> None:
         """Close every descriptor from `first` on."""
@@ -225,7 +230,7 @@ class Daemon:
             elif frame.kind == "taken":
                 job.room[frame.fields["stream"]] += frame.fields["size"]
             elif frame.kind == "kill":
-                sessions.kill(job.pid, reaped=job.ended)
+                sessions.kill(job.pid, job.mark, reaped=job.ended)
                 self.send("kill", job=number)
             elif frame.kind == "close":
                 del self._jobs[number]
@@ -304,13 +309,14 @@ class Daemon:
             if task != "run":
                 _widen(pipes.theirs)
             self._reap()  # what has ended counts as a process until then
+            mark = time.monotonic_ns()  # No other daemon of this machine has used it, either.
             pid = self.fork()
             if not pid:
-                self._become(task, act, given or pipes.theirs)
+                self._become(task, act, mark, given or pipes.theirs)
             pipes.keep_ours()
-        return Job(pid, stdin, outputs)
+        return Job(pid, mark, stdin, outputs)
 
-    def _become(self, task: str, act: Act, descriptors: list[int]) -> None:
+    def _become(self, task: str, act: Act, mark: int, descriptors: list[int]) -> None:
         """Perform a task in a fork of the daemon, as the leader of a session."""
         code = FAILED
         try:
@@ -318,7 +324,7 @@ class Daemon:
                 os.dup2(descriptor, number, inheritable=number != REPORT)
             signal.set_wakeup_fd(-1)  # its number may become that of a file which the task writes
             self.close_from(REPORT + 1)
-            self.prepare(task)
+            self.prepare(task, mark)
             act()
             code = 0
         except (OSError, ValueError) as error:

@@ -14,7 +14,7 @@ TO_DAEMON = frozenset(
         "start",  # job; payload: a JSON object, see `daemon`
         "data",  # job; payload: a piece of its input, whose end is an empty one
         "taken",  # job, stream, size: the host has taken so many bytes of an output
-        "kill",  # job: kill its session; answered by the same
+        "kill",  # job: kill it and its foreground; answered by the same
         "close",  # job: close its streams and forget it; its process lives on
         "ping",  # answered by the same
     }
