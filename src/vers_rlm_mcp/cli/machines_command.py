@@ -44,7 +44,8 @@ async def manage_machines(options: argparse.Namespace, settings: Settings) -> in
 
 
 async def _delete(fleet: Fleet, ids: Sequence[str]) -> None:
-    commits = {commit.id for commit in await fleet.commits()}
+    recorded = fleet.ledger.commits(fleet.backend.name)  # also one whose own record is damaged
+    commits = {commit.id for commit in [*await fleet.commits(), *recorded]}
     for item in ids:
         await (fleet.delete_commit(item) if item in commits else fleet.delete(item))
         print(f"deleted {item}")
