@@ -1,6 +1,7 @@
 """Every setting: its name, meaning, default and environment variable.
 
-A setting is taken from its command-line flag, else from the environment, else from its default.
+A setting is taken from its command-line flag, else from the environment, else from the settings
+file of the working directory or the user (see `settings_files`), else from its default.
 Providers' keys are not settings: each stays in the environment until the code that needs it reads
 it.
 
@@ -24,6 +25,8 @@ from pydantic import (
     model_validator,
 )
 
+from .settings_files import PROJECT_FILE, read_project_file, read_user_file, suggest, user_file
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 
 PREFIX = "VERS_RLM_"
 """Prefix of the settings' environment variables."""
+
+TEST_PREFIX = f"{PREFIX}TEST_"
+"""Prefix of variables that only the tests read."""
 
 PROVIDER_VARIABLES = {
     "VERS_API_KEY": "Key for Vers machines. If unset, it is read from Vers's own tools' files.",
@@ -207,14 +213,12 @@ class Settings(BaseModel):
     allowed_hosts: tuple[str, ...] = Field(
         default=(),
         description="`Host` headers to accept over HTTP in addition to this computer's own, as "
-        "`NAME` (with a default port or none), `NAME:PORT` or `NAME:*`. Separated by `,` in the "
-        "environment.",
+        "`NAME` or `NAME:PORT`. Separated by `,` in the environment.",
     )
     allowed_origins: tuple[str, ...] = Field(
         default=(),
         description="`Origin` headers to accept over HTTP in addition to this computer's own, as "
-        "`https://NAME` or `https://NAME:PORT`. Pages from there can use the server in a browser. "
-        "Separated by `,` in the environment.",
+        "`https://NAME`. Separated by `,` in the environment.",
     )
     toolsets: tuple[Literal["vm", "rlm"], ...] = Field(
         default=("vm", "rlm"),
@@ -248,10 +252,19 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _add_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Fill in missing settings from the environment; an empty variable counts as unset."""
-        found = {name: os.environ.get(variable(name)) for name in cls.model_fields}
-        return {name: value for name, value in found.items() if value} | given
+    def _add_environment_and_files(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Fill in missing settings from the other sources."""
+        return {name: value for name, (value, _) in find_settings(given).items()}
+
+    @field_validator("state_dir", "base", "token_file", "log_file", "vers_ca_file", mode="before")
+    @classmethod
+    def _expand_path(cls, value: object) -> object:
+        return expand(value) if isinstance(value, str) else value
+
+    @field_validator("allow_dir", mode="after")
+    @classmethod
+    def _expand_paths(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(Path(expand(str(path))) for path in value)
 
     @field_validator(*SEPARATORS, mode="before")
     @classmethod
@@ -267,6 +280,45 @@ class Settings(BaseModel):
         for name in values.keys() & SEPARATORS.keys():
             values[name] = SEPARATORS[name].join(map(str, values[name]))
         return {variable(name): str(value) for name, value in values.items() if value is not None}
+
+
+def find_settings(given: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """The value of each setting that is not left to its default, and where it comes from.
+
+    Args:
+        given: Settings from command-line flags or keywords, which win.
+
+    Raises:
+        SettingsError: A settings file is invalid.
+    """
+    known = list(Settings.model_fields)
+    found: dict[str, tuple[Any, str]] = {
+        name: (value, str(user_file())) for name, value in read_user_file(known).items()
+    }
+    # An empty variable counts as unset.
+    variables = {
+        name: (value, variable(name)) for name in known if (value := os.environ.get(variable(name)))
+    }
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+    values = {name: value for name, (value, _) in (found | variables).items()}
+    for name, value in read_project_file(known, defaults | values).items():
+        found[name] = (value, str(PROJECT_FILE))
+    return found | variables | {name: (value, "given") for name, value in given.items()}
+
+
+def unknown_variables() -> Mapping[str, str]:
+    """Environment variables with the settings' prefix that are none, with a suggestion each."""
+    known = [variable(name) for name in Settings.model_fields]
+    return {
+        name: suggest(name, known)
+        for name in sorted(os.environ)
+        if name.startswith(PREFIX) and not name.startswith(TEST_PREFIX) and name not in known
+    }
+
+
+def expand(path: str) -> str:
+    """A path with ``~`` and variables expanded."""
+    return os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 - a missing home is no error
 
 
 def flag(name: str) -> str:

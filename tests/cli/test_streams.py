@@ -28,7 +28,7 @@ def run_of(cli: Cli, *codes: str) -> list[str]:
 def recorded(cli: Cli) -> list[str]:
     """The state and the outputs of every run, as a later command prints them."""
     lines = [line.split() for line in cli.ok("runs", "list").splitlines()[1:]]
-    return [f"{state} {cli.ok('runs', 'show', run).strip()}" for run, _, _, state, *_ in lines]
+    return [f"{state} {cli.ok('runs', 'outputs', run).strip()}" for run, _, _, state, *_ in lines]
 
 
 @pytest.mark.parametrize(

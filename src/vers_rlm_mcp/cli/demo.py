@@ -20,6 +20,8 @@ from vers_rlm_mcp.errors import ModelUnavailable
 from vers_rlm_mcp.models import open_model
 
 if TYPE_CHECKING:
+    from types import SimpleNamespace
+
     from vers_rlm_mcp.settings import Settings
 
 SCRIPT = Path(__file__).with_name("demo_script.txt")
@@ -38,7 +40,7 @@ TASK = (
 )
 
 
-async def demonstrate(settings: Settings) -> int:
+async def demonstrate(settings: Settings, _: SimpleNamespace) -> int:
     """Run the demonstration; return 0 if it succeeded and left no machine behind."""
     environment, notice = await _environment(settings)
     _print_lines(notice)

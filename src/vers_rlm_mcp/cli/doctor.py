@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.text import Text
 
 from vers_rlm_mcp import runs
-from vers_rlm_mcp.errors import BackendUnavailable, MachineError, ModelError, VersRlmError
+from vers_rlm_mcp.errors import BackendUnavailable, MachineError, VersRlmError
 from vers_rlm_mcp.machines import choose_backend, open_fleet
-from vers_rlm_mcp.models import open_model
+from vers_rlm_mcp.models import SAMPLING, open_model
+from vers_rlm_mcp.settings import unknown_variables
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from types import SimpleNamespace
 
     from vers_rlm_mcp.machines import Choice, Machine
     from vers_rlm_mcp.settings import Settings
@@ -26,6 +28,18 @@ TRIAL_SECONDS = 60.0
 """Time limit for all checks of a machine; a local one takes less than a second."""
 
 COMMAND_BYTES = 1000
+
+PROGRAMS = """python3 - <<'END'
+from importlib.util import find_spec
+from platform import python_version
+usual = ["pip", "numpy", "pandas", "polars", "matplotlib", "requests", "openpyxl", "pyarrow"]
+there = [name for name in usual if find_spec(name)]
+lacking = [name for name in usual if name not in there]
+print("Python", python_version(), "with", ", ".join(there) or "no packages", end="")
+print("; without " + ", ".join(lacking) if lacking else "")
+END
+"""
+"""A command that prints which Python a machine has, and which of the usual packages."""
 
 T = TypeVar("T")
 
@@ -62,10 +76,10 @@ class Report:
         return result
 
 
-async def diagnose(settings: Settings) -> int:
-    """Check the configured backend and models; return 0 if machines can be created."""
+async def diagnose(settings: Settings, _: SimpleNamespace) -> int:
+    """Check settings, machines and models; return 0 if nothing that is configured fails."""
     report = Report(Console(soft_wrap=True))
-    report.remark(f"The state directory is {settings.state_dir}.")
+    _check_settings(report, settings)
     try:
         with anyio.fail_after(TRIAL_SECONDS):
             await _examine(report, settings)
@@ -74,9 +88,31 @@ async def diagnose(settings: Settings) -> int:
     except VersRlmError as error:
         if not report.failures:
             report.failure("Opening the backend", error)
-    machines_work = not report.failures
-    _check_models(report, settings)
-    return 0 if machines_work else 1
+    has_model = _check_models(report, settings)
+    report.remark(_conclude(report.failures, has_model=has_model))
+    return 1 if report.failures else 0
+
+
+def _check_settings(report: Report, settings: Settings) -> None:
+    """Report what of the settings is wrong before anything is tried."""
+    report.remark(f"The state directory is {settings.state_dir}.")
+    for name, suggestion in unknown_variables().items():
+        report.failure(name, f"is not a setting{suggestion}; it is ignored. Correct or unset it.")
+    for directory in settings.allow_dir:
+        if directory.is_dir():
+            report.remark(f"Files may be taken from {directory}.")
+        else:
+            report.failure(f"The allowed directory {directory}", "is not a directory. Create it.")
+    if not settings.allow_dir:
+        report.remark("No host files may be taken: set VERS_RLM_ALLOW_DIR to allow a directory.")
+
+
+def _conclude(failures: int, *, has_model: bool) -> str:
+    if failures:
+        return f"{failures} check{'s' if failures > 1 else ''} failed: see ✗ above for what to do."
+    if not has_model:
+        return "Machines work. vers_rlm needs a model; the other tools do not."
+    return "Everything works."
 
 
 async def _examine(report: Report, settings: Settings) -> None:
@@ -114,6 +150,8 @@ async def _try_machine(report: Report, settings: Settings) -> None:
         await report.attempt("A machine starts", bench.create)
         machine = await bench.machine()
         _report_capabilities(report, machine)
+        programs = await bench.exec(PROGRAMS, limit=COMMAND_BYTES)
+        report.remark(f"It has {programs.stdout.text.strip() or 'no Python'}.")
 
         async def command() -> None:
             result = await bench.exec("uname -s", limit=COMMAND_BYTES)
@@ -154,18 +192,29 @@ def _report_capabilities(report: Report, machine: Machine) -> None:
         report.remark(note)
 
 
-def _check_models(report: Report, settings: Settings) -> None:
-    """Report which models would be used. Nothing is sent to a provider: that costs money."""
-    _check_model(report, "model", settings.model)
+def _check_models(report: Report, settings: Settings) -> bool:
+    """Report which models would be used, and return whether there is one.
+
+    Nothing is sent to a provider: that costs money.
+    """
+    has_model = _check_model(report, "model", settings.model)
     if settings.sub_model:
         _check_model(report, "sub-model", settings.sub_model)
+    return has_model
 
 
-def _check_model(report: Report, role: str, name: str | None) -> None:
+def _check_model(report: Report, role: str, name: str | None) -> bool:
+    if name == SAMPLING:
+        report.remark(f"The {role} is the MCP client's own, if it offers sampling.")
+        return True
     try:
         model = open_model(name)
-    except ModelError as error:
-        report.remark(str(error))
-        report.remark("An MCP client that offers sampling can provide its own model.")
-    else:
-        report.success(f"The {role} is {model.name} (its key was not checked)")
+    except VersRlmError as error:
+        if name:
+            report.failure(f"The {role} {name}", error)
+        else:
+            report.remark(str(error))
+            report.remark("An MCP client that offers sampling can provide its own model.")
+        return False
+    report.success(f"The {role} is {model.name} (its key was not checked)")
+    return True

@@ -1,8 +1,4 @@
-"""The entry point: signals, settings, logging, exit codes.
-
-A command's module is imported only when the command runs, so that starting the server loads nothing
-that the MCP handshake does not need.
-"""
+"""The entry point: signals, errors, exit codes."""
 
 from __future__ import annotations
 
@@ -10,72 +6,58 @@ import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn, cast
 
-import anyio
+import click
 
 from vers_rlm_mcp.errors import UsageError, VersRlmError
 
-from .arguments import create_parser, read_settings
-from .logs import start_logging
+from .commands import program
+from .exit_codes import EXIT_FAILED, EXIT_USAGE
 from .streams import protect
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Sequence
     from io import TextIOWrapper
 
-    from vers_rlm_mcp.settings import Settings
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
-"""The exit code that a shell reports for a program ended by Ctrl-C."""
+_received: list[int] = []
+"""The signals that ended the command, the first one first."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its status."""
     output = protect()
-    options = create_parser().parse_args(argv)
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
-        signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores SIGHUP
-        # A run outlives its terminal. Unlike SIG_IGN, the programs it starts do not inherit this.
-        signal.signal(signal.SIGHUP, _continue if _performs_run(options) else _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, _interrupt)
     # Results are printed whatever they contain, including characters that the locale lacks.
     cast("TextIOWrapper", output).reconfigure(errors="backslashreplace")
-    try:
-        settings = read_settings(options)
-        start_logging(settings)
-        status = _run_command(options, settings)
-    except VersRlmError as error:
-        print(f"vers-rlm-mcp: {error}", file=sys.stderr)
-        status = EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
-    except KeyboardInterrupt:
-        status = EXIT_INTERRUPTED
+    status = _run(argv)
     output.flush()
     if output.problem:
-        _report_lost_output(options, output.problem)
         status = status or EXIT_FAILED
+        if not isinstance(output.problem, BrokenPipeError):  # as of `| head`, which has seen enough
+            _print_error(f"The output could not be written ({output.problem}).")
     sys.exit(status)
 
 
-def _performs_run(options: argparse.Namespace) -> bool:
-    """Whether the command performs a run, which costs money."""
-    return options.command == "run" or getattr(options, "action", "") in ("resume", "replay")
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        status = program.main(argv, "vers-rlm-mcp", standalone_mode=False)
+    except (click.Abort, KeyboardInterrupt):  # the first is click's form of the second
+        # As a shell reports a program that a signal ended.
+        return 128 + (_received or [signal.SIGINT])[0]
+    except click.ClickException as error:
+        context = cast("click.Context | None", getattr(error, "ctx", None))
+        hint = f" See `{context.command_path} --help`." if context else ""
+        _print_error(error.format_message() + hint)
+        return EXIT_USAGE
+    except VersRlmError as error:
+        _print_error(str(error))
+        return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+    return status if isinstance(status, int) else 0
 
 
-def _report_lost_output(options: argparse.Namespace, problem: Exception) -> None:
-    if _performs_run(options):
-        print(
-            f"vers-rlm-mcp: The outputs could not be written ({problem}). They stay on record: "
-            "`vers-rlm-mcp runs show RUN` prints them.",
-            file=sys.stderr,
-        )
-    elif not isinstance(problem, BrokenPipeError):  # as of `| head`, which has seen enough
-        print(f"vers-rlm-mcp: The output could not be written ({problem}).", file=sys.stderr)
-
-
-def _continue(number: int, _: object) -> None:
-    """Ignore a signal."""
+def _print_error(text: str) -> None:
+    print(f"vers-rlm-mcp: {text}", file=sys.stderr)
 
 
 def _interrupt(number: int, _: object) -> None:
@@ -84,46 +66,5 @@ def _interrupt(number: int, _: object) -> None:
     A second one is ignored, since the clean-up has its own time limit; Ctrl-C still interrupts it.
     """
     signal.signal(number, signal.SIG_IGN)
+    _received.append(number)
     signal.raise_signal(signal.SIGINT)
-
-
-def _run_command(options: argparse.Namespace, settings: Settings) -> int:
-    match options.command:
-        case "run":
-            from .run_command import run_task
-
-            return anyio.run(run_task, options, settings)
-        case "demo":
-            from .demo import demonstrate
-
-            return anyio.run(demonstrate, settings)
-        case "doctor":
-            from .doctor import diagnose
-
-            return anyio.run(diagnose, settings)
-        case "runs":
-            from .runs_command import manage_runs
-
-            return anyio.run(manage_runs, options, settings)
-        case "machines":
-            from .machines_command import manage_machines
-
-            return anyio.run(manage_machines, options, settings)
-        case _:
-            return _serve(options, settings)
-
-
-def _serve(options: argparse.Namespace, settings: Settings) -> int:
-    from vers_rlm_mcp.server import exporting, serve_http, serve_stdio
-
-    async def serve() -> None:
-        if options.transport == "stdio":
-            await serve_stdio(settings)
-        else:
-            await serve_http(
-                settings, transport=options.transport, host=options.host, port=options.port
-            )
-
-    with exporting():
-        anyio.run(serve)
-    return 0

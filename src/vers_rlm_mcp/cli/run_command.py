@@ -3,115 +3,126 @@
 from __future__ import annotations
 
 import json
-from contextlib import AsyncExitStack
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vers_rlm_mcp import rlm, runs
+from vers_rlm_mcp import RLM, rlm
 from vers_rlm_mcp.errors import InputError, PathRefused
 
-from .terminal import open_model_in, open_watched_fleet, print_result
+from .live_view import watch
+from .terminal import keywords, print_result
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+    from types import SimpleNamespace
 
     from pydantic import JsonValue
 
     from vers_rlm_mcp.settings import Settings
 
+MOST_PIPED_BYTES = 64 * 1024 * 1024
+"""Bytes of an input from a pipe, which is held in memory; a file may have any size."""
 
-async def run_task(options: argparse.Namespace, settings: Settings) -> int:
+
+async def run_task(settings: Settings, options: SimpleNamespace) -> int:
     """Run one task, show live progress, and return the exit code."""
-    inputs, files = _split_inputs(options.input, rlm.Signature.parse(options.signature))
-    async with AsyncExitStack() as stack:
-        model = await open_model_in(stack, settings.model)
-        sub_model = await open_model_in(stack, settings.sub_model or settings.model)
-        # No allow-list: the user at the terminal may read these files anyway.
-        paths = _files_by_name(files, options.file)
-        opened = stack.enter_context(runs.opened_files(paths, [Path("/")]))
-        fleet, show = await stack.enter_async_context(open_watched_fleet(settings))
-        result = await runs.run(
-            _create_request(options, inputs, opened),
-            fleet=fleet,
-            model=model,
-            sub_model=sub_model,
-            settings=settings,
-            on_event=show,
-        )
-    return print_result(result, as_json=options.json)
+    inputs = _read_inputs(options.inputs, rlm.Signature.parse(options.signature))
+    request = _read_options(options)
+    if both := inputs.keys() & request.keys():
+        raise InputError(f"{', '.join(both)}: rename the input; it is the name of an option, too.")
+    async with RLM(**keywords(settings)) as engine:
+        run = engine(options.signature.strip(), **inputs, **request)
+        result = await watch(run, settings, quiet=options.quiet)
+    return print_result(result, as_json=options.as_json, quiet=options.quiet)
 
 
-def _create_request(
-    options: argparse.Namespace, inputs: Mapping[str, JsonValue], files: Mapping[str, Path]
-) -> runs.RunRequest:
-    return runs.RunRequest(
-        signature=options.signature,
-        inputs=inputs,
-        instructions=options.instructions,
-        max_iterations=options.max_iterations,
-        max_llm_calls=options.max_llm_calls,
-        machine_id=options.vm_id,
-        keep_machine=options.keep_vm,
-        verify=options.verify,
-        max_depth=options.max_depth,
-        files=files,
-    )
+def _read_options(options: SimpleNamespace) -> dict[str, Any]:
+    """The options of the run that were given, as `RLM` takes them."""
+    named = {
+        "instructions": options.instructions,
+        "max_iterations": options.max_iterations,
+        "max_llm_calls": options.max_llm_calls,
+        "verify": options.verify,
+        "max_depth": options.max_depth,
+        "machine_id": options.vm_id,
+        "keep_machine": options.keep_vm or None,
+        "files": _name_files(options.files) or None,
+    }
+    return {name: value for name, value in named.items() if value is not None}
 
 
-def _split_inputs(
-    given: Sequence[str], signature: rlm.Signature
-) -> tuple[dict[str, JsonValue], dict[str, Path]]:
-    """Split the inputs into values and paths of text files (``NAME=@PATH``), each by name."""
+def _read_inputs(items: Sequence[str], signature: rlm.Signature) -> dict[str, JsonValue | Path]:
+    """The value of each input by name; the path of a file for a text that is read from one."""
     types = {field.name: field.type for field in signature.inputs}
-    values: dict[str, JsonValue] = {}
-    files: dict[str, Path] = {}
-    for item in given:
+    values: dict[str, JsonValue | Path] = {}
+    for item in items:
         name, equals, value = item.partition("=")
         if not equals:
             raise InputError(f"--input {item!r}: write NAME=VALUE, or NAME=@PATH for a file.")
         if name not in types:
             names = ", ".join(types) or "none"
             raise InputError(f"--input {name}: the signature has no such input, only: {names}.")
-        if name in values or name in files:
+        if name in values:
             raise InputError(f"--input {name} is given twice.")
         is_text = not types[name].check(name, "")[1]
-        if is_text and value.startswith("@"):
-            files[name] = Path(value[1:])
-        elif is_text:
-            values[name] = value
+        if value.startswith("@") and not value.startswith("@@"):
+            path = value[1:]
+            values[name] = (
+                Path(path).expanduser()
+                if is_text and path != "-" and not _is_pipe(path)
+                else _parse(name, _read_text(path), is_text=is_text)
+            )
         else:
-            text = _read_text(value[1:]) if value.startswith("@") else value
-            values[name] = _parse_json(name, text)
-    return values, files
+            text = value[1:] if value.startswith("@@") else value
+            values[name] = _parse(name, text, is_text=is_text)
+    return values
+
+
+def _is_pipe(path: str) -> bool:
+    """Whether a path is a pipe, such as ``<(command)``, or a terminal: read once, in order."""
+    place = Path(path).expanduser()
+    return place.exists() and not place.is_file() and not place.is_dir()
 
 
 def _read_text(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        if path == "-":
+            data = sys.stdin.buffer.read(MOST_PIPED_BYTES + 1)
+        else:
+            with Path(path).expanduser().open("rb") as file:
+                data = file.read(MOST_PIPED_BYTES + 1)
+        if len(data) > MOST_PIPED_BYTES:
+            raise PathRefused(f"{path} is longer than {MOST_PIPED_BYTES >> 20} MiB: use a file.")
+        return data.decode()
     except OSError as error:
         raise PathRefused(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise PathRefused(f"{path} cannot be read as text: {error}.") from None
 
 
-def _parse_json(name: str, text: str) -> JsonValue:
+def _parse(name: str, text: str, *, is_text: bool) -> JsonValue:
+    if is_text:
+        return text
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"--input {name}: the signature expects JSON, but {text[:80]!r} is not JSON ({error})."
         ) from None
 
 
-def _files_by_name(inputs: Mapping[str, Path], files: Sequence[Path]) -> dict[str, str]:
-    """Map names in the machine to host paths. An input's file is named after the input."""
-    named = {name: str(path) for name, path in inputs.items()}
-    for path in files:
-        if path.name in named:
+def _name_files(items: Sequence[str]) -> dict[str, str]:
+    """Map names in the machine to host paths: ``NAME=PATH``, or a path under its own name."""
+    named: dict[str, str] = {}
+    for item in items:
+        name, equals, path = item.partition("=")
+        if not equals or "/" in name or Path(item).exists():
+            name, path = Path(item).name, item
+        if name in named:
             raise InputError(
-                f"{named[path.name]} and {path} would both be called {path.name!r} in the machine; "
-                "rename one."
+                f"{named[name]} and {path} would both be called {name!r} in the machine; "
+                f"write --file OTHER_NAME={path}."
             )
-        named[path.name] = str(path)
+        named[name] = path
     return named

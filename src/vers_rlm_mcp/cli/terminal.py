@@ -3,119 +3,129 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
-from vers_rlm_mcp import rlm, runs
-from vers_rlm_mcp.machines import open_fleet
-from vers_rlm_mcp.models import open_model
+from .exit_codes import EXIT_INCOMPLETE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from vers_rlm_mcp.machines import Fleet
-    from vers_rlm_mcp.models import Model
+    from vers_rlm_mcp import runs
     from vers_rlm_mcp.settings import Settings
 
-PARTIAL = 3
-"""Exit code of a run that ended without all of its outputs."""
-
-LINE_CHARS = 100
-"""Length to which the status line cuts a running cell's last line."""
+PLAIN_SIGNS = str.maketrans(
+    {
+        **dict.fromkeys("🧠📼🩹🧾💬🌱🏆📥🔀⏪🚀🔄📸🗑⟳", "*"),
+        "✅": "[ok]",
+        "✓": "[ok]",
+        "❌": "[no]",
+        "⚠": "[!]",
+        "↩": "<-",
+        "→": "->",
+        "≠": "!=",
+        "💭": "#",
+        "📝": ">",
+        "📤": "<",
+        "…": "...",
+        "\N{VARIATION SELECTOR-16}": "",
+    }
+)
+"""What replaces the signs of a progress line where the terminal's encoding lacks them."""
 
 CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}")
 """Replaces the characters that could control the terminal; newlines and tabs are kept."""
 
 
-@asynccontextmanager
-async def open_watched_fleet(
-    settings: Settings,
-) -> AsyncGenerator[tuple[Fleet, Callable[[rlm.Event], None]]]:
-    """Open the fleet for a run, and provide the callback that shows the run's events."""
-    progress = Console(stderr=True)
-    async with open_fleet(settings) as fleet:
-        await fleet.sweep()
-        with progress.status("Getting a machine ready") as status:
-
-            def show(event: rlm.Event) -> None:
-                if text := _status_text(event):
-                    status.update(_safe(text))
-                if line := runs.narrate(event):
-                    _print(progress, line)
-
-            yield fleet, show
-
-
-def print_result(result: runs.RunResult, *, as_json: bool) -> int:
+def print_result(result: runs.RunResult, *, as_json: bool, quiet: bool = False) -> int:
     """Print remarks and outputs, and return the exit code."""
-    _print_remarks(Console(stderr=True), result)
-    print(_format_json(result) if as_json else _format_outputs(result))
-    return PARTIAL if result.status == "partial" else 0
+    _print_remarks(Console(stderr=True, quiet=quiet), result)
+    if as_json:
+        print_json(asdict(result))
+    elif result.outputs:
+        print(format_outputs(result.outputs))
+    sys.stdout.flush()
+    if problem := getattr(sys.stdout, "problem", None):
+        print(
+            f"vers-rlm-mcp: The outputs could not be written ({problem}). They stay on record: "
+            f"`vers-rlm-mcp runs show {result.run_id}` prints them.",
+            file=sys.stderr,
+        )
+    if result.status == "finished":
+        return 0
+    if quiet:  # otherwise, the progress has said so
+        print(f"vers-rlm-mcp: The run is {result.status}: {result.reason}", file=sys.stderr)
+    return EXIT_INCOMPLETE
 
 
-async def open_model_in(stack: AsyncExitStack, name: str | None) -> Model:
-    """Open a model that the stack closes."""
-    model = open_model(name)
-    stack.push_async_callback(model.aclose)
-    return model
+def keywords(settings: Settings) -> dict[str, Any]:
+    """The settings that are not defaults, by name, for `RLM` and `Machines`."""
+    return {name: getattr(settings, name) for name in settings.model_fields_set}
 
 
-def _status_text(event: rlm.Event) -> str | None:
-    """Text for the status line, if the event changes it."""
-    if isinstance(event, runs.events.ModelAsked):
-        return f"Step {event.step}: the model is thinking"
-    if isinstance(event, runs.events.CellStarted):
-        return f"Step {event.step}: running its code"
-    if isinstance(event, runs.events.CellOutput) and (lines := event.text.strip().splitlines()):
-        return f"Step {event.step}: {lines[-1][-LINE_CHARS:]}"
-    return None
-
-
-def _safe(text: str) -> Text:
+def make_safe(text: str) -> Text:
     """Text from a model or a machine, safe to print."""
     return Text(text.translate(CONTROLS))
 
 
-def _print(console: Console, text: str) -> None:
-    console.print(_safe(text), soft_wrap=True)
+def make_printable(text: str) -> str:
+    """Text from a model or a machine, for standard output; a file or a pipe gets it unchanged."""
+    return text.translate(CONTROLS) if sys.stdout.isatty() else text
+
+
+def print_safe(console: Console, text: str) -> None:
+    """Print text from a model or a machine."""
+    if not console.encoding.startswith("utf"):
+        text = text.translate(PLAIN_SIGNS)
+    console.print(make_safe(text), soft_wrap=True)
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON."""
+    print(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def _print_remarks(console: Console, result: runs.RunResult) -> None:
     used = result.usage
     money = "" if used.usd is None else f", {used.usd:.4f} USD"
-    _print(
+    steps, calls = len(result.steps), result.sub_calls
+    print_safe(
         console,
-        f"{result.run_id}: {result.status} after {len(result.steps)} steps in "
-        f"{result.seconds:.1f} s, {used.tokens:,} tokens{money}, {result.sub_calls} sub-calls. "
-        f"{result.reason}\nMachine {result.machine_id} "
+        f"{result.run_id}: {result.status} after {steps} step{'' if steps == 1 else 's'} in "
+        f"{result.seconds:.1f} s, {used.tokens:,} tokens{money}, {calls} "
+        f"sub-call{'' if calls == 1 else 's'}. "
+        f"Machine {result.machine_id} "
         f"{'is kept' if result.kept else 'was deleted'} ({result.backend}, isolation "
         f"{result.isolation}, fidelity {result.fidelity}).",
     )
     if result.verified:
-        _print(console, f"Verified by: {result.verified}")
+        print_safe(console, f"Verified by: {result.verified}")
     for warning in result.warnings:
-        _print(console, f"Warning: {warning}")
+        print_safe(console, f"Warning: {warning}")
 
 
-def _format_json(result: runs.RunResult) -> str:
-    return json.dumps(asdict(result), ensure_ascii=False, indent=2)
+def format_outputs(outputs: Mapping[str, object]) -> str:
+    """Format outputs as lines; texts as they are, other values as JSON."""
+    return "\n".join(f"{name}: {format_value(value)}" for name, value in outputs.items())
 
 
-def _format_outputs(result: runs.RunResult) -> str:
-    return "\n".join(
-        f"{name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
-        for name, value in result.outputs.items()
-    )
+def format_value(value: object) -> str:
+    """Format one output: a text as it is, another value as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def format_age(since: float) -> str:
-    """Format the time elapsed since a timestamp, in minutes."""
-    return f"{(time.time() - since) / 60:.0f} min"
+    """Format the time elapsed since a timestamp, in its largest unit."""
+    seconds = max(0.0, time.time() - since)
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def format_table(rows: Sequence[tuple[str, ...]]) -> str:

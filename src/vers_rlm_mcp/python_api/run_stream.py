@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
 from vers_rlm_mcp.events import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Generator
 
     from anyio.abc import TaskGroup
     from anyio.streams.memory import MemoryObjectSendStream
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class RunStream:
-    """The events of one run, as an asynchronous iterator; made by `RLM.stream`."""
+    """A run under way: iterate over it for its events, or await it for its result."""
 
     def __init__(self, tasks: TaskGroup, perform: Perform) -> None:
         # Unbounded, since a run waits for no reader: it holds no more than the run's own record.
@@ -39,6 +39,10 @@ class RunStream:
             raise RuntimeError("The run has no result: read its events to the end first.")
         return self._ending.result
 
+    def __await__(self) -> Generator[Any, Any, RunResult]:
+        """Wait for the result; cancelling that cancels the run."""
+        return self._read_to_the_end().__await__()
+
     def __aiter__(self) -> Self:
         return self
 
@@ -50,6 +54,12 @@ class RunStream:
             if self._ending.error:
                 raise self._ending.error from None
             raise StopAsyncIteration from None
+
+    async def _read_to_the_end(self) -> RunResult:
+        async with self:
+            async for _ in self:
+                pass
+        return self.result
 
     def close(self) -> None:
         """Cancel the run if it is under way; its machines are deleted in the background."""

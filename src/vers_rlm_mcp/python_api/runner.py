@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp.events import Event
 
+    from .run_stream import Perform
+
 OPTIONS = {field.name for field in fields(runs.RunRequest)} - {"signature", "inputs"}
 """What a call of `RLM` takes besides inputs."""
 
@@ -88,8 +90,17 @@ class RLM(Session):
         finally:
             await super().__aexit__(exc_type, exc, traceback)
 
-    async def __call__(self, signature: str, /, **values: Any) -> runs.RunResult:
-        """Run one task to its end; cancelling the call cancels the run.
+    def __call__(self, signature: str, /, **values: Any) -> RunStream:
+        """Start one task: await it for its result, or iterate over its events.
+
+        ::
+
+            result = await rlm("task -> answer", task="…")
+            async for event in (run := rlm("task -> answer", task="…")):
+                ...
+            run.result
+
+        Cancelling the wait, leaving the loop early, or dropping the stream cancels the run.
 
         Args:
             signature: Typed inputs and outputs, as in ``"log, task -> cause: str"``.
@@ -99,34 +110,19 @@ class RLM(Session):
                 file, of any size.
 
         Returns:
-            The result, also where the run ended early: see `RunResult.status`.
+            The run. Its result exists also where it ended early: see `RunResult.status`.
 
         Raises:
-            UsageError: Signature, inputs or options are wrong; nothing was spent.
+            UsageError: Signature, inputs or options are wrong; nothing was spent. This and the
+                following are raised when the stream is read or awaited.
             ModelUnavailable: The model cannot be used.
             MachineError: No machine could be made.
         """
-        return await _result(self.stream(signature, **values))
+        return self._start(lambda publish: self._perform(signature, values, publish))
 
-    def stream(self, signature: str, /, **values: Any) -> RunStream:
-        """Run one task and iterate over its events as they happen; arguments as for a call.
+    stream = __call__
 
-        ::
-
-            events = rlm.stream("task -> answer", task="…")
-            async for event in events:
-                ...
-            events.result
-
-        Leaving the loop early and dropping the stream cancels the run; so does ``async with``.
-        """
-        self._require_open()
-        assert self._tasks
-        return RunStream(self._tasks, lambda publish: self._perform(signature, values, publish))
-
-    async def resume(
-        self, run_id: str, *, step: int | None = None, **changes: Any
-    ) -> runs.RunResult:
+    def resume(self, run_id: str, *, step: int | None = None, **changes: Any) -> RunStream:
         """Resume a run of this state directory after a step, by default its last checkpoint.
 
         The models of this `RLM` are used if it names any, else the run's. Recorded replies are
@@ -141,21 +137,62 @@ class RLM(Session):
             UsageError: It cannot be resumed from there; the message says from where it can.
         """
         fleet = self._require_open()
-        past = runs.load_past(Journals(self._settings.state_dir, fleet.principal).of(run_id))
+        model, sub_model = self._models_of(run_id)
         resume = partial(
             runs.resume,
             run_id,
             step=step,
             changes=runs.Changes(**changes),
             fleet=fleet,
-            model=self._model(self._settings.model or past.model),
-            sub_model=self._model(
-                self._settings.sub_model or self._settings.model or past.sub_model
-            ),
+            model=model,
+            sub_model=sub_model,
             settings=self._settings,
         )
+        return self._start(lambda publish: resume(on_event=publish))
+
+    async def replay(
+        self,
+        run_id: str,
+        *,
+        live_from: int | None = None,
+        on_event: Callable[[Event], None] = lambda _: None,
+        **changes: Any,
+    ) -> runs.Replay:
+        """Repeat a run with its recorded replies, and compare what the machine answers.
+
+        Args:
+            run_id: The run to repeat; it is not changed.
+            live_from: Ask models, of this `RLM` or the run's own, after this step. By default,
+                none is asked.
+            on_event: Receives the events as they happen.
+            changes: As for `resume`.
+
+        Raises:
+            UsageError: The run cannot be replayed from its record.
+        """
+        return await runs.replay(
+            run_id,
+            live_from=live_from,
+            changes=runs.Changes(**changes),
+            fleet=self._require_open(),
+            models=None if live_from is None else self._models_of(run_id),
+            settings=self._settings,
+            on_event=on_event,
+        )
+
+    def _start(self, perform: Perform) -> RunStream:
+        self._require_open()
         assert self._tasks
-        return await _result(RunStream(self._tasks, lambda publish: resume(on_event=publish)))
+        return RunStream(self._tasks, perform)
+
+    def _models_of(self, run_id: str) -> tuple[Model, Model]:
+        """The models to resume a run with: those of this `RLM` or, by default, the run's own."""
+        own, principal = self._settings, self._require_open().principal
+        past = runs.load_past(Journals(own.state_dir, principal).of(run_id))
+        return (
+            self._model(own.model or past.model),
+            self._model(own.sub_model or own.model or past.sub_model),
+        )
 
     async def _perform(
         self,
@@ -179,8 +216,10 @@ class RLM(Session):
                 files=files | opened,
                 **options,
             )
+            beginning = runs.check_request(request)  # before a missing key hides what is wrong
             return await runs.run(
                 request,
+                beginning=beginning,
                 fleet=fleet,
                 model=self._model(settings.model),
                 sub_model=self._model(settings.sub_model or settings.model),
@@ -193,14 +232,6 @@ class RLM(Session):
             model = self._models[name] = open_model(name)
             self._resources.push_async_callback(model.aclose)
         return self._models[name]
-
-
-async def _result(stream: RunStream) -> runs.RunResult:
-    """The result of a run; it ends with its `RLM`, as one whose events are read does."""
-    async with stream:
-        async for _ in stream:
-            pass
-    return stream.result
 
 
 def _split(signature: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -171,7 +171,6 @@ class Conversation:
                 usage=reply.usage,
                 seconds=time.monotonic() - started,
                 stop_reason=reply.stop_reason,
-                thoughts=reply.thoughts,
                 request=answer.request,
                 recorded=answer.recorded,
                 exchange=answer.exchange,
@@ -344,8 +343,6 @@ class Conversation:
                 usage=answer.completion.usage,
                 seconds=time.monotonic() - started,
                 error=error,
-                stop_reason=answer.completion.stop_reason,
-                thoughts=answer.completion.thoughts,
                 request=answer.request,
                 recorded=answer.recorded,
             )

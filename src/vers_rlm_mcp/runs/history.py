@@ -55,6 +55,8 @@ class RunSummary:
     """In seconds since the epoch, like `updated_at`."""
     updated_at: float
     signature: str
+    model: str
+    """Empty if the journal does not tell."""
     steps: int
     checkpoints: tuple[int, ...]
     """The steps at whose end there is one."""
@@ -152,6 +154,7 @@ class _Account:
             started_at=self._started_at or updated_at,
             updated_at=updated_at,
             signature=started.signature if started else "",
+            model=started.model if started else "",
             steps=ended.steps if ended else self.steps[-1].number if self.steps else 0,
             checkpoints=tuple(sorted(available(self._checkpoints, existing))),
             reason=ended.reason if ended else "",
@@ -276,11 +279,23 @@ async def prune(fleet: Fleet, journals: Journals, keep: int) -> Sequence[str]:
     recorded = journals.all()
     older = recorded[: max(0, len(recorded) - keep)]
     old = [journal for journal in older if not journal.is_open()]
-    names = {journal.run_id for journal in old}
-    await _delete(fleet, [commit for commit in fleet.checkpoints() if commit.run in names])
-    for journal in old:
-        await to_thread.run_sync(journal.delete)
+    await delete_runs(fleet, old)
     return [journal.run_id for journal in old]
+
+
+async def delete_runs(fleet: Fleet, journals: Sequence[StoredJournal]) -> None:
+    """Delete recorded runs and their checkpoints.
+
+    Raises:
+        UsageError: One of them is under way; nothing was deleted.
+    """
+    for journal in journals:
+        if journal.is_open():
+            raise UsageError(f"{journal.run_id} is under way; cancel it first.")
+    names = {journal.run_id for journal in journals}
+    await _delete(fleet, [commit for commit in fleet.checkpoints() if commit.run in names])
+    for journal in journals:
+        await to_thread.run_sync(journal.delete)
 
 
 async def prune_to_size(fleet: Fleet, journals: Journals, most: int) -> None:

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from .files import (
-    DAMAGED,
-    make_directory,
-    open_private,
-    read_file,
-    replace_file,
-    set_aside,
-)
 from .journals import Journal, Journals, StoredJournal
 from .ledger import CommitIntent, CommitRecord, Ledger, MachineRecord
 
 __all__ = [
-    "DAMAGED",
     "CommitIntent",
     "CommitRecord",
     "Journal",
@@ -22,9 +13,4 @@ __all__ = [
     "Ledger",
     "MachineRecord",
     "StoredJournal",
-    "make_directory",
-    "open_private",
-    "read_file",
-    "replace_file",
-    "set_aside",
 ]
