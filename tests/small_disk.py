@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ MOST: Final = 1 << 30
 """More bytes and more files than a state directory takes here."""
 
 PAGE: Final = 4096
+
+REMOUNTS: Final = 20
+"""Attempts to limit a disk that is being written to."""
 
 
 class Disk:
@@ -25,11 +29,17 @@ class Disk:
 
     def leave(self, kind: str, count: int) -> None:
         """Let so many files be made, or so many pages be filled, and no more."""
-        now = os.statvfs(self.place)
-        if kind == "files":
-            self._mount("-o", f"remount,nr_inodes={now.f_files - now.f_ffree + count}")
-        else:
-            self._mount("-o", f"remount,size={(now.f_blocks - now.f_bfree + count) * PAGE}")
+        for _ in range(REMOUNTS):
+            now = os.statvfs(self.place)
+            if kind == "files":
+                option = f"nr_inodes={now.f_files - now.f_ffree + count}"
+            else:
+                option = f"size={(now.f_blocks - now.f_bfree + count) * PAGE}"
+            # It fails when more than that has been written in the meantime.
+            with suppress(subprocess.CalledProcessError):
+                self._mount("-o", f"remount,{option}")
+                return
+        raise AssertionError(f"{self.place} is written to faster than it can be limited")
 
     def release(self) -> None:
         """Let it grow again."""

@@ -9,7 +9,7 @@ from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import anyio
 from three_plans import CELL_SECONDS
@@ -22,6 +22,7 @@ from vers_rlm_mcp.values import Message
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
+    from anyio.abc import Process
     from family import Family
 
     from models.servers import Request
@@ -31,6 +32,8 @@ MODEL = "openai:counted"
 BUBBLEWRAP = {"VERS_RLM_BACKEND": "bubblewrap"}
 KILL_POLL_SECONDS = 0.001
 """Between two looks at a journal: the next event may be written meanwhile, not many more."""
+
+Stream = int | IO[bytes]
 
 Point = dict[str, Any]
 """Fields of an event; None for one that it does not have."""
@@ -75,11 +78,8 @@ class Killed:
     async def kill_at(self, point: Point, *arguments: str) -> None:
         """Start a command, and kill it when such an event is new in the journal."""
         before = len(self.journal())
-        log = (self.home / "log").open("ab")
-        with log:
-            process = await anyio.open_process(
-                [COMMAND, *arguments], env=self._environment, stdout=log, stderr=log
-            )
+        with (self.home / "log").open("ab") as log:
+            process = await self.start(*arguments, stdout=log, stderr=log)
         try:
             with anyio.fail_after(90):
                 while not any(_fits(point, event) for event in self.journal()[before:]):
@@ -89,6 +89,16 @@ class Killed:
             with suppress(ProcessLookupError):  # it ended before what it was to be killed at
                 process.kill()
             await process.aclose()
+        self.note_paid()
+
+    async def start(self, *arguments: str, stdout: Stream, stderr: Stream) -> Process:
+        """Start a command."""
+        return await anyio.open_process(
+            [COMMAND, *arguments], env=self._environment, stdout=stdout, stderr=stderr
+        )
+
+    def note_paid(self) -> None:
+        """Note the run's id, and what is answered in its journal: it must not be asked again."""
         (directory,) = (self.home / "state" / "runs").iterdir()
         self.run_id = directory.name
         asked = self.asked
