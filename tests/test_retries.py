@@ -109,3 +109,20 @@ def test_retry_after_is_read_in_all_its_forms(headers: dict[str, str], seconds: 
 def test_retry_after_may_be_a_date():
     seconds = retry_after({"retry-after": formatdate(time.time() + 30, usegmt=True)})
     assert seconds == pytest.approx(30, abs=2)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Fri, 31 Dec 99999 23:59:59 GMT",
+        f"Fri, 31 Dec {'9' * 400} 23:59:59 GMT",
+        f"Fri, 31 Dec 2026 23:59:59 +{'9' * 400}",
+        "9" * 5000,
+        "1e400",
+        "NaN",
+        "-5",
+        "soon",
+    ],
+)
+def test_retry_after_that_is_no_time_is_passed_over(value: str):
+    assert retry_after({"retry-after": value, "retry-after-ms": value}) is None

@@ -85,8 +85,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     value = headers.get("retry-after")
     if (seconds := _number(value)) is not None:
         return seconds
-    date = parsedate_tz(value) if value else None
-    return None if date is None else max(0.0, mktime_tz(date) - time.time())
+    try:
+        date = parsedate_tz(value) if value else None
+        return None if date is None else max(0.0, mktime_tz(date) - time.time())
+    except (ValueError, OverflowError):  # a date, but of no year, month or hour that there is
+        return None
 
 
 def _number(text: str | None) -> float | None:

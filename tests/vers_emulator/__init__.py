@@ -12,14 +12,17 @@ from .client import config_from, config_of
 from .counts import Counts
 from .emulator import NOTICE, VersEmulator
 from .faults import (
+    Answer,
     Cut,
     Delay,
+    Endless,
     FailTls,
     Fault,
     Faults,
     Garbage,
     Hang,
     LoseReply,
+    Mute,
     NotReady,
     Refuse,
     RefuseLogin,
@@ -31,15 +34,18 @@ from .options import Options
 
 __all__ = [
     "NOTICE",
+    "Answer",
     "Counts",
     "Cut",
     "Delay",
+    "Endless",
     "FailTls",
     "Fault",
     "Faults",
     "Garbage",
     "Hang",
     "LoseReply",
+    "Mute",
     "NotReady",
     "Options",
     "Refuse",

@@ -8,6 +8,7 @@ metadata still tells of a machine that was deleted; a command of POST exec that 
 from __future__ import annotations
 
 import hmac
+import json
 import sys
 import time
 import uuid
@@ -62,6 +63,13 @@ MAX_BRANCHES: Final = 100
 
 SSH_PORT: Final = 22222
 """What `ssh_key` tells; it is not the port to dial."""
+
+
+class Json(JSONResponse):
+    """JSON with what Python's own has besides: NaN."""
+
+    def render(self, content: object) -> bytes:
+        return json.dumps(content).encode()
 
 
 class Api:
@@ -121,6 +129,8 @@ class Api:
 
         async def answer(request: Request) -> Response:
             self._counts.requests[f"{method} {path}"] += 1
+            if vm_id := request.path_params.get("vm_id"):
+                self._counts.asked_about[vm_id] += 1
             given = request.headers.get("authorization", "").encode()
             if not hmac.compare_digest(given, self._authorization):
                 return forbidden()
@@ -136,7 +146,8 @@ class Api:
     # Machines
 
     async def _list(self, _: Request) -> Response:
-        return JSONResponse([self._shown(vm) for vm in self._cloud.alive])
+        own = [self._shown(vm) for vm in self._cloud.alive]
+        return Json([*own, *self._cloud.foreign])
 
     async def _new_root(self, request: Request) -> Response:
         wanted = (await read_body(request, NewRoot)).vm_config
@@ -160,10 +171,14 @@ class Api:
         return JSONResponse({"vm_id": vm.id}, 201)
 
     async def _status(self, request: Request) -> Response:
-        return JSONResponse(self._shown(self._cloud.vm(read_id(request, "vm_id"))))
+        vm_id = read_id(request, "vm_id")
+        foreign = self._cloud.foreign_vm(vm_id)
+        return Json(foreign or self._shown(self._cloud.vm(vm_id)))
 
     async def _metadata(self, request: Request) -> Response:
         vm_id = read_id(request, "vm_id")
+        if foreign := self._cloud.foreign_vm(vm_id):
+            return Json(foreign)
         vm = self._cloud.vms.get(vm_id) or self._cloud.vm(vm_id)
         config = vm.image.config
         size = {"vcpu_count": config.vcpu_count, "mem_size_mib": config.mem_size_mib}

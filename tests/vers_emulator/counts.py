@@ -18,6 +18,8 @@ class Counts:
     ssh_logins: int = 0
     sessions: Counter[str] = field(default_factory=Counter[str])
     """SSH sessions by their kind: ``exec``, ``shell``, ``sftp``."""
+    asked_about: Counter[str] = field(default_factory=Counter[str])
+    """Requests and TLS handshakes by the machine that they name, whether it is there or not."""
     requests: Counter[str] = field(default_factory=Counter[str])
     """Requests by method and route: ``POST /vm/{id}/branch``. Those that failed count as well."""
 

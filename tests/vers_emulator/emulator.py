@@ -22,7 +22,7 @@ from .control import Control
 from .counts import Counts
 from .faults import Faults
 from .http import serve_http
-from .middleware import Faulty, Requests
+from .middleware import Dated, Faulty, Requests
 from .options import Options
 from .ssh import SshService
 from .tls import Door
@@ -127,12 +127,12 @@ class VersEmulator:
         stack.push_async_callback(self._clear)
         logger.info("%s", NOTICE)
 
-    def _application(self) -> Faulty:
+    def _application(self) -> Dated:
         routes = [
             *Api(self.cloud, self.options, self.counts, self.api_key).routes(),
             *Control(self.faults, self.counts).routes(),
         ]
-        return Faulty(Starlette(routes=routes), self.faults)
+        return Dated(Faulty(Starlette(routes=routes), self.faults), self.cloud)
 
     async def _clear(self) -> None:
         with anyio.move_on_after(CLOSE_SECONDS, shield=True):

@@ -80,6 +80,38 @@ class Garbage(ReplyFault):
     body: str = "<html><body>upstream said something else</body></html>"
 
 
+class Answer(ReplyFault):
+    """The service answers something else than the truth; what is None is as it would have been."""
+
+    kind: Literal["answer"] = "answer"
+    does: bool = True
+    """Whether what was asked is done all the same."""
+    status: int | None = None
+    body: str | None = None
+    headers: dict[str, str] = {}
+    """Besides the usual ones, or in their place."""
+
+
+class Endless(ReplyFault):
+    """Nothing is done, and the answer's body goes on and on: what is repeated, and how fast."""
+
+    kind: Literal["endless"] = "endless"
+    status: int = 200
+    piece: str = "x" * 65536
+    pause: float = 0.0
+    """Seconds between two pieces: a slow drip."""
+    codec: Literal["gzip", "deflate"] | None = None
+    """How the body is compressed. A piece of zeros makes a bomb of a thousand to one."""
+    pieces: int | None = None
+    """After how many it ends all the same."""
+
+
+class Mute(Fault):
+    """The door takes a connection and says nothing, not even in the TLS handshake."""
+
+    kind: Literal["mute"] = "mute"
+
+
 class NotReady(Fault):
     """SSH of machines made by the request at `at` is not there yet."""
 
@@ -121,6 +153,9 @@ AnyFault = Annotated[
     | LoseReply
     | Truncate
     | Garbage
+    | Answer
+    | Endless
+    | Mute
     | NotReady
     | FailTls
     | RefuseLogin

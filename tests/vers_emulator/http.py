@@ -64,7 +64,13 @@ async def serve_http(
 ) -> None:
     """Serve an application until cancelled. Requests that are being answered are not waited for."""
     config = uvicorn.Config(
-        app, http=_Connection, ws="none", lifespan="off", log_config=None, access_log=False
+        app,
+        http=_Connection,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        date_header=False,
     )
     server = _Server(config)
     async with anyio.create_task_group() as tasks:

@@ -15,7 +15,7 @@ import asyncssh
 from anyio.abc import ByteStream, SocketListener
 from anyio.streams.tls import TLSStream
 
-from .faults import FailTls
+from .faults import FailTls, Mute
 
 if TYPE_CHECKING:
     from anyio.abc import SocketStream
@@ -67,6 +67,7 @@ class Door:
         """Look for the machine that a client names; the number of an alert ends the handshake."""
         greeting = _greeting.get()
         vm_id = (name or "").removesuffix(self._suffix)
+        self._service.counts.asked_about[vm_id] += 1
         if self._service.faults.take(FailTls, "tls", vm_id):
             return greeting.alert
         greeting.vm = self._cloud.vms.get(vm_id)
@@ -79,6 +80,8 @@ class Door:
         greeting = _Greeting()
         _greeting.set(greeting)
         try:
+            if self._service.faults.take(Mute, "tls"):
+                await anyio.sleep_forever()
             with anyio.fail_after(HANDSHAKE_SECONDS):
                 stream = await TLSStream.wrap(
                     plain, ssl_context=self._context, server_side=True, standard_compatible=False
@@ -101,8 +104,8 @@ class Door:
             vm.connections.add(scope)
             try:
                 async with _Pipe(outer) as pipe, anyio.create_task_group() as pumps:
-                    pumps.start_soon(_pump, stream, pipe, scope)
-                    pumps.start_soon(_pump, pipe, stream, scope)
+                    pumps.start_soon(_pump, stream, pipe, vm, scope)
+                    pumps.start_soon(_pump, pipe, stream, vm, scope)
                     options = self._service.connection(vm, scope.cancel, unused.pop_all)
                     with contextlib.suppress(asyncssh.Error, OSError):
                         connection = await asyncssh.run_server(inner, options=options)
@@ -167,8 +170,10 @@ class _Pipe(ByteStream):
         self._end.close()
 
 
-async def _pump(source: ByteStream, target: ByteStream, scope: anyio.CancelScope) -> None:
+async def _pump(source: ByteStream, target: ByteStream, vm: Vm, scope: anyio.CancelScope) -> None:
     with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
         while True:
-            await target.send(await source.receive(CHUNK))
+            data = await source.receive(CHUNK)
+            await vm.audible.wait()
+            await target.send(data)
     scope.cancel()

@@ -10,7 +10,7 @@ import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import anyio
 import asyncssh
@@ -90,6 +90,8 @@ class Vm:
     paused: bool = False
     awake: anyio.Event = field(default_factory=anyio.Event)
     """Set while the machine is not paused."""
+    audible: anyio.Event = field(default_factory=lambda: happened())
+    """Set while its SSH connections carry anything."""
     connections: set[anyio.CancelScope] = field(default_factory=set[anyio.CancelScope])
     """What its SSH connections run in."""
 
@@ -120,9 +122,16 @@ def _new_key() -> asyncssh.SSHKey:
     return asyncssh.generate_private_key("ssh-ed25519")  # pyright: ignore[reportUnknownMemberType] - asyncssh leaves its options open
 
 
-def now() -> str:
-    """The time as the service writes it."""
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+def happened() -> anyio.Event:
+    """An event that is set."""
+    event = anyio.Event()
+    event.set()
+    return event
+
+
+def now(clock: float = 0.0) -> str:
+    """The time as the service writes it, whose clock is so many seconds ahead."""
+    return datetime.fromtimestamp(time.time() + clock, UTC).isoformat().replace("+00:00", "Z")
 
 
 class Cloud:
@@ -139,9 +148,19 @@ class Cloud:
         self.commits: dict[str, CommitEntry] = {}
         self.tags: dict[str, str] = {}
         """Commits by ``repo:tag``, and by a name alone, which is the older way."""
+        self.clock = 0.0
+        """Seconds by which the service's clock is ahead of this host's."""
+        self.tells_date = True
+        """Whether answers have a Date header."""
+        self.foreign: list[Any] = []
+        """What ``GET /vms`` lists besides: machines of others in the organisation, as any JSON."""
         self._making = 0
 
     # Looking
+
+    def now(self) -> str:
+        """The time by the service's own clock."""
+        return now(self.clock)
 
     @property
     def alive(self) -> Sequence[Vm]:
@@ -154,6 +173,11 @@ class Cloud:
         if vm is None or vm.deleted_at:
             raise failed(404, f"VM {vm_id} not found")
         return vm
+
+    def foreign_vm(self, vm_id: str) -> Any:
+        """A machine of others, if there is one of this id."""
+        own = [vm for vm in self.foreign if isinstance(vm, dict) and vm.get("vm_id") == vm_id]
+        return own[0] if own else None
 
     def running(self, vm_id: str) -> Vm:
         """A machine that can be asked to do something; a 409 if it is paused."""
@@ -233,7 +257,9 @@ class Cloud:
         has_kernel = await self._save_kernel(vm)
         snapshot = await vm.machine.snapshot()
         await self._after_copy(vm, keep_paused=keep_paused)
-        commit = CommitEntry(snapshot.id, vm.image, vm.id, has_kernel, name, description)
+        commit = CommitEntry(
+            snapshot.id, vm.image, vm.id, has_kernel, name, description, created_at=self.now()
+        )
         self.commits[commit.id] = commit
         self._counts.commits_made += 1
         return commit
@@ -246,10 +272,13 @@ class Cloud:
 
     async def delete(self, vm_id: str) -> None:
         """Remove a machine. The service says 403 of one that it does not know."""
+        if foreign := self.foreign_vm(vm_id):
+            self.foreign.remove(foreign)
+            return
         vm = self.vms.get(vm_id)
         if vm is None or vm.deleted_at:
             raise failed(403, f"VM {vm_id} not found or not owned by you")
-        vm.deleted_at = now()
+        vm.deleted_at = self.now()
         vm.disconnect()
         self._counts.vms_deleted += 1
         await vm.machine.delete()
@@ -335,7 +364,7 @@ class Cloud:
             vm.awake.set()
 
     def _add(self, machine: Machine, image: Image, labels: Mapping[str, str], at: str) -> Vm:
-        vm = Vm(machine, image, dict(labels))
+        vm = Vm(machine, image, dict(labels), created_at=self.now())
         vm.awake.set()
         if late := self._faults.take(NotReady, at, vm.id):
             vm.ssh_ready_at = time.monotonic() + late.seconds

@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import ssl
 import time
-from typing import TYPE_CHECKING
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 import asyncssh
@@ -12,14 +14,17 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from vers_emulator import (
+    Answer,
     Cut,
     Delay,
+    Endless,
     FailTls,
     Fault,
     Faults,
     Garbage,
     Hang,
     LoseReply,
+    Mute,
     NotReady,
     Refuse,
     RefuseLogin,
@@ -33,6 +38,9 @@ if TYPE_CHECKING:
 
     from conftest import Open
     from raw import RawVers
+
+
+UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture
@@ -231,3 +239,67 @@ async def test_faults_and_counts_can_be_reached_by_hand(vers: RawVers, faults: F
         counted = (await anybody.get(f"{base}/counts")).json()
     assert counted["requests"]["GET /whoami"] >= 1
     assert counted["vms_alive"] == len(vers.emulator.vms)
+
+
+async def test_an_answer_can_be_another_than_the_truth(
+    vers: RawVers, vm: str, faults: Faults
+) -> None:
+    faults.set(
+        Answer(at="DELETE *", does=False, body=f'{{"vm_id": "{vm}"}}'),
+        Answer(at="GET /vm/*/status", status=201, headers={"Retry-After": "never"}),
+    )
+    reply = await vers.http.delete(f"/vm/{vm}")
+    assert (reply.status_code, reply.json()) == (200, {"vm_id": vm})
+    reply = await vers.http.get(f"/vm/{vm}/status")
+    assert (reply.status_code, reply.json()["vm_id"]) == (201, vm)
+    assert reply.headers["retry-after"] == "never"
+
+
+@pytest.mark.parametrize("codec", [None, "gzip", "deflate"])
+async def test_an_answer_can_be_long_and_compressed(
+    vers: RawVers, faults: Faults, codec: Literal["gzip", "deflate"] | None
+) -> None:
+    faults.set(Endless(status=500, piece="0" * 1000, codec=codec, pieces=1000))
+    reply = await vers.http.get("/vms")
+    assert (reply.status_code, reply.content) == (500, b"0" * 1_000_000)
+
+
+async def test_a_door_can_be_mute(vers: RawVers, vm: str, faults: Faults) -> None:
+    faults.set(Mute())
+    with anyio.move_on_after(0.2) as scope:
+        await vers.dial(vm)
+    assert scope.cancelled_caught
+    await anyio.aclose_forcefully(await vers.dial(vm))
+
+
+async def test_a_connection_can_fall_silent(vers: RawVers, vm: str) -> None:
+    async with vers.ssh(vm) as connection:
+        vers.emulator.cloud.vm(vm).audible = anyio.Event()
+        with anyio.move_on_after(0.2) as scope:
+            await connection.run("true")
+        assert scope.cancelled_caught
+
+
+async def test_the_clock_of_the_service_can_be_another(vers: RawVers) -> None:
+    cloud = vers.emulator.cloud
+    cloud.clock = 7200
+    made = cloud.vm(await vers.create())
+    ahead = datetime.fromisoformat(made.created_at).timestamp() - time.time()
+    assert 7100 < ahead < 7300
+    date = (await vers.http.get("/vms")).headers["date"]
+    assert 7100 < parsedate_to_datetime(date).timestamp() - time.time() < 7300
+    cloud.clock, cloud.tells_date = 0.0, False
+    assert "date" not in (await vers.http.get("/vms")).headers
+    cloud.tells_date = True
+
+
+async def test_machines_of_others_are_listed_as_they_are_and_can_be_deleted(vers: RawVers) -> None:
+    cloud = vers.emulator.cloud
+    odd = {"vm_id": UNKNOWN, "labels": None, "load": [None]}
+    cloud.foreign = [odd, "none"]
+    assert (await vers.http.get("/vms")).json()[-2:] == [odd, "none"]
+    assert (await vers.http.get(f"/vm/{UNKNOWN}/metadata")).json() == odd
+    assert vers.emulator.counts.asked_about[UNKNOWN] == 1
+    assert (await vers.http.delete(f"/vm/{UNKNOWN}")).is_success
+    assert cloud.foreign == ["none"]
+    cloud.foreign.clear()

@@ -120,7 +120,9 @@ def format_value(value: object) -> str:
 
 
 def format_age(since: float) -> str:
-    """Format the time elapsed since a timestamp, in its largest unit."""
+    """Format the time elapsed since a timestamp, in its largest unit; 0 is an unknown time."""
+    if not since:
+        return "-"
     seconds = max(0.0, time.time() - since)
     for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= size:

@@ -61,7 +61,7 @@ class MachineInfo:
     id: str
     backend: str
     created_at: float
-    """Seconds since the epoch."""
+    """Seconds since the epoch by this host's clock; 0 if the backend does not tell."""
     parent: str | None
     """The commit that it was restored from or the machine that it was branched from."""
     labels: Mapping[str, str]

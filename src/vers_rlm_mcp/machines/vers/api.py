@@ -7,6 +7,10 @@ Reads and repeatable writes are retried. Calls that make something are single at
 from __future__ import annotations
 
 import ssl
+import time
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -15,31 +19,44 @@ import httpx2
 from pydantic import ValidationError
 
 from vers_rlm_mcp import __version__
-from vers_rlm_mcp.errors import MachineError
+from vers_rlm_mcp.errors import BackendUnavailable, MachineError
+from vers_rlm_mcp.replies import BOUNDED, parse_json
 from vers_rlm_mcp.retries import with_retries
 
-from .faults import HTTP_ERRORS, NotThere, Refused, garbled, refusal, translated
+from .faults import (
+    HTTP_ERRORS,
+    NotThere,
+    PassingVersFault,
+    Refused,
+    garbled,
+    refusal,
+    translated,
+)
 from .schema import (
     CommitInfo,
-    CommitPage,
     Identity,
     MadeCommit,
     MadeVm,
     MadeVms,
+    Page,
     SshKey,
     Vm,
     VmMetadata,
+    read_each,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from .config import VersConfig
 
 T = TypeVar("T")
 
 CALL_SECONDS: Final = 30.0
-"""For one attempt. The slowest call that makes nothing, a delete, has taken 7 s."""
+"""For a call that makes nothing, with its repetitions. The slowest, a delete, has taken 7 s."""
+
+ATTEMPT_SECONDS: Final = 15.0
+"""For one attempt at such a call, so that there is time for another."""
 
 MAKE_SECONDS: Final = 120.0
 """For one attempt to make something: a branch takes 10 s, and waits for its machine to boot."""
@@ -49,8 +66,17 @@ POOL: Final = httpx2.Limits(max_connections=20, max_keepalive_connections=8, kee
 PAGE: Final = 100
 """Commits per reply: the most that the service sends."""
 
-MAX_PAGES: Final = 100
-"""Bounds the requests to a service whose list of commits never ends."""
+MAX_PAGES: Final = 1000
+"""Bounds the requests to a service whose lists never end."""
+
+GONE_SECONDS: Final = 5.0
+"""How long a machine may still be there after the service has said that it is deleted."""
+
+GONE_PAUSE: Final = 0.5
+
+CLOCK_SECONDS: Final = 2.0
+"""By how much a Date header, which has whole seconds, may differ from our clock without meaning
+that the service's clock is another."""
 
 PAUSE_WORDS: Final = ("Sleeping", "Paused")
 """Names of the state of a paused machine: since May 2026, and before."""
@@ -61,6 +87,8 @@ class VersApi:
 
     def __init__(self, config: VersConfig) -> None:
         self.config = config
+        self._clock = 0.0
+        """Seconds by which the service's clock is ahead of ours."""
         self._client = httpx2.AsyncClient(
             headers={
                 "Authorization": f"Bearer {config.key.value}",
@@ -68,6 +96,7 @@ class VersApi:
             },
             verify=tls_context(config),
             limits=POOL,
+            event_hooks=BOUNDED,
             timeout=httpx2.Timeout(MAKE_SECONDS, connect=CONNECT_SECONDS),
         )
 
@@ -116,24 +145,33 @@ class VersApi:
         )
 
     async def vms(self) -> Sequence[Vm]:
-        """Every machine of the organisation, except dead ones."""
-        vms = await self._get(
-            "list machines", "/vms", lambda data: [Vm.model_validate(vm) for vm in data]
-        )
-        return [vm for vm in vms if vm.state != "dead"]
+        """Every machine of the organisation, except dead ones, oldest first."""
+        items = [item async for item in self._items("list machines", "/vms", "vms")]
+        vms = {vm.vm_id: vm for vm in read_each(Vm, items) if vm.state != "dead"}
+        return sorted(vms.values(), key=self.made_at)
 
     async def status(self, vm_id: str) -> Vm:
         """A machine. Raises `NotThere` if it does not exist or is dead."""
-        vm = await self._get(f"find machine {vm_id}", f"/vm/{vm_id}/status", Vm.model_validate)
+
+        def parse(data: Any) -> Vm:
+            vm = Vm.model_validate(data)
+            _require_same(vm.vm_id, vm_id)
+            return vm
+
+        vm = await self._get(f"find machine {vm_id}", f"/vm/{vm_id}/status", parse)
         if vm.state == "dead":
             raise NotThere(f"Machine {vm_id} is dead; nothing can be done with it any more.")
         return vm
 
     async def metadata(self, vm_id: str) -> VmMetadata:
         """What a machine was made from. Raises `NotThere`."""
-        return await self._get(
-            f"describe machine {vm_id}", f"/vm/{vm_id}/metadata", VmMetadata.model_validate
-        )
+
+        def parse(data: Any) -> VmMetadata:
+            metadata = VmMetadata.model_validate(data)
+            _require_same(metadata.vm_id or vm_id, vm_id)
+            return metadata
+
+        return await self._get(f"describe machine {vm_id}", f"/vm/{vm_id}/metadata", parse)
 
     async def ssh_key(self, vm_id: str) -> str:
         """The private key for root on a machine. Raises `NotThere`."""
@@ -176,41 +214,58 @@ class VersApi:
             await self._change(what, "PATCH", f"/vm/{vm_id}/label", json=body)
 
     async def delete(self, vm_id: str) -> None:
-        """Delete a machine. One that is not there is no error."""
+        """Delete a machine, and see that it is gone. One that is not there is no error.
+
+        The answer alone proves nothing: unknown machines are answered like forbidden ones, and a
+        machine that is said to be deleted, and is not, costs money.
+        """
+        failure: MachineError | None = None
         try:
             await self._change(f"delete machine {vm_id}", "DELETE", f"/vm/{vm_id}")
+        except BackendUnavailable:
+            raise
         except NotThere:
-            return
-        except Refused as error:
-            # Unknown machines are answered like forbidden ones.
-            if error.status != HTTPStatus.FORBIDDEN or await self.exists(vm_id):
-                raise
+            pass
+        except MachineError as error:
+            failure = error
+        until = anyio.current_time() + (0 if failure else GONE_SECONDS)
+        while await self.exists(vm_id):
+            if anyio.current_time() >= until:
+                raise failure or MachineError(
+                    f"Vers says that machine {vm_id} is deleted, but it is still there and costs "
+                    "money. Delete it once more later, or at https://vers.sh."
+                )
+            await anyio.sleep(GONE_PAUSE)
 
     async def exists(self, vm_id: str) -> bool:
-        """Whether there is such a machine."""
+        """Whether there is such a machine: by its status or, if that is refused, by the list."""
         try:
             await self.status(vm_id)
         except NotThere:
             return False
+        except BackendUnavailable:
+            raise
+        except MachineError:
+            return any(vm.vm_id == vm_id for vm in await self.vms())
         return True
+
+    def made_at(self, item: Vm | CommitInfo) -> float:
+        """When something was made by our clock, in seconds since the epoch; 0 if it is not told.
+
+        The service's clock may be hours away from ours; its replies are dated by it.
+        """
+        return item.created_at.timestamp() - self._clock if item.created_at else 0.0
 
     # Commits
 
     async def commits(self) -> AsyncIterator[CommitInfo]:
         """Every commit of the organisation, requested page by page."""
-        seen = 0
-        for _ in range(MAX_PAGES):
-            page = await self._get(
-                "list commits",
-                "/commits",
-                CommitPage.model_validate,
-                params={"limit": str(PAGE), "offset": str(seen)},
-            )
-            for commit in page.commits:
-                yield commit
-            seen += len(page.commits)
-            if not page.commits or seen >= page.total:
-                return
+        seen: set[str] = set()
+        async for item in self._items("list commits", "/commits", "commits", limit=PAGE):
+            for commit in read_each(CommitInfo, [item]):
+                if commit.commit_id not in seen:
+                    seen.add(commit.commit_id)
+                    yield commit
 
     async def describe_commit(self, commit: CommitInfo, description: str) -> None:
         """Change a commit's description."""
@@ -239,7 +294,7 @@ class VersApi:
 
     async def health(self) -> None:
         """Ask whether the service is up. A single attempt, which needs no key."""
-        await self._send("tell its health", "GET", f"{self.config.url}/health", CALL_SECONDS)
+        await self._send("tell its health", "GET", f"{self.config.url}/health", ATTEMPT_SECONDS)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -254,17 +309,50 @@ class VersApi:
     async def _get(self, what: str, path: str, parse: Callable[[Any], T], **options: Any) -> T:
         async def attempt() -> T:
             url = f"{self.config.api_url}{path}"
-            response = await self._send(what, "GET", url, CALL_SECONDS, **options)
+            response = await self._send(what, "GET", url, ATTEMPT_SECONDS, **options)
             return self._parse(what, response, parse)
 
-        return await with_retries(attempt, failed=MachineError)
+        return await self._repeat(what, attempt)
+
+    async def _items(
+        self, what: str, path: str, name: str, limit: int | None = None
+    ) -> AsyncIterator[Any]:
+        """What is listed, page by page if the service sends pages; each is still any JSON."""
+        params = {} if limit is None else {"limit": str(limit), "offset": "0"}
+        seen = 0
+        last: Sequence[Any] = ()
+        for _ in range(MAX_PAGES):
+            page = await self._get(what, path, partial(Page.parse, name=name), params=params)
+            for item in page.items:
+                yield item
+            seen += len(page.items)
+            if not page.has_next(seen, limit or PAGE) or page.items == last:
+                return
+            last = page.items
+            params = {"limit": str(limit or PAGE), "offset": str(seen)}
+        raise MachineError(f"Vers does not come to an end: cannot {what} after {seen:,}.")
 
     async def _change(self, what: str, method: str, path: str, **options: Any) -> None:
         async def attempt() -> None:
             url = f"{self.config.api_url}{path}"
-            await self._send(what, method, url, CALL_SECONDS, **options)
+            await self._send(what, method, url, ATTEMPT_SECONDS, **options)
 
-        await with_retries(attempt, failed=MachineError)
+        await self._repeat(what, attempt)
+
+    async def _repeat(self, what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        last: list[PassingVersFault] = []
+
+        async def noted() -> T:
+            try:
+                return await attempt()
+            except PassingVersFault as fault:
+                last[:] = [fault]
+                raise
+
+        with anyio.move_on_after(CALL_SECONDS):
+            return await with_retries(noted, failed=MachineError)
+        said = str(last[0]) if last else f"Vers did not answer in time: cannot {what}."
+        raise MachineError(f"{said} Tried for {CALL_SECONDS:g} s: try again later.")
 
     async def _make(self, what: str, path: str, parse: Callable[[Any], T], **options: Any) -> T:
         url = f"{self.config.api_url}{path}"
@@ -280,15 +368,28 @@ class VersApi:
                 response = await self._client.request(method, url, **options)
         except (*HTTP_ERRORS, OSError) as error:
             raise translated(self.config, what, error) from None
+        self._note_clock(response)
         if not response.is_success:
             raise refusal(self.config, what, response)
         return response
 
+    def _note_clock(self, response: httpx2.Response) -> None:
+        with suppress(ValueError, OverflowError, OSError):  # no date, or none that there is
+            date = parsedate_to_datetime(response.headers.get("Date", ""))
+            ahead = date.timestamp() - time.time()
+            if abs(ahead - self._clock) > CLOCK_SECONDS:
+                self._clock = ahead if abs(ahead) > CLOCK_SECONDS else 0.0
+
     def _parse(self, what: str, response: httpx2.Response, parse: Callable[[Any], T]) -> T:
         try:
-            return parse(response.json())
+            return parse(parse_json(response.content))
         except (ValidationError, ValueError, TypeError):
             raise garbled(self.config, what, response) from None
+
+
+def _require_same(told: str, asked: str) -> None:
+    if told != asked.lower():
+        raise ValueError(f"it is about {told}")
 
 
 def tls_context(config: VersConfig) -> ssl.SSLContext:

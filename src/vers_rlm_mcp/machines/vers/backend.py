@@ -23,7 +23,7 @@ from .api import VersApi
 from .faults import NotThere, Refused
 from .making import OWN_LABELS, PARENT, REQUEST, Maker, Making, Origin, copies_of, unlabelled
 from .reach import STOPPED, reach
-from .schema import UUID_PATTERN
+from .schema import UUID_PATTERN, VmMetadata
 from .shielded import run_all
 from .ssh import Connector
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from .config import VersConfig
-    from .schema import CommitInfo, Vm, VmMetadata
+    from .schema import CommitInfo, Vm
 
 BACKEND: Final = "vers"
 
@@ -41,6 +41,9 @@ DELETED: Final = "Deleted in vers-rlm-mcp; goes when the machines made from it a
 MACHINE_ID: Final = "/etc/machine-id"
 
 COMMIT_PREFIX: Final = "vers-rlm-"
+
+UNKNOWN: Final = VmMetadata()
+"""The origin of a machine of which nothing was asked."""
 
 _COMMIT_NAME = re.compile(f"{COMMIT_PREFIX}(.+)")
 _UUID = re.compile(UUID_PATTERN)
@@ -101,7 +104,7 @@ class VersBackend(DaemonBackend):
         try:
             vm = await self._api.status(_check_id(machine_id))
         except NotThere:
-            known = [vm.vm_id for vm in _by_age(await self._api.vms())]
+            known = [vm.vm_id for vm in await self._api.vms()]
             raise unknown_handle("machine", machine_id, known) from None
         if vm.state in STOPPED:
             await self._api.wake(machine_id)
@@ -137,9 +140,9 @@ class VersBackend(DaemonBackend):
 
     async def list(self) -> Sequence[MachineInfo]:
         await self._maker.clean()
-        vms = _by_age(await self._api.vms())
-        await run_all([partial(self._load_origin, vm.vm_id) for vm in vms])
-        return [_info(vm, self._origins[vm.vm_id]) for vm in vms if vm.vm_id in self._origins]
+        # Nothing more is asked of machines, most of which may be other people's.
+        vms = await self._api.vms()
+        return [self._describe(vm, self._origins.get(vm.vm_id, UNKNOWN)) for vm in vms]
 
     async def commits(self) -> Sequence[Commit]:
         found = [info async for info in self._api.commits()]
@@ -180,7 +183,8 @@ class VersBackend(DaemonBackend):
     async def info(self, machine_id: str) -> MachineInfo:
         """Describe a machine. Raises `MachineGone`."""
         try:
-            return _info(await self._api.status(machine_id), await self._metadata(machine_id))
+            status = await self._api.status(machine_id)
+            return self._describe(status, await self._metadata(machine_id))
         except NotThere:
             raise deleted(machine_id) from None
 
@@ -265,21 +269,28 @@ class VersBackend(DaemonBackend):
 
     # Looking
 
-    async def _load_origin(self, machine_id: str) -> None:
-        """Load where a machine comes from, unless it was deleted in the meantime."""
-        with suppress(NotThere):
-            await self._metadata(machine_id)
-
     async def _metadata(self, machine_id: str) -> VmMetadata:
         if machine_id not in self._origins:
             self._origins[machine_id] = await self._api.metadata(machine_id)
         return self._origins[machine_id]
 
+    def _describe(self, vm: Vm, origin: VmMetadata) -> MachineInfo:
+        parent = vm.labels.get(PARENT) or origin.parent_commit_id or origin.grandparent_vm_id
+        return MachineInfo(
+            id=vm.vm_id,
+            backend=BACKEND,
+            created_at=self._api.made_at(vm),
+            parent=parent,
+            labels={name: vm.labels[name] for name in vm.labels if not name.startswith(OWN_LABELS)},
+            spec=MachineSpec(vcpu_count=origin.vcpu_count, mem_size_mib=origin.mem_size_mib),
+            running=vm.state not in STOPPED,
+        )
+
     def _commit(self, info: CommitInfo) -> Commit:
         return Commit(
             id=info.commit_id,
             machine_id=info.parent_vm_id or "",
-            created_at=info.created_at.timestamp(),
+            created_at=self._api.made_at(info),
             fidelity=self.config.fidelity,
             intent=ours.group(1) if (ours := _COMMIT_NAME.fullmatch(info.name or "")) else None,
         )
@@ -319,23 +330,6 @@ async def _renew(copy: DaemonMachine) -> None:
     """Give a copy its own machine id, if its disk permits: programs identify hosts by it."""
     with suppress(MachineFull, PathRefused):
         await copy.write(MACHINE_ID, f"{uuid.uuid4().hex}\n".encode(), mode=0o444)
-
-
-def _by_age(vms: Sequence[Vm]) -> Sequence[Vm]:
-    return sorted(vms, key=lambda vm: vm.created_at)
-
-
-def _info(vm: Vm, origin: VmMetadata) -> MachineInfo:
-    parent = vm.labels.get(PARENT) or origin.parent_commit_id or origin.grandparent_vm_id
-    return MachineInfo(
-        id=vm.vm_id,
-        backend=BACKEND,
-        created_at=vm.created_at.timestamp(),
-        parent=parent,
-        labels={name: vm.labels[name] for name in vm.labels if not name.startswith(OWN_LABELS)},
-        spec=MachineSpec(vcpu_count=origin.vcpu_count, mem_size_mib=origin.mem_size_mib),
-        running=vm.state not in STOPPED,
-    )
 
 
 def _check_id(machine_id: str) -> str:

@@ -10,7 +10,6 @@ MachineError
 
 from __future__ import annotations
 
-import json
 import ssl
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +18,7 @@ import asyncssh
 import httpx2
 
 from vers_rlm_mcp.errors import BackendUnavailable, MachineError
+from vers_rlm_mcp.replies import ReplyTooLarge, parse_json
 from vers_rlm_mcp.retries import PassingFault, retry_after
 
 if TYPE_CHECKING:
@@ -133,6 +133,11 @@ def translated(config: VersConfig, what: str, error: Exception) -> MachineError:
                 "VERS_RLM_VERS_CA_FILE; VERS_RLM_VERS_INSECURE=true would trust anyone."
             )
     described = quote(config, f"{type(error).__name__}: {error}")
+    if isinstance(error, ReplyTooLarge):
+        return MachineError(
+            f"Vers does not come to an end: cannot {what} ({described}). See https://vers.sh for "
+            "its status."
+        )
     if isinstance(error, (httpx2.InvalidURL, httpx2.UnsupportedProtocol)):
         return BackendUnavailable(f"{host} is no address that can be asked ({described}).")
     if isinstance(error, TimeoutError | httpx2.TimeoutException):
@@ -146,7 +151,7 @@ def translated(config: VersConfig, what: str, error: Exception) -> MachineError:
 
 def garbled(config: VersConfig, what: str, response: httpx2.Response) -> PassingVersFault:
     """The error for a successful response with an unexpected body."""
-    words = quote(config, response.text)
+    words = quote(config, _text(response))
     return PassingVersFault(
         f"Vers answered what is no answer to `{what}` ({response.status_code}): {words!r}. "
         "If this stays so, the service has changed: look for a newer vers-rlm-mcp."
@@ -154,24 +159,30 @@ def garbled(config: VersConfig, what: str, response: httpx2.Response) -> Passing
 
 
 def quote(config: VersConfig, words: str) -> str:
-    """Foreign text on one line, shortened and without the key."""
+    """Foreign text on one line, shortened, without the key and without control characters."""
     words = " ".join(words.replace(config.key.value, "[redacted]").split())
-    return words if len(words) <= MAX_WORDS else f"{words[:MAX_WORDS]}…"
+    words = words if len(words) <= MAX_WORDS else f"{words[:MAX_WORDS]}…"
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in words)
 
 
 def _words(response: httpx2.Response) -> tuple[str, bool]:
     """What a refusal says, and whether it is one of the application's, in JSON."""
     try:
-        data: Any = json.loads(response.content)
+        data: Any = parse_json(response.content)
     except ValueError:
-        return response.text, False
+        return _text(response), False
     if not isinstance(data, dict):
-        return response.text, False
+        return _text(response), False
     for name in ("error", "message", "detail"):
         value: Any = data.get(name)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         if isinstance(value, str):
             return value, True
-    return response.text, True
+    return _text(response), True
+
+
+def _text(response: httpx2.Response) -> str:
+    """A reply's body, whatever its headers say of it: the charset that they name may be none."""
+    return response.content.decode(errors="replace")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

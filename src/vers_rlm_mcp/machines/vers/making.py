@@ -27,7 +27,7 @@ import anyio
 from vers_rlm_mcp.errors import MachineError
 from vers_rlm_mcp.retries import with_retries
 
-from .faults import NotThere, PassingVersFault
+from .faults import PassingVersFault
 from .shielded import finish_or_undo
 
 if TYPE_CHECKING:
@@ -233,13 +233,13 @@ async def unlabelled(api: VersApi, parent: str, asked_at: float) -> Sequence[str
     candidates = [
         vm.vm_id
         for vm in vms
-        if -CLOCK_SECONDS < vm.created_at.timestamp() - asked_at < LATE_SECONDS
+        if -CLOCK_SECONDS < api.made_at(vm) - asked_at < LATE_SECONDS
         and vm.vm_id != parent
         and vm.labels.get(REQUEST) in inherited
     ]
     found: list[str] = []
     for vm_id in candidates:
-        with suppress(NotThere):
+        with suppress(MachineError):  # it may be anyone's
             metadata = await api.metadata(vm_id)
             if parent in (metadata.parent_commit_id, metadata.grandparent_vm_id):
                 found.append(vm_id)

@@ -11,6 +11,7 @@ from vers_rlm_mcp.errors import MachineError
 from ..base import Finding
 from .api import VersApi
 from .faults import NotThere
+from .schema import KeyLimits
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -75,8 +76,8 @@ async def _quota(api: VersApi) -> str:
         identity = await api.whoami()
     except NotThere:
         return "not told by this server, which is an older one"
-    key = identity.api_key
+    key = identity.api_key or KeyLimits()
     processors = "any number of" if key.max_vcpus is None else str(key.max_vcpus)
     memory = "any memory" if key.max_memory_mib is None else f"{key.max_memory_mib} MiB of memory"
-    owner = f" of {identity.org.name}" if identity.org.name else ""
+    owner = f" of {identity.org.name}" if identity.org and identity.org.name else ""
     return f"the key{owner} may have {processors} processors and {memory}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     AwareDatetime,
     BaseModel,
@@ -13,12 +16,35 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationError,
+    WrapValidator,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydantic import ValidatorFunctionWrapHandler
+
+logger = logging.getLogger(__name__)
 
 UUID_PATTERN: Final = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 
-Id = Annotated[str, StringConstraints(pattern=UUID_PATTERN)]
+MAX_INTEGER: Final = 2**31 - 1
+"""Of processors and MiB: far more than any machine has."""
+
+Id = Annotated[str, StringConstraints(pattern=UUID_PATTERN), AfterValidator(str.lower)]
 """Ids become parts of addresses and host names, so nothing but a UUID will do."""
+
+
+def _or_none(value: object, read: ValidatorFunctionWrapHandler) -> object:
+    try:
+        return read(value)
+    except ValidationError:
+        return None
+
+
+OrNone: Final = WrapValidator(_or_none)
+"""For what is not needed, and so may be missing or odd: it is None then."""
 
 
 def _utc(value: object) -> object:
@@ -29,8 +55,23 @@ def _utc(value: object) -> object:
     return value
 
 
-Moment = Annotated[AwareDatetime, BeforeValidator(_utc)]
-Labels = Annotated[dict[str, str], BeforeValidator(lambda value: value or {})]  # pyright: ignore[reportUnknownLambdaType]
+def _readable(value: object) -> object:
+    """The labels that can be read: texts, whose characters are whole."""
+    if not isinstance(value, Mapping):
+        return {}
+    labels: Mapping[object, object] = value
+    return {name: text for name, text in labels.items() if _is_text(name) and _is_text(text)}
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+Moment = Annotated[AwareDatetime | None, BeforeValidator(_utc), OrNone]
+Labels = Annotated[dict[str, str], BeforeValidator(_readable)]
+Text = Annotated[str | None, OrNone]
+State = Annotated[str | None, AfterValidator(lambda state: state and state.lower()), OrNone]
+Size = Annotated[Annotated[int, Field(gt=0, le=MAX_INTEGER)] | None, OrNone]
 
 
 class Reply(BaseModel):
@@ -40,23 +81,24 @@ class Reply(BaseModel):
 
 
 class Vm(Reply):
-    """A machine, as lists and its status show it."""
+    """A machine, as lists and its status show it. Those of others may be of any form."""
 
     vm_id: Id
-    created_at: Moment
-    state: str
-    """``booting``, ``running``, ``paused``, ``sleeping`` or ``dead``."""
+    created_at: Moment = None
+    state: State = None
+    """``booting``, ``running``, ``paused``, ``sleeping`` or ``dead``; None if it is not told."""
     labels: Labels = Field(default_factory=dict)
 
 
 class VmMetadata(Reply):
     """The origin and size of a machine; older servers omit the size."""
 
-    parent_commit_id: str | None = None
-    grandparent_vm_id: str | None = None
+    vm_id: Annotated[Id | None, OrNone] = None
+    parent_commit_id: Text = None
+    grandparent_vm_id: Text = None
     """The machine that the commit was taken of; for a branch, the machine it was branched from."""
-    vcpu_count: int | None = None
-    mem_size_mib: int | None = None
+    vcpu_count: Size = None
+    mem_size_mib: Size = None
 
 
 class MadeVm(Reply):
@@ -86,18 +128,50 @@ class CommitInfo(Reply):
     """A commit; some replies call its id `id`."""
 
     commit_id: Id = Field(validation_alias=AliasChoices("commit_id", "id"))
-    created_at: Moment
-    name: str | None = None
-    description: str | None = None
-    parent_vm_id: str | None = None
+    created_at: Moment = None
+    name: Text = None
+    description: Text = None
+    parent_vm_id: Text = None
     """The machine that it was taken of."""
 
 
-class CommitPage(Reply):
-    """Some of the commits."""
+class Page(Reply):
+    """Some of what is listed, or all of it."""
 
-    commits: list[CommitInfo]
-    total: int
+    items: list[Any]
+    is_all: bool = False
+    total: Annotated[int | None, OrNone] = None
+    """How many there are in all, if that is told."""
+
+    @classmethod
+    def parse(cls, data: Any, name: str) -> Page:
+        """Read a list, which is whole, or an object that holds some of one."""
+        if isinstance(data, list):
+            return cls.model_validate({"items": data, "is_all": True})
+        if not isinstance(data, dict):
+            raise ValueError("it is no list")  # noqa: TRY004 - like any other that cannot be read
+        page: dict[str, Any] = data
+        return cls.model_validate({"items": page.get(name), "total": page.get("total")})
+
+    def has_next(self, seen: int, limit: int) -> bool:
+        """Whether there may be more, after `seen` items and with at most `limit` on a page."""
+        if self.is_all or not self.items:
+            return False
+        return len(self.items) >= limit if self.total is None else seen < self.total
+
+
+ReplyT = TypeVar("ReplyT", bound=Reply)
+
+
+def read_each(model: type[ReplyT], items: Sequence[Any]) -> Sequence[ReplyT]:
+    """Read items one by one. Those without an id, of which nothing can be asked, are left out."""
+    read: list[ReplyT] = []
+    for item in items:
+        try:
+            read.append(model.model_validate(item))
+        except ValidationError:
+            logger.warning("Vers lists something without an id that can be used; it is left out.")
+    return read
 
 
 class SshKey(Reply):
@@ -109,19 +183,19 @@ class SshKey(Reply):
 class KeyLimits(Reply):
     """What may be made with a key; None where the service does not say."""
 
-    label: str | None = None
-    max_vcpus: int | None = None
-    max_memory_mib: int | None = None
+    label: Text = None
+    max_vcpus: Size = None
+    max_memory_mib: Size = None
 
 
 class Organisation(Reply):
     """The organisation that a key belongs to."""
 
-    name: str | None = None
+    name: Text = None
 
 
 class Identity(Reply):
     """The owner and limits of a key."""
 
-    api_key: KeyLimits = KeyLimits()
-    org: Organisation = Organisation()
+    api_key: Annotated[KeyLimits | None, OrNone] = None
+    org: Annotated[Organisation | None, OrNone] = None
