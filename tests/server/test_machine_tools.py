@@ -79,6 +79,15 @@ async def test_files_are_written_and_read_byte_for_byte_under_any_name(client: C
     assert (base64.b64decode(tail["content"]), tail["next_offset"]) == (data[100:150], -106)
 
 
+async def test_base64_is_taken_in_lines_for_urls_and_without_padding(client: Client):
+    for given, size in [("aGVs\nbG8=\r\n", 5), ("aGVsbG8", 5), ("_-8", 2), ("", 0)]:
+        arguments = {"path": "/workspace/a", "content": given, "encoding": "base64"}
+        assert (await call(client, "writeFile", **arguments))["size"] == size
+    for broken in ("a", "aGVsbG8!", "é"):
+        arguments = {"path": "/workspace/a", "content": broken, "encoding": "base64"}
+        assert "not base64" in await error(client, "writeFile", **arguments)
+
+
 async def test_a_long_file_is_read_page_by_page(client: Client):
     content = "".join(f"line {number}\n" for number in range(5000))
     await call(client, "writeFile", path="/workspace/long", content=content)

@@ -127,6 +127,14 @@ async def test_an_error_about_parameters_says_which_is_wrong(server: StdioServer
         assert reason in fault["message"]
 
 
+async def test_arguments_as_a_whole_may_be_json_text_or_nothing(server: StdioServer):
+    for arguments in ('{"offset": 0}', "", [], None):
+        await server.request(2, "tools/call", name="rlmRuns", arguments=arguments)
+        assert not (await server.receive())["result"].get("isError")
+    await server.request(2, "tools/call", name="rlmRuns", arguments="{")
+    assert "arguments'" in (await server.receive())["error"]["message"]
+
+
 async def test_a_log_that_no_one_reads_stops_nothing_and_counts_what_it_dropped(
     stdio: StdioServerParameters,
 ):

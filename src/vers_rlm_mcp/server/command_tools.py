@@ -35,6 +35,8 @@ READ_BYTES = 32_768
 READ_MAX = 262_144
 """Most bytes of a file in one answer: more than clients show anyway."""
 
+URL_SAFE = str.maketrans("-_", "+/")
+
 PROGRESS_CHARS = 500
 """Characters of a cell's output in a progress message."""
 
@@ -54,7 +56,7 @@ class CommandFields(TypedDict):
     seconds: float
 
 
-@TOOLS.tool("exec", "Run a command", RUNS_CODE)
+@TOOLS.tool("exec", "Run a command", RUNS_CODE, {"command": "ls -l /workspace"})
 async def run_command(
     context: Context,
     command: str,
@@ -118,7 +120,7 @@ class CellFields(TypedDict):
     seconds: float
 
 
-@TOOLS.tool("python", "Run Python", RUNS_CODE)
+@TOOLS.tool("python", "Run Python", RUNS_CODE, {"code": "print(6 * 7)"})
 async def run_python(
     context: Context,
     code: str,
@@ -176,7 +178,7 @@ class FileFields(TypedDict):
     next_offset: int | None
 
 
-@TOOLS.tool("readFile", "Read a file", READS)
+@TOOLS.tool("readFile", "Read a file", READS, {"path": "/workspace/notes.txt"})
 async def read_file(
     context: Context,
     path: str,
@@ -226,7 +228,9 @@ class WrittenFields(TypedDict):
     size: int
 
 
-@TOOLS.tool("writeFile", "Write a file", REPLACES)
+@TOOLS.tool(
+    "writeFile", "Write a file", REPLACES, {"path": "/workspace/notes.txt", "content": "Hello"}
+)
 async def write_file(
     context: Context,
     path: str,
@@ -243,7 +247,9 @@ async def write_file(
 def _decode(content: str, encoding: Literal["utf-8", "base64"]) -> bytes:
     if encoding == "utf-8":
         return content.encode("utf-8", "surrogateescape")
+    # Also in lines, for URLs, and without padding.
+    plain = "".join(content.split()).rstrip("=").translate(URL_SAFE)
     try:
-        return base64.b64decode(content, validate=True)
-    except binascii.Error as error:
-        raise InputError(f"The content is not base64: {error}.") from error
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"The content is not base64: {error}. Nothing was written.") from error

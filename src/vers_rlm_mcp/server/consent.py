@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from vers_rlm_mcp.errors import UsageError
 
 from .application import application
-from .toolset import Options
+from .arguments import Options
 
 
 class Budget(Options):

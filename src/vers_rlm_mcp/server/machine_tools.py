@@ -10,6 +10,7 @@ from pydantic import Field
 from vers_rlm_mcp.errors import UsageError
 
 from .application import NO_CURRENT, Application, application
+from .arguments import Options
 from .command_tools import VmId
 from .progress import Progress
 from .schemas import IN_WORDS
@@ -19,7 +20,6 @@ from .toolset import (
     REPLACES,
     TEXT_LIMIT,
     Answer,
-    Options,
     Toolset,
     shorten,
     without_none,
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 MAX_BRANCHES = 16
 """Copies made by one call; the limit on machines alive may be lower."""
 
+MAX_PROCESSORS = 1024
+MAX_MIB = 1 << 24
+"""16 TiB: more than any machine has, and little enough to be counted in bytes."""
+
 PAGE = 50
 """Machines, and commits, in one answer of `vmList`."""
 
@@ -41,9 +45,9 @@ TOOLS = Toolset()
 class VmConfig(Options):
     """The size of a machine; the server's settings fill in the rest."""
 
-    vcpu_count: int | None = Field(default=None, ge=1)
-    mem_size_mib: int | None = Field(default=None, ge=128)
-    fs_size_mib: int | None = Field(default=None, ge=64)
+    vcpu_count: Annotated[int | None, Field(ge=1, le=MAX_PROCESSORS), IN_WORDS] = None
+    mem_size_mib: Annotated[int | None, Field(ge=128, le=MAX_MIB), IN_WORDS] = None
+    fs_size_mib: Annotated[int | None, Field(ge=64, le=MAX_MIB), IN_WORDS] = None
 
     def spec(self) -> "MachineSpec":
         """The size as the machines room takes it."""

@@ -20,7 +20,7 @@ from . import command_tools, machine_tools, run_tools
 from .completions import Completions
 from .mcp_prompts import prompts
 from .rate_limits import CallLimit
-from .request_faults import explain_faults
+from .request_faults import explain_faults, take_arguments
 from .resources import add_resources
 from .run_tasks import RunTasks
 from .task_extension import TaskExtension
@@ -151,6 +151,7 @@ def create_server(
         extensions=[TaskExtension([RunTasks(app), *tasks])],
     )
     server.middleware.append(explain_faults)
+    server.middleware.append(take_arguments)
     server.middleware.append(app.cancellations)
     server.middleware.append(CallLimit(app.settings.max_calls))
     for prompt in prompts(names):

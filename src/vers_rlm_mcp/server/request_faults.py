@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS
 from pydantic import ValidationError
+
+from .arguments import unpack_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +39,13 @@ async def explain_faults(ctx: ServerRequestContext[Any, Any], call_next: CallNex
             f"{ctx.method} came before `initialize`: send `initialize`, and then the notification "
             "`notifications/initialized`.",
         ) from error
+
+
+async def take_arguments(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+    """Middleware: pass a message on, with a tool's arguments as an object."""
+    if ctx.method == "tools/call" and ctx.params:
+        ctx = replace(ctx, params=unpack_arguments(ctx.params))
+    return await call_next(ctx)
 
 
 def describe_faults(faults: Sequence[ErrorDetails]) -> str:

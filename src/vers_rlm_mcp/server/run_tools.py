@@ -56,8 +56,14 @@ CANCEL_SECONDS = 25.0
 
 TOOLS = Toolset()
 
+EXAMPLE = {
+    "signature": "log, task -> cause: str, lines: list[int]",
+    "inputs": {"task": "Find the first error"},
+    "files": {"log": "/path/on/the/host/app.log"},
+}
 
-@TOOLS.tool("vers_rlm", "Recursive Language Model", RUNS_CODE)
+
+@TOOLS.tool("vers_rlm", "Recursive Language Model", RUNS_CODE, EXAMPLE)
 async def vers_rlm(
     context: Context,
     consent: Annotated[ElicitationResult[Consent], Resolve(ask)],

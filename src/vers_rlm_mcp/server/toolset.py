@@ -7,9 +7,9 @@ with the JSON of the result as text. `StrictTool` changes these three.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, get_args
 
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
@@ -17,10 +17,11 @@ from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
 from mcp_types import CallToolResult, ResourceLink, TextContent, ToolAnnotations
 from mcp_types.version import is_version_at_least
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from vers_rlm_mcp.errors import VersRlmError
 
+from .arguments import read_arguments
 from .request_faults import describe_faults
 from .schemas import input_schema, output_schema
 
@@ -69,38 +70,33 @@ class Toolset:
         self.tools: list[StrictTool] = []
 
     def tool(
-        self, name: str, title: str, annotations: ToolAnnotations
+        self,
+        name: str,
+        title: str,
+        annotations: ToolAnnotations,
+        example: Mapping[str, Any] | None = None,
     ) -> Callable[[HandlerT], HandlerT]:
         """Declare the decorated handler as a tool.
 
         Its parameters are the tool's arguments, its docstring is the description that models read,
-        and the fields of its `Answer` are the output schema.
+        and the fields of its `Answer` are the output schema. The example goes with errors about
+        arguments.
         """
 
         def declare(handler: HandlerT) -> HandlerT:
-            self.tools.append(StrictTool.of(handler, name, title, annotations))
+            tool = StrictTool.of(handler, name, title, annotations)
+            tool.example = dict(example or {})
+            self.tools.append(tool)
             return handler
 
         return declare
 
 
-class Options(BaseModel):
-    """An argument with fields of its own, as strict about their names as a tool is."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown(cls, value: object) -> object:
-        if isinstance(value, dict):
-            fault = _unknown_names(cast("dict[str, Any]", value), cls.model_fields)
-            if fault:
-                raise ValueError(fault)
-        return cast("object", value)
-
-
 class StrictTool(Tool):
     """A tool whose errors tell the model what to do next."""
+
+    example: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of a typical call, which errors about arguments show."""
 
     @classmethod
     def of(
@@ -139,9 +135,12 @@ class StrictTool(Tool):
             ToolError: With a text to act on: wrong arguments, or any error of this project.
             UnexpectedToolError: For everything else; the SDK logs it with its traceback.
         """
-        fault = _unknown_names(arguments, self.parameters["properties"])
-        if fault:
-            raise ToolError(f"{self.name}: {fault}")
+        known = self.fn_metadata.arg_model.model_fields
+        fields = {name: known[name] for name in self.parameters["properties"]}
+        try:
+            arguments = read_arguments(arguments, fields)
+        except ValueError as error:
+            raise ToolError(self._explain(str(error))) from error
         try:
             answer = await super().run(arguments, context)
         except UnexpectedToolError as error:
@@ -149,12 +148,16 @@ class StrictTool(Tool):
         except ToolError as error:
             if isinstance(error.__cause__, ValidationError):
                 faults = describe_faults(error.__cause__.errors(include_url=False))
-                raise ToolError(f"{self.name}: {faults}") from error.__cause__
+                raise ToolError(self._explain(faults)) from error.__cause__
             raise
         if not (convert_result and isinstance(answer, Answer)):
             return answer
         has_links = is_version_at_least(context.protocol_version or "", LINKS_SINCE)
         return cast("Answer[Any]", answer).as_result(links=has_links)
+
+    def _explain(self, faults: str) -> str:
+        text = f"{self.name}: {faults.removesuffix('.')}."
+        return f"{text} Example: {json.dumps(self.example)}" if self.example else text
 
     def _translate_fault(self, cause: BaseException | None) -> ToolError:
         if isinstance(cause, VersRlmError):
@@ -176,21 +179,3 @@ def shorten(text: str, limit: int) -> str:
         return text
     half = limit // 2
     return f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"
-
-
-def _unknown_names(arguments: Mapping[str, Any], known: Iterable[str]) -> str:
-    """Which arguments do not exist, which were probably meant, and all there are; "" if none."""
-    by_folded = {_fold(name): name for name in known}
-    parts: list[str] = []
-    for name in arguments.keys() - by_folded.values():
-        close = get_close_matches(_fold(name), by_folded, n=1)
-        meant = f" (did you mean {by_folded[close[0]]!r}?)" if close else ""
-        parts.append(f"there is no argument {name!r}{meant}")
-    if not parts:
-        return ""
-    takes = ", ".join(by_folded.values()) or "no arguments"
-    return f"{'; '.join(sorted(parts))}. It takes: {takes}."
-
-
-def _fold(name: str) -> str:
-    return name.replace("_", "").replace("-", "").casefold()
