@@ -213,12 +213,14 @@ class Settings(BaseModel):
     allowed_hosts: tuple[str, ...] = Field(
         default=(),
         description="`Host` headers to accept over HTTP in addition to this computer's own, as "
-        "`NAME` or `NAME:PORT`. Separated by `,` in the environment.",
+        "`NAME` (with a default port or none), `NAME:PORT` or `NAME:*`. Separated by `,` in the "
+        "environment.",
     )
     allowed_origins: tuple[str, ...] = Field(
         default=(),
         description="`Origin` headers to accept over HTTP in addition to this computer's own, as "
-        "`https://NAME`. Separated by `,` in the environment.",
+        "`https://NAME` or `https://NAME:PORT`. Pages from there can use the server in a browser. "
+        "Separated by `,` in the environment.",
     )
     toolsets: tuple[Literal["vm", "rlm"], ...] = Field(
         default=("vm", "rlm"),

@@ -10,7 +10,9 @@ from typing import Literal
 from pydantic import JsonValue
 
 Role = Literal["system", "user", "assistant"]
-StopReason = Literal["end", "length", "refusal"]
+StopReason = Literal["end", "length", "refusal", "unknown"]
+"""How a reply ended: by itself, cut off at a limit, refused (by the model or by a filter), or in a
+way that is not known. Only of a reply that ended by itself is it certain that it is whole."""
 CellStatus = Literal["ok", "error", "final", "timeout", "died", "interrupted"]
 
 
@@ -62,10 +64,12 @@ class Completion:
     """A model's reply."""
 
     text: str
+    """The reply without the model's thoughts."""
     usage: Usage = field(default_factory=Usage)
     stop_reason: StopReason = "end"
-    """``length``: the reply was cut off at the model's own limit."""
     _: KW_ONLY
+    thoughts: str = ""
+    """For people and the journal. They are no part of later requests."""
     estimated: bool = False
     """The provider reported no usage: the token counts are derived from the length of the texts,
     and `usage.usd` is None."""

@@ -207,6 +207,23 @@ def test_machines_and_commits_are_listed_and_deleted(cli: Cli):
     assert cli.ok("machines", "list") == "no machines and no commits\n"
 
 
+def test_what_has_a_damaged_record_can_be_deleted_as_the_warning_says(cli: Cli):
+    model = cli.script("FINAL(vmSnapshot())")
+    flags = ("--keep-vm", "--json", "--checkpoints", "off", "--model", model)
+    result = json.loads(cli.ok("run", "-> commit", *flags))
+    machine, commit = result["machine_id"], result["outputs"]["commit"]
+    store = cli.state / "bubblewrap"
+    for record in (store / "machines" / machine / "machine.json", store / f"commits/{commit}.json"):
+        record.write_bytes(b"")
+    done = cli("machines", "list")
+    assert done.stdout == "no machines and no commits\n"
+    assert f"machines delete {machine}" in done.stderr
+    assert f"machines delete {commit}" in done.stderr
+    assert cli("machines", "list").stderr.count("damaged") == 0
+    cli.ok("machines", "delete", machine, commit)
+    assert not [*store.glob("*/bw*"), *store.glob("layers/*")]
+
+
 def test_a_kept_machine_is_used_by_a_later_run(cli: Cli):
     model = cli.script("n = 41; FINAL(n)")
     kept = json.loads(cli.ok("run", "-> x: int", "--keep-vm", "--json", "--model", model))

@@ -130,7 +130,7 @@ async def test_a_model_without_a_known_price_has_no_cost():
         ("max_tokens", "length"),
         ("model_context_window_exceeded", "length"),
         ("refusal", "refusal"),
-        ("a_reason_of_the_future", "end"),
+        ("a_reason_of_the_future", "unknown"),
     ],
 )
 async def test_stop_reasons_are_told_apart(stop: str, reason: str):

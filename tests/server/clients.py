@@ -6,11 +6,13 @@ import json
 import os
 import sys
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpx2
+from anyio.streams.text import TextReceiveStream
 from mcp import Client
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
@@ -166,3 +168,59 @@ async def started(
         finally:
             if process.returncode is None:
                 process.kill()
+
+
+@dataclass
+class HttpServer:
+    """A server process, and where it listens."""
+
+    process: Process
+    url: str
+
+    @property
+    def base(self) -> str:
+        return self.url.rpartition("/")[0]
+
+
+@asynccontextmanager
+async def serve_http_in(
+    environment: Mapping[str, str], *flags: str, env: Mapping[str, str] | None = None
+) -> AsyncGenerator[HttpServer]:
+    """A server process over HTTP, which is killed in the end if it has not ended."""
+    process = await anyio.open_process(
+        [COMMAND, "serve", "--port", "0", *flags],
+        # Tests that wait for something ask for it all the time.
+        env={**environment, "VERS_RLM_MAX_REQUESTS": "10000", **(env or {})},
+        stdout=None,
+    )
+    log = _Log(process)
+    try:
+        async with anyio.create_task_group() as tasks:
+            url = await log.url()
+            tasks.start_soon(log.drain)
+            yield HttpServer(process, url)
+            tasks.cancel_scope.cancel()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        with anyio.CancelScope(shield=True):
+            await process.aclose()
+
+
+class _Log:
+    """What a server writes to standard error."""
+
+    def __init__(self, process: Process) -> None:
+        assert process.stderr
+        self._stream = TextReceiveStream(process.stderr)
+
+    async def url(self) -> str:
+        text = ""
+        with anyio.fail_after(20):
+            while "Serving MCP at " not in text or not text.endswith("\n"):
+                text += await self._stream.receive()
+        return text.partition("Serving MCP at ")[2].split()[0]
+
+    async def drain(self) -> None:
+        async for _ in self._stream:
+            pass

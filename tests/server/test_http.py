@@ -17,26 +17,9 @@ from vers_rlm_mcp.settings import Settings
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import HttpServer, ServeHttp
+    from conftest import ServeHttp
 
 TOKEN = "a-token-of-thirty-two-characters"
-
-INITIALIZE = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {
-        "protocolVersion": "2025-11-25",
-        "capabilities": {},
-        "clientInfo": {"name": "test", "version": "1"},
-    },
-}
-
-
-async def post(server: HttpServer, **headers: str) -> httpx2.Response:
-    accept = {"Accept": "application/json, text/event-stream"}
-    async with httpx2.AsyncClient() as http:
-        return await http.post(server.url, json=INITIALIZE, headers=accept | headers)
 
 
 @pytest.mark.parametrize("transport", ["http", "sse"])
@@ -118,22 +101,9 @@ async def test_with_a_token_nothing_but_health_is_shown_without_it(
         for wrong in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
             reply = await http.get(server.url, headers=wrong)
             assert reply.status_code == 401
-            assert "resource_metadata" in reply.headers["WWW-Authenticate"]
+            assert reply.headers["WWW-Authenticate"] == "Bearer"
         async with connected(server.url, token=TOKEN) as client:
             assert await vm_ids(client) == []
-
-
-async def test_pages_of_other_origins_and_rebound_names_are_turned_away(
-    serve_http_process: ServeHttp,
-):
-    env = {"VERS_RLM_ALLOWED_ORIGINS": "https://a.test,https://b.test"}
-    async with serve_http_process("--allowed-hosts", "box.test:80", env=env) as server:
-        assert (await post(server)).status_code == 200
-        assert (await post(server, Host="evil.test")).status_code == 421
-        assert (await post(server, Host="box.test:80")).status_code == 200
-        assert (await post(server, Origin="http://evil.test")).status_code == 403
-        assert (await post(server, Origin="http://localhost:1234")).status_code == 200
-        assert (await post(server, Origin="https://b.test")).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.test"])

@@ -9,13 +9,15 @@ import anyio
 import httpx2
 from clients import call, connected, error, vm_ids
 
-from vers_rlm_mcp.server.http_transport import MAX_BODY_BYTES, MAX_CONNECTIONS
+from vers_rlm_mcp.server.http_transport import MAX_CONNECTIONS
 from vers_rlm_mcp.server.rate_limits import BURST_SECONDS
+from vers_rlm_mcp.server.wire import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from conftest import HttpServer, ServeHttp
+    from clients import HttpServer
+    from conftest import ServeHttp
 
 ANN = "the-token-of-ann-0123456789"
 BOB = "the-token-of-bob-0123456789"
@@ -27,7 +29,7 @@ async def test_a_body_that_is_too_long_is_refused_whether_its_length_is_told_or_
     serve_http_process: ServeHttp,
 ):
     async with serve_http_process() as server, httpx2.AsyncClient(headers=JSON) as http:
-        too_long = b" " * (MAX_BODY_BYTES + 1)
+        too_long = b" " * (MAX_MESSAGE_BYTES + 1)
         assert (await http.post(server.url, content=too_long)).status_code == 413
         assert (await http.post(server.url, content=streamed(too_long))).status_code == 413
         assert (await http.post(server.url, content=too_long[:-1])).status_code == 400

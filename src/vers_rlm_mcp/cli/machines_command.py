@@ -46,7 +46,8 @@ async def list_all(settings: Settings, options: SimpleNamespace) -> None:
 async def delete(settings: Settings, options: SimpleNamespace) -> None:
     """Delete machines and commits."""
     async with open_fleet(settings) as fleet:
-        commits = {commit.id for commit in await fleet.commits()}
+        recorded = fleet.ledger.commits(fleet.backend.name)  # also one whose record is damaged
+        commits = {commit.id for commit in [*await fleet.commits(), *recorded]}
         for item in options.ids:
             await (fleet.delete_commit(item) if item in commits else fleet.delete(item))
             print(f"deleted {item}")

@@ -18,6 +18,7 @@ from .base import Model
 from .openai import OpenAIModel
 from .prices import FREE, PRICES, Price
 from .scripted import ScriptedModel
+from .stop_reasons import read_stop_reason_of_sampling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +32,7 @@ __all__ = [
     "Model",
     "Price",
     "open_model",
+    "read_stop_reason_of_sampling",
 ]
 
 SAMPLING = "sampling"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from vers_rlm_mcp.errors import ModelError, ModelFailed
-from vers_rlm_mcp.values import Completion, Message, StopReason, Usage
+from vers_rlm_mcp.values import Message, Usage
 
+from . import stop_reasons
 from .remote import TIMEOUT, Endpoint, RemoteModel
+from .reply import ReplyParts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,12 +17,16 @@ if TYPE_CHECKING:
     import anthropic
     from anthropic import AsyncAnthropic
     from anthropic.types import (
+        ContentBlock,
         MessageDeltaUsage,
         MessageParam,
+        RawContentBlockDelta,
         RawMessageStreamEvent,
         TextBlockParam,
         Usage as AnthropicUsage,
     )
+
+    from vers_rlm_mcp.values import Completion
 
 DEFAULT_MODEL = "claude-sonnet-5-5"
 DEFAULT_URL = "https://api.anthropic.com"
@@ -30,12 +36,6 @@ DEFAULT_MAX_TOKENS = 32_000
 
 # Replaces text without a visible character, which the API rejects but models do reply with.
 _NOTHING = "(nothing)"
-
-_STOP_REASONS: Mapping[str, StopReason] = {
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "refusal": "refusal",
-}
 
 # An error in mid-stream has status 200; its type implies the status that it would otherwise have.
 _STATUS_OF_TYPE: Mapping[str | None, int] = {
@@ -93,10 +93,7 @@ class AnthropicModel(RemoteModel["AsyncAnthropic"]):
         async with stream:
             async for event in stream:
                 reply.take(event)
-        if reply.stop_reason is None:
-            raise self._endpoint.broken("ended its reply before it was complete")
-        stop_reason = _STOP_REASONS.get(reply.stop_reason, "end")
-        return Completion(reply.text, self._add_price(reply.usage), stop_reason)
+        return self._completion(reply.parts, self._add_price(reply.usage))
 
     def _sdk_error(self) -> type[Exception]:
         import anthropic
@@ -149,22 +146,36 @@ class _Reply:
     """Collects a reply from its events."""
 
     def __init__(self) -> None:
-        self._parts: list[str] = []
-        self.stop_reason: str | None = None
+        self.parts = ReplyParts(stop_reasons.ANTHROPIC)
         self.usage = Usage()
-
-    @property
-    def text(self) -> str:
-        return "".join(self._parts)
 
     def take(self, event: RawMessageStreamEvent) -> None:
         if event.type == "message_start":
             self._count(event.message.usage)
-        elif event.type == "content_block_delta" and event.delta.type == "text_delta":
-            self._parts.append(event.delta.text)
+        elif event.type == "content_block_start":
+            self._begin_block(event.index, event.content_block)
+        elif event.type == "content_block_delta":
+            self._extend_block(event.index, event.delta)
         elif event.type == "message_delta":
-            self.stop_reason = event.delta.stop_reason
+            self.parts.stop_word = event.delta.stop_reason
             self._count(event.usage)
+
+    def _begin_block(self, index: int, block: ContentBlock) -> None:
+        if block.type == "text":
+            self.parts.begin_block()
+            self.parts.add_text(block.text)
+        elif block.type == "thinking":
+            self.parts.add_thoughts(block.thinking)
+        elif block.type == "tool_use":
+            self.parts.add_tool_call(index, block.name, "")
+
+    def _extend_block(self, index: int, delta: RawContentBlockDelta) -> None:
+        if delta.type == "text_delta":
+            self.parts.add_text(delta.text)
+        elif delta.type == "thinking_delta":
+            self.parts.add_thoughts(delta.thinking)
+        elif delta.type == "input_json_delta":
+            self.parts.add_tool_call(index, "", delta.partial_json)
 
     def _count(self, usage: AnthropicUsage | MessageDeltaUsage) -> None:
         """Store cumulative counts; a count that a later event omits is unchanged."""

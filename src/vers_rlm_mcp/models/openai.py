@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from vers_rlm_mcp.errors import ModelError, ModelFailed, ModelUnavailable
-from vers_rlm_mcp.values import Completion, Message, StopReason, Usage
+from vers_rlm_mcp.values import Message, Usage
 
+from . import stop_reasons
 from .remote import TIMEOUT, Endpoint, RemoteModel
+from .reply import ReplyParts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,13 +21,13 @@ if TYPE_CHECKING:
     import openai
     from openai import AsyncOpenAI
 
+    from vers_rlm_mcp.values import Completion
+
 DEFAULT_MODEL = "gpt-6.2-sol"
 DEFAULT_URL = "https://api.openai.com/v1"
 
 # The SDK requires a key, which most self-hosted servers ignore.
 _NO_KEY = "not-needed"
-
-_STOP_REASONS: Mapping[str, StopReason] = {"length": "length", "content_filter": "refusal"}
 
 # Request fields that older servers reject, and the older field to use instead, if any.
 _NEWER_FIELDS: Mapping[str, str | None] = {
@@ -142,14 +144,10 @@ class OpenAIModel(RemoteModel["AsyncOpenAI"]):
         async with stream:
             async for chunk in stream:
                 reply.take(cast("dict[str, Any]", chunk))
-        if reply.finish_reason is None:
-            raise self._endpoint.broken("ended its reply before it was complete")
-        stop_reason = "refusal" if reply.refused else _STOP_REASONS.get(reply.finish_reason, "end")
         if reply.usage is None:
-            return Completion(
-                reply.text, _estimate(messages, reply.text), stop_reason, estimated=True
-            )
-        return Completion(reply.text, self._add_price(_usage(reply.usage)), stop_reason)
+            usage = _estimate(messages, reply.parts)
+            return self._completion(reply.parts, usage, estimated=True)
+        return self._completion(reply.parts, self._add_price(_usage(reply.usage)))
 
     def _sdk_error(self) -> type[Exception]:
         import openai
@@ -195,33 +193,43 @@ def _usage(reported: Mapping[str, Any]) -> Usage:
     return Usage(rest, reported["completion_tokens"], read, written)
 
 
-def _estimate(messages: Sequence[Message], text: str) -> Usage:
+def _estimate(messages: Sequence[Message], parts: ReplyParts) -> Usage:
     """Estimate usage for a server that reports none, since it must not appear to be zero."""
     asked = sum(len(message.content.encode()) for message in messages)
-    return Usage(_tokens(asked), _tokens(len(text.encode())), usd=None)
+    replied = len(parts.text.encode()) + len(parts.thoughts.encode())
+    return Usage(_tokens(asked), _tokens(replied), usd=None)
 
 
 def _tokens(size: int) -> int:
     return -(-size // _BYTES_PER_TOKEN)
 
 
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Fields of a message for thoughts: DeepSeek, vLLM and llama.cpp; OpenRouter, Groq and Ollama; some
+gateways. Servers that fill several fill them with the same text."""
+
+
 class _Reply:
     """Collects a reply from its chunks."""
 
     def __init__(self) -> None:
-        self._parts: list[str] = []
-        self.finish_reason: str | None = None
-        self.refused = False
+        self.parts = ReplyParts(stop_reasons.OPENAI)
         self.usage: Mapping[str, Any] | None = None
-
-    @property
-    def text(self) -> str:
-        return "".join(self._parts)
 
     def take(self, chunk: Mapping[str, Any]) -> None:
         self.usage = chunk.get("usage") or self.usage
         for choice in chunk.get("choices") or ():
-            delta: Mapping[str, Any] = choice.get("delta") or {}
-            self._parts.append(delta.get("content") or delta.get("refusal") or "")
-            self.refused = self.refused or bool(delta.get("refusal"))
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            self._take_message(choice.get("delta") or {})
+            self.parts.stop_word = choice.get("finish_reason") or self.parts.stop_word
+
+    def _take_message(self, message: Mapping[str, Any]) -> None:
+        parts = self.parts
+        parts.add_text(message.get("content") or message.get("refusal"))
+        parts.refused = parts.refused or bool(message.get("refusal"))
+        parts.add_thoughts(next(filter(None, map(message.get, _THOUGHTS)), None))
+        for number, call in enumerate(message.get("tool_calls") or ()):
+            function: Mapping[str, Any] = call.get("function") or {}
+            key = call.get("index", number)
+            parts.add_tool_call(key, function.get("name"), function.get("arguments"))
+        if legacy := message.get("function_call"):
+            parts.add_tool_call("function_call", legacy.get("name"), legacy.get("arguments"))

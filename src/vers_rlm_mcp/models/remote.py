@@ -14,6 +14,7 @@ from anyio import to_thread
 
 from vers_rlm_mcp.errors import ModelError, ModelFailed, ModelUnavailable
 from vers_rlm_mcp.retries import PassingFault, retry_after, with_retries
+from vers_rlm_mcp.values import Completion
 
 from .base import Model
 from .prices import PRICES
@@ -21,7 +22,9 @@ from .prices import PRICES
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vers_rlm_mcp.values import Completion, Message, Usage
+    from vers_rlm_mcp.values import Message, Usage
+
+    from .reply import ReplyParts
 
 
 class Client(Protocol):
@@ -224,6 +227,23 @@ class RemoteModel(Model, Generic[ClientT]):
 
     def _add_price(self, usage: Usage) -> Usage:
         return replace(usage, usd=None if self.price is None else self.price.usd(usage))
+
+    def _completion(
+        self, parts: ReplyParts, usage: Usage, *, estimated: bool = False
+    ) -> Completion:
+        """The completion that an attempt has produced, if it is one."""
+        match parts.stop_reason:
+            case None:
+                raise self._endpoint.broken("ended its reply before it was complete")
+            case "failed" | "paused":
+                raise PassingModelFault(
+                    f"{self._endpoint.provider} broke off its reply for `{self._endpoint.model}`: "
+                    f"{self._endpoint.quote(str(parts.stop_word))}."
+                )
+            case reason:
+                return Completion(
+                    parts.text, usage, reason, estimated=estimated, thoughts=parts.thoughts
+                )
 
     def _open_checked(self) -> ClientT:
         try:

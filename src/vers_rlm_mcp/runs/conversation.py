@@ -171,6 +171,7 @@ class Conversation:
                 usage=reply.usage,
                 seconds=time.monotonic() - started,
                 stop_reason=reply.stop_reason,
+                thoughts=reply.thoughts,
                 request=answer.request,
                 recorded=answer.recorded,
                 exchange=answer.exchange,
@@ -343,6 +344,8 @@ class Conversation:
                 usage=answer.completion.usage,
                 seconds=time.monotonic() - started,
                 error=error,
+                stop_reason=answer.completion.stop_reason,
+                thoughts=answer.completion.thoughts,
                 request=answer.request,
                 recorded=answer.recorded,
             )

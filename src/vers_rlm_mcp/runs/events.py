@@ -44,6 +44,9 @@ __all__ = [
     "Verified",
 ]
 
+_LATER = {"later": True}
+"""Marks a field that older journals do not hold; see `Event.to_json`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
@@ -103,11 +106,12 @@ class ModelReplied(Event):
     usage: Usage
     seconds: float
     stop_reason: StopReason = "end"
+    thoughts: str = field(default="", metadata=_LATER)
     request: str = ""
     """The `fingerprint` of the request, the model's name included."""
     recorded: bool = False
     """Whether the reply comes from a journal, and no model was asked."""
-    exchange: str = field(default="", metadata={"later": True})
+    exchange: str = field(default="", metadata=_LATER)
     """The same of its `Exchange`."""
 
 
@@ -168,6 +172,8 @@ class SubCallFinished(Event):
     usage: Usage
     seconds: float
     error: str | None = None
+    stop_reason: StopReason = field(default="end", metadata=_LATER)
+    thoughts: str = field(default="", metadata=_LATER)
     request: str = ""
     recorded: bool = False
     """See `ModelReplied`, also for `request`."""

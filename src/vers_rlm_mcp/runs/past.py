@@ -157,7 +157,7 @@ class Past:
             case ModelReplied():
                 self._model_replied(event, path)
             case SubCallFinished(error=None):
-                self._count(event, Completion(event.text, event.usage), event.request)
+                self._count(event, _completion(event), event.request)
             case CellStarted():
                 self._code[path, event.step] = event.code
             case CellFinished():
@@ -201,7 +201,7 @@ class Past:
                 exchange.add(reply)
 
     def _model_replied(self, event: ModelReplied, path: str) -> None:
-        completion = Completion(event.text, event.usage, event.stop_reason)
+        completion = _completion(event)
         request = event.exchange or self._exchanges[path].fingerprint(self.model)
         self._count(event, completion, request)
         if not path:
@@ -234,6 +234,10 @@ class Past:
         self._exchanges[path].add(reply)
         if not path:
             self._replies.append((self._reached, reply))
+
+
+def _completion(event: ModelReplied | SubCallFinished) -> Completion:
+    return Completion(event.text, event.usage, event.stop_reason, thoughts=event.thoughts)
 
 
 def _order(step: int, purpose: str) -> int:

@@ -10,52 +10,59 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import uvicorn
-from mcp.server.auth.settings import AuthSettings
-from mcp.server.transport_security import TransportSecuritySettings
-from pydantic import AnyHttpUrl
+from mcp.server.transport_security import (
+    RequestBodyLimitMiddleware,
+    TransportSecuritySettings,
+)
 from starlette.responses import JSONResponse
 
 from vers_rlm_mcp.errors import SettingsError
 
 from .application import Application
+from .http_guard import Guard, Paths
+from .http_messages import Messages, Sessions
 from .mcp_server import create_server
-from .principals import open_principals
+from .principals import RequireToken, open_principals
 from .rate_limits import RateLimit
 from .signals import call_on_signal
+from .wire import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator
 
     from anyio.abc import TaskStatus
     from mcp.server.mcpserver import MCPServer
-    from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from vers_rlm_mcp.settings import Settings
 
+    from .principals import Principals
+
 logger = logging.getLogger(__name__)
 
 Transport = Literal["http", "sse"]
 
-PATHS: dict[Transport, str] = {"http": "/mcp", "sse": "/sse"}
+PATHS: dict[Transport, tuple[str, ...]] = {"http": ("/mcp",), "sse": ("/sse", "/messages/")}
+"""What is served besides `/healthz`; the first is the address for clients."""
 
 BACKLOG = 128
 """Connections waiting to be accepted: the kernel's usual limit."""
 
-MAX_BODY_BYTES = 16 << 20
-"""Bytes of a request, which contains the inputs of a call. Larger inputs come as host files."""
-
 MAX_CONNECTIONS = 512
-"""Connections open at once; further ones are answered 503. Each call and each stream is one."""
+"""Connections open at once; further ones are answered 503. Each call and each stream is one, and
+each principal may have its share of them."""
 
 MAX_SESSIONS = 1024
-"""Sessions open at once; one that is idle for half an hour ends."""
+"""Sessions open at once, of which each principal may have its share. One that is idle for half an
+hour ends."""
+
+KEEP_ALIVE_SECONDS = 620
+"""How long a connection may be idle: longer than in the pools of proxies (up to 600 s), which else
+send a request just when it is closed."""
 
 CLEAN_UP_SECONDS = 20
 """How long cancelled requests may take to clean up, deleting machines included."""
-
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
 async def serve_http(
@@ -88,25 +95,24 @@ async def serve_http(
         )
     with _listening(host, port) as listener:
         base = f"http://{_in_url(host)}:{listener.getsockname()[1]}"
-        security = TransportSecuritySettings(
-            allowed_hosts=[*_with_ports([*LOOPBACK_HOSTS, _in_url(host)]), *settings.allowed_hosts],
-            allowed_origins=[
-                *_with_ports([f"http://{name}" for name in LOOPBACK_HOSTS]),
-                *settings.allowed_origins,
-            ],
-        )
         app = Application(settings, one_client=False, with_principals=principals is not None)
-        server = make_server(
-            app, auth=_auth(base, transport) if principals else None, token_verifier=principals
-        )
-        asgi = RateLimit(
-            _asgi(server, transport, security),
-            settings.max_requests,
-            principals.find if principals else _no_principal,
+        asgi = Guard(
+            RateLimit(
+                Paths(
+                    _asgi(make_server(app), transport, principals),
+                    [*PATHS[transport], "/healthz"],
+                ),
+                settings.max_requests,
+                MAX_CONNECTIONS // _count(principals),
+                principals.find if principals else _no_principal,
+            ),
+            host,
+            settings.allowed_hosts,
+            settings.allowed_origins,
         )
         async with app:
-            logger.info("Serving MCP at %s%s", base, PATHS[transport])
-            task_status.started(base + PATHS[transport])
+            logger.info("Serving MCP at %s%s", base, PATHS[transport][0])
+            task_status.started(base + PATHS[transport][0])
             await _serve(asgi, listener)
 
 
@@ -147,22 +153,33 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _asgi(
-    server: MCPServer[Any], transport: Transport, security: TransportSecuritySettings
-) -> Starlette:
+def _asgi(server: MCPServer[Any], transport: Transport, principals: Principals | None) -> ASGIApp:
+    """The application at the endpoints, for requests that the guard let in."""
     server.custom_route("/healthz", methods=["GET"])(_healthz)
+    guarded_already = TransportSecuritySettings(enable_dns_rebinding_protection=False)
     if transport == "sse":
-        return server.sse_app(
-            sse_path=PATHS["sse"],
-            transport_security=security,
-            max_request_body_size=MAX_BODY_BYTES,
+        app = server.sse_app(
+            sse_path=PATHS["sse"][0],
+            message_path=PATHS["sse"][1],
+            transport_security=guarded_already,
+            max_request_body_size=MAX_MESSAGE_BYTES,
         )
-    return server.streamable_http_app(
-        streamable_http_path=PATHS["http"],
-        transport_security=security,
-        max_request_body_size=MAX_BODY_BYTES,
-        max_sessions=MAX_SESSIONS,
-    )
+        checked = Messages(app, renames=False)
+    else:
+        app = server.streamable_http_app(
+            streamable_http_path=PATHS["http"][0],
+            transport_security=guarded_already,
+            max_request_body_size=MAX_MESSAGE_BYTES,
+            # Sessions has the limit: those that are being opened come on top of it.
+            max_sessions=MAX_SESSIONS + MAX_CONNECTIONS,
+        )
+        checked = Messages(Sessions(app, MAX_SESSIONS // _count(principals)))
+    bounded = RequestBodyLimitMiddleware(checked, MAX_MESSAGE_BYTES)
+    return RequireToken(bounded, principals, app) if principals else bounded
+
+
+def _count(principals: Principals | None) -> int:
+    return len(principals) if principals else 1
 
 
 async def _serve(asgi: ASGIApp, listener: socket.socket) -> None:
@@ -173,7 +190,9 @@ async def _serve(asgi: ASGIApp, listener: socket.socket) -> None:
             log_config=None,
             log_level="warning",
             access_log=False,
+            http="h11",  # refuses what could be read in two ways
             limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=CLEAN_UP_SECONDS,
         )
     )
@@ -186,15 +205,6 @@ async def _serve(asgi: ASGIApp, listener: socket.socket) -> None:
         tasks.start_soon(call_on_signal, stop)
         await server.serve(sockets=[listener])
         tasks.cancel_scope.cancel()
-
-
-def _auth(base: str, transport: Transport) -> AuthSettings:
-    # Tokens are given to this server in its settings, so it is their only issuer.
-    return AuthSettings(
-        issuer_url=AnyHttpUrl(base),
-        resource_server_url=AnyHttpUrl(base + PATHS[transport]),
-        validate_token_resource=False,
-    )
 
 
 def _no_principal(_: str) -> None:
@@ -230,8 +240,3 @@ def _is_loopback(host: str) -> bool:
 
 def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _with_ports(names: Sequence[str]) -> list[str]:
-    """Each name with any port, and without one, since clients omit the scheme's own."""
-    return [value for name in names for value in (name, f"{name}:*")]

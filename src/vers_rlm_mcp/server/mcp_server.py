@@ -28,8 +28,6 @@ from .task_extension import TaskExtension
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from mcp.server.auth.provider import TokenVerifier
-    from mcp.server.auth.settings import AuthSettings
     from mcp.shared._stream_protocols import ReadStream, WriteStream
     from mcp.shared.message import SessionMessage
     from mcp_types import GetPromptResult, InputRequiredResult
@@ -112,8 +110,6 @@ def create_server(
     app: Application,
     *,
     lifespan: Lifespan | None = None,
-    auth: AuthSettings | None = None,
-    token_verifier: TokenVerifier | None = None,
     tasks: Sequence[Tasks] = (),
 ) -> Server:
     """Make the MCP server of an application, with all its tools, not yet serving.
@@ -122,8 +118,6 @@ def create_server(
         app: What the tools act on. The transport opens it.
         lifespan: Entered by the SDK around every stdio or SSE connection, or around all connections
             over Streamable HTTP; yields `app`.
-        auth: For HTTP with a token, together with `token_verifier`.
-        token_verifier: Checks bearer tokens.
         tasks: Further sources of tasks, besides runs.
 
     Raises:
@@ -143,8 +137,6 @@ def create_server(
         instructions=_instructions(names),
         version=__version__,
         tools=list[Tool](tools),
-        auth=auth,
-        token_verifier=token_verifier,
         lifespan=lifespan or opened_elsewhere,
         cache_hints=CACHE_HINTS,
         icons=[ICON],

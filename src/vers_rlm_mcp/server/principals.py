@@ -14,14 +14,19 @@ import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from mcp.server.auth.middleware.auth_context import get_access_token
-from mcp.server.auth.provider import AccessToken, TokenVerifier
+from mcp.server.auth.middleware.auth_context import AuthContextMiddleware, get_access_token
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.auth.provider import AccessToken
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
 
 from vers_rlm_mcp.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from vers_rlm_mcp.settings import Settings
 
@@ -34,16 +39,15 @@ HASH: Final = {"n": 2**14, "r": 8, "p": 1, "dklen": 16}
 """Parameters of scrypt: a guess takes some 50 ms, as does each token when the server starts."""
 
 
-class Principals(TokenVerifier):
+class Principals:
     """The principals of a server."""
 
     def __init__(self, tokens: Sequence[str], salt: bytes) -> None:
         self._tokens = {_principal(token, salt): token.encode() for token in tokens}
 
-    async def verify_token(self, token: str) -> AccessToken | None:
-        """The access token whose `client_id` is the principal; None if the token is unknown."""
-        principal = self.find(token)
-        return AccessToken(token=token, client_id=principal, scopes=[]) if principal else None
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._tokens)
 
     def find(self, token: str) -> str | None:
         """The principal of a token, if any. Takes the same time for every wrong token."""
@@ -54,6 +58,49 @@ class Principals(TokenVerifier):
             if hmac.compare_digest(given, known)
         ]
         return matching[0] if matching else None
+
+
+class RequireToken:
+    """ASGI middleware that answers 401 to a request without a valid token.
+
+    The answer names no metadata: the tokens are in the settings, so that there is nothing where a
+    client could register or ask for one.
+
+    Args:
+        asgi: Receives the requests that pass, with their principal.
+        principals: The principals.
+        public: Receives the requests that need no token.
+    """
+
+    def __init__(self, asgi: ASGIApp, principals: Principals, public: ASGIApp) -> None:
+        self._asgi = AuthContextMiddleware(asgi)
+        self._principals = principals
+        self._public = public
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 401."""
+        if scope["type"] != "http" or scope["path"].endswith("/healthz"):
+            await self._public(scope, receive, send)
+            return
+        token = bearer_token(scope)
+        principal = self._principals.find(token)
+        if principal is None:
+            fault = "The token is unknown" if token else "There is no bearer token"
+            reply = JSONResponse(
+                {"error": f"{fault}: send the header `Authorization: Bearer TOKEN`."},
+                status_code=401,
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+            await reply(scope, receive, send)
+            return
+        user = AuthenticatedUser(AccessToken(token=token, client_id=principal, scopes=[]))
+        await self._asgi({**scope, "user": user}, receive, send)
+
+
+def bearer_token(scope: Scope) -> str:
+    """The bearer token of a request; "" if it has none."""
+    kind, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else ""
 
 
 def caller() -> str | None:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mcp_types import CallToolResult, TextContent
-from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 
-from .principals import caller
+from .principals import bearer_token, caller
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,38 +54,53 @@ class CallLimit:
 
 
 class RateLimit:
-    """ASGI middleware that answers 429 to a client whose requests come too fast.
+    """ASGI middleware that answers 429 to a client that asks for too much.
 
     Args:
         asgi: Receives the requests that pass.
         per_second: Requests per second, in the long run.
+        at_once: Requests and streams open at once.
         principal: Finds the principal of a bearer token. Requests without a valid one count for
             their address.
     """
 
     def __init__(
-        self, asgi: ASGIApp, per_second: float, principal: Callable[[str], str | None]
+        self,
+        asgi: ASGIApp,
+        per_second: float,
+        at_once: int,
+        principal: Callable[[str], str | None],
     ) -> None:
         self._asgi = asgi
         self._per_second = per_second
+        self._at_once = at_once
         self._principal = principal
         self._allowances: OrderedDict[str, _Allowance] = OrderedDict()
+        self._open: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 429."""
-        if scope["type"] != "http" or self._allows(self._client(scope)):
+        if scope["type"] != "http":
             await self._asgi(scope, receive, send)
             return
-        refusal = PlainTextResponse(
-            "Too many requests: wait a moment.", status_code=429, headers={"Retry-After": "1"}
-        )
-        await refusal(scope, receive, send)
+        client = self._client(scope)
+        if not self._allows(client):
+            await _refuse("Too many requests: wait a moment.")(scope, receive, send)
+        elif self._open[client] >= self._at_once:
+            text = f"{self._at_once} requests of yours are open: wait until one has been answered."
+            await _refuse(text)(scope, receive, send)
+        else:
+            self._open[client] += 1
+            try:
+                await self._asgi(scope, receive, send)
+            finally:
+                self._open[client] -= 1
+                if not self._open[client]:
+                    del self._open[client]
 
     def _client(self, scope: Scope) -> str:
-        kind, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
-        principal = self._principal(token) if kind.lower() == "bearer" else None
         address: tuple[str, int] | None = scope.get("client")
-        return principal or (address[0] if address else "")
+        return self._principal(bearer_token(scope)) or (address[0] if address else "")
 
     def _allows(self, client: str) -> bool:
         now = time.monotonic()
@@ -101,6 +115,10 @@ class RateLimit:
             return False
         allowance.left -= 1
         return True
+
+
+def _refuse(text: str) -> PlainTextResponse:
+    return PlainTextResponse(text, status_code=429, headers={"Retry-After": "1"})
 
 
 @dataclass(slots=True)

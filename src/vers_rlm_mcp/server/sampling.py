@@ -20,7 +20,7 @@ from mcp_types import (
 from pydantic import ValidationError
 
 from vers_rlm_mcp.errors import ModelFailed, ModelUnavailable, UsageError
-from vers_rlm_mcp.models import SAMPLING, Model, open_model
+from vers_rlm_mcp.models import SAMPLING, Model, open_model, read_stop_reason_of_sampling
 from vers_rlm_mcp.values import Completion, Usage
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mcp.server.mcpserver import Context
     from mcp.server.session import ServerSession
 
-    from vers_rlm_mcp.values import Message, StopReason
+    from vers_rlm_mcp.values import Message
 
 MAX_TOKENS = 8192
 """Tokens of a reply unless the caller sets a limit: sampling requires one."""
@@ -145,5 +145,5 @@ def _params(messages: Sequence[Message], max_tokens: int) -> CreateMessageReques
 def _completion(result: CreateMessageResult) -> Completion:
     if not isinstance(result.content, TextContent):
         raise ModelFailed(f"The MCP client's model replied with {result.content.type}, not text.")
-    stop_reason: StopReason = "length" if result.stop_reason == "maxTokens" else "end"
+    stop_reason = read_stop_reason_of_sampling(result.stop_reason)
     return Completion(result.content.text, Usage(usd=None), stop_reason)

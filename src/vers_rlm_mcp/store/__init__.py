@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from .files import (
+    DAMAGED,
+    make_directory,
+    open_private,
+    read_file,
+    replace_file,
+    set_aside,
+)
 from .journals import Journal, Journals, StoredJournal
 from .ledger import CommitIntent, CommitRecord, Ledger, MachineRecord
 
 __all__ = [
+    "DAMAGED",
     "CommitIntent",
     "CommitRecord",
     "Journal",
@@ -13,4 +22,9 @@ __all__ = [
     "Ledger",
     "MachineRecord",
     "StoredJournal",
+    "make_directory",
+    "open_private",
+    "read_file",
+    "replace_file",
+    "set_aside",
 ]

@@ -28,18 +28,18 @@ from .cache import Cache
 from .config import BubblewrapConfig
 from .init_program import init_code
 from .limits import Limits, controllers, mechanisms, process_limits, read_note, sweep
-from .running import Frozen, RunningMachine, not_made
-from .sandbox import Plan, Sandbox
-from .seccomp import call_filter
-from .store import (
+from .records import (
     BACKEND,
     COMMIT_PREFIX,
     MACHINE_PREFIX,
     CommitRecord,
     MachineRecord,
-    Store,
     new_id,
 )
+from .running import Frozen, RunningMachine, not_made
+from .sandbox import Plan, Sandbox
+from .seccomp import call_filter
+from .store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -138,7 +138,7 @@ class BubblewrapBackend(Backend):
             running = self._running.get(machine_id)
             if running:
                 await self._forget(running)
-            if self._store.machine(machine_id) is None:
+            if not self._store.has_remains(machine_id):
                 return
             try:
                 lock = await self._claim(machine_id)
@@ -240,6 +240,7 @@ class BubblewrapBackend(Backend):
             labels=dict(labels),
             spec=spec,
             base=self._base_name,
+            layers=(),
         )
 
     async def _make(self, record: MachineRecord) -> DaemonMachine:

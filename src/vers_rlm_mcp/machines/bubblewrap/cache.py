@@ -21,7 +21,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from .store import locked, new_id, remove_tree
+from .records import new_id
+from .store import locked, remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,15 +14,16 @@ from anyio import to_thread
 from vers_rlm_mcp.errors import BackendUnavailable, MachineError, MachineFull, MachineGone
 
 from ..daemon import parse_refusal, rest
+from .records import new_id
 from .sandbox import nonsense
-from .store import new_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..daemon import Job
+    from .records import MachineRecord
     from .sandbox import Sandbox
-    from .store import MachineRecord, Store
+    from .store import Store
 
 
 MERGE_LAYERS: Final = 100

@@ -9,31 +9,38 @@ A record names the layers that it needs; a layer that no record names is garbage
 replaced atomically, and always written before the layers they name are put in place, so that a
 crash leaves garbage at most. All changes happen under one file lock, as several servers may share
 the directory.
+
+A record that cannot be read is renamed, and its machine or commit does not exist any more, but can
+be deleted. Layers that are named in what is left of it are kept until then.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
+import logging
 import os
-import secrets
-from dataclasses import asdict, dataclass, field, replace
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ..base import Commit, MachineInfo, MachineSpec
+from vers_rlm_mcp.store import DAMAGED, make_directory, open_private, read_file, set_aside
+
+from .records import (
+    MAX_RECORD,
+    CommitRecord,
+    MachineRecord,
+    is_name,
+    new_id,
+    read_record,
+    write_record,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Sequence
 
-BACKEND: Final = "bubblewrap"
-MACHINE_PREFIX: Final = "bw-"
-COMMIT_PREFIX: Final = "bwc-"
-
-ID_BYTES: Final = 6
-"""Random bytes of an id: 48 bits cannot be guessed over any interface, and can still be typed."""
-
+logger = logging.getLogger(__name__)
 
 LOCKS: Final = ("lock", "trash.lock")
 """Held while the records and layers are changed, and while the trash is emptied."""
@@ -41,6 +48,9 @@ LOCKS: Final = ("lock", "trash.lock")
 RECORD: Final = "machine.json"
 BEFORE: Final = "before.json"
 """A machine's record, and a second name of the one before: to go back to that takes no room."""
+
+COMMIT: Final = ".json"
+"""The end of the names of commits' records."""
 
 LOCK: Final = "lock"
 """A machine's lock, which names the process that holds it. It is created with the machine, so that
@@ -53,64 +63,14 @@ MERGED: Final = "merged"
 ENDED: Final = "ZX"
 """States of a process of which only its parent has not taken notice yet, in proc(5)."""
 
-MAX_ID: Final = 64
-"""Characters of an id that are looked up at all."""
+FOR_MACHINES: Final = 0o755
+"""The mode of directories that machines see, whose users are others on the host."""
 
+LAYER: Final = re.compile(rb"\b[0-9a-f]{12}\b")
+"""The name of a layer, in a record."""
 
-@dataclass(frozen=True, slots=True)
-class MachineRecord:
-    """The record of a machine."""
-
-    id: str
-    created_at: float
-    parent: str | None
-    labels: Mapping[str, str]
-    spec: MachineSpec
-    base: str
-    layers: tuple[str, ...] = ()
-    """The frozen layers below what the machine writes now, newest first."""
-
-    def info(self, *, running: bool) -> MachineInfo:
-        """The same, as the interface has it."""
-        return MachineInfo(
-            id=self.id,
-            backend=BACKEND,
-            created_at=self.created_at,
-            parent=self.parent,
-            labels=dict(self.labels),
-            spec=self.spec,
-            running=running,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class CommitRecord:
-    """The record of a commit."""
-
-    id: str
-    machine_id: str
-    created_at: float
-    base: str
-    spec: MachineSpec
-    layers: tuple[str, ...]
-    notes: tuple[str, ...] = field(default=())
-    intent: str | None = None
-
-    def commit(self) -> Commit:
-        """The same, as the interface has it."""
-        return Commit(
-            id=self.id,
-            machine_id=self.machine_id,
-            created_at=self.created_at,
-            fidelity="disk",
-            notes=self.notes,
-            intent=self.intent,
-        )
-
-
-def new_id(prefix: str = "") -> str:
-    """A random id."""
-    return prefix + secrets.token_hex(ID_BYTES)
+MARK: Final = re.compile(rb"(\d{1,9}) \d{1,20}")
+"""What `_process_mark` writes."""
 
 
 class Store:
@@ -128,12 +88,12 @@ class Store:
 
     def open(self) -> None:
         """Make the directories."""
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.root.chmod(0o700)  # As it may have been there: set-user-ID programs lie below.
-        for directory in (self.layers, self._machines, self._commits, self._trash):
-            directory.mkdir(exist_ok=True)
+        # Only its owner may enter it: set-user-ID programs lie below.
+        for directory in (self.root, self.layers, self._machines, self._commits, self._trash):
+            make_directory(directory)
+        self.layers.chmod(FOR_MACHINES)
         for name in LOCKS:  # Now, since things must be removed when the disk is full.
-            (self.root / name).touch(mode=0o600)
+            os.close(_open_lock(self.root / name))
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """Keep others from changing the store. Held for a few file operations only."""
@@ -152,12 +112,12 @@ class Store:
     def add(self, record: MachineRecord) -> None:
         """Write down a new machine and make its directory. After an error there is none."""
         home = self.home(record.id)
-        home.mkdir()
+        make_directory(home)
         try:
-            (home / "disk").mkdir()
+            _make_layer(home / "disk")
             if self._owner is not None:
                 os.chown(home / "disk", self._owner, self._owner)
-            (home / LOCK).touch(mode=0o600)
+            os.close(_open_lock(home / LOCK))
             self.write(record)
         except OSError:
             self.drop_machine(record.id)
@@ -165,15 +125,21 @@ class Store:
 
     def write(self, record: MachineRecord) -> None:
         """Write down what is new of a machine."""
-        _replace(self.home(record.id) / RECORD, record)
+        write_record(self.home(record.id) / RECORD, record)
 
     def machine(self, machine_id: str) -> MachineRecord | None:
         """The record of a machine; None when there is no such machine."""
-        return _read_machine(self.home(machine_id)) if _is_name(machine_id) else None
+        if not is_name(machine_id):
+            return None
+        return read_record(self.home(machine_id) / RECORD, machine_id, MachineRecord)
+
+    def has_remains(self, machine_id: str) -> bool:
+        """Whether there is anything to delete of a machine, with or without a record."""
+        return is_name(machine_id) and os.path.lexists(self.home(machine_id))
 
     def machines(self) -> list[MachineRecord]:
         """Every machine, oldest first."""
-        found = [_read_machine(home) for home in self._machines.iterdir()]
+        found = [self.machine(home.name) for home in list(self._machines.iterdir())]
         return sorted((item for item in found if item), key=lambda item: item.created_at)
 
     def put(
@@ -194,7 +160,7 @@ class Store:
         (home / BEFORE).hardlink_to(home / RECORD)
         try:
             self.write(frozen)
-            (self.layers / layer).mkdir()
+            _make_layer(self.layers / layer)
             for slot in slots:
                 (self.disk(record.id) / "up" / slot).rename(self.layers / layer / slot)
         except OSError:
@@ -232,7 +198,7 @@ class Store:
 
         Raises FileNotFoundError when there is no such machine any more.
         """
-        descriptor = os.open(self.home(machine_id) / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = _open_lock(self.home(machine_id) / LOCK)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -247,21 +213,29 @@ class Store:
 
     def holder(self, machine_id: str) -> str:
         """The process id of the server that has taken a machine; empty when none has."""
-        place = self.home(machine_id) / LOCK
         try:
-            with place.open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return ""
-        except BlockingIOError:
-            return place.read_text().partition(" ")[0] or "?"
-        except FileNotFoundError:
+            descriptor = _open_lock(self.home(machine_id) / LOCK)
+        except OSError:
             return ""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            mark = MARK.match(self._mark(machine_id))
+            return mark[1].decode() if mark else "?"
+        finally:
+            os.close(descriptor)
+        return ""
 
     def owner(self, machine_id: str) -> int | None:
         """The process id of the server that took a machine last, as long as that lives."""
-        mark = (self.home(machine_id) / LOCK).read_text()
-        pid = int(mark.partition(" ")[0] or 0)
-        return pid if mark and mark == _process_mark(pid) else None
+        mark = MARK.fullmatch(self._mark(machine_id))
+        return int(mark[1]) if mark and mark[0].decode() == _process_mark(int(mark[1])) else None
+
+    def _mark(self, machine_id: str) -> bytes:
+        try:
+            return read_file(self.home(machine_id) / LOCK, MAX_RECORD)
+        except ValueError:
+            return b""
 
     def orphans(self, machine_id: str) -> list[int]:
         """The processes of a machine whose server has died, as far as `/proc` shows them.
@@ -275,15 +249,18 @@ class Store:
 
     def add_commit(self, record: CommitRecord) -> None:
         """Write down a commit."""
-        _replace(self._commits / f"{record.id}.json", record)
+        write_record(self._commits / f"{record.id}{COMMIT}", record)
 
     def commit(self, commit_id: str) -> CommitRecord | None:
         """The record of a commit; None when there is no such commit."""
-        return _read_commit(self._commits / f"{commit_id}.json") if _is_name(commit_id) else None
+        if not is_name(commit_id):
+            return None
+        return read_record(self._commits / f"{commit_id}{COMMIT}", commit_id, CommitRecord)
 
     def commits(self) -> list[CommitRecord]:
         """Every commit, oldest first."""
-        found = [_read_commit(path) for path in self._commits.glob("*.json")]
+        ids = [path.stem for path in self._commits.iterdir() if path.suffix == COMMIT]
+        found = [self.commit(commit_id) for commit_id in ids]
         return sorted((item for item in found if item), key=lambda item: item.created_at)
 
     # Removing
@@ -294,23 +271,43 @@ class Store:
 
     def drop_commit(self, commit_id: str) -> None:
         """Discard a commit."""
-        if _is_name(commit_id):
-            (self._commits / f"{commit_id}.json").unlink(missing_ok=True)
+        if is_name(commit_id):
+            for path in (
+                self._commits / f"{commit_id}{COMMIT}",
+                *self._commits.glob(f"{commit_id}{COMMIT}{DAMAGED}*"),
+            ):
+                self._discard(path)
 
     def drop_garbage(self) -> None:
         """Put every layer that no record names into the trash."""
-        layers = [path.name for path in self.layers.iterdir()]
-        used = {layer for record in (*self.machines(), *self.commits()) for layer in record.layers}
-        for layer in layers:
-            if layer not in used:
-                self._discard(self.layers / layer)
+        layers = [path for path in self.layers.iterdir() if LAYER.fullmatch(path.name.encode())]
+        records = (*self.machines(), *self.commits())
+        used = {layer for record in records for layer in record.layers}
+        used |= self._layers_of_damaged()
+        for path in layers:
+            if path.name not in used:
+                self._discard(path)
+
+    def _layers_of_damaged(self) -> set[str]:
+        """The layers that are named in what is left of records that cannot be read."""
+        named: set[str] = set()
+        for path in (
+            *self._machines.glob(f"*/{RECORD}{DAMAGED}*"),
+            *self._commits.glob(f"*{COMMIT}{DAMAGED}*"),
+        ):
+            with contextlib.suppress(OSError, ValueError):
+                named |= {name.decode() for name in LAYER.findall(read_file(path, MAX_RECORD))}
+        return named
 
     def empty_trash(self) -> None:
         """Remove discarded files. May take long, and waits for other processes that do so."""
         # Two at once, of two servers even, would trip over each other.
         with locked(self.root / LOCKS[1]):
             for path in list(self._trash.iterdir()):
-                remove_tree(path)
+                try:
+                    remove_tree(path)
+                except OSError as error:
+                    logger.warning("%s cannot be removed (%s); remove it yourself.", path, error)
 
     def drop_old_bases(self) -> bool:
         """Discard the bases that earlier releases kept in the state directory; tell if it did.
@@ -332,7 +329,7 @@ class Store:
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Generator[None]:
     """Lock a file. Raises BlockingIOError if `wait` is false and another process holds the lock."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = _open_lock(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
@@ -341,11 +338,14 @@ def locked(path: Path, *, wait: bool = True) -> Generator[None]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory that may not be there, whatever its modes and however deep it is.
+    """Remove a file, or a directory whatever its modes and however deep it is. It may be gone.
 
     Subdirectories are moved up beside it first, so that no path ever gets too long.
     """
-    pending = [path] if path.is_dir() else []
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    pending = [path]
     while pending:
         directory = pending.pop()
         directory.chmod(0o700)
@@ -404,37 +404,17 @@ def _flags(descriptor: Path) -> int:
     return next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
 
 
-def _is_name(text: str) -> bool:
-    """Whether this could be an id, and so is safe as a file name."""
-    return text.replace("-", "").isalnum() and text.isascii() and len(text) <= MAX_ID
+def _make_layer(path: Path) -> None:
+    """Make a directory for machines' files, with the same mode whatever the umask is."""
+    path.mkdir()
+    path.chmod(FOR_MACHINES)
 
 
-def _replace(path: Path, record: MachineRecord | CommitRecord) -> None:
-    """Write a record so that a reader sees the old one or the new one, whole."""
-    making = path.with_name(f".{path.name}.{new_id()}")
+def _open_lock(path: Path) -> int:
+    """Open a lock file, which is made if it is missing. Raises FileNotFoundError: nor can it be."""
+    flags = os.O_RDWR | os.O_CREAT
     try:
-        making.write_text(json.dumps(asdict(record)))
-        making.replace(path)
-    except OSError:
-        making.unlink(missing_ok=True)
-        raise
-
-
-def _read_machine(home: Path) -> MachineRecord | None:
-    try:
-        about = json.loads((home / RECORD).read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    about["spec"] = MachineSpec(**about["spec"])
-    about["layers"] = tuple(about["layers"])
-    return MachineRecord(**about)
-
-
-def _read_commit(path: Path) -> CommitRecord | None:
-    try:
-        about = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    about["spec"] = MachineSpec(**about["spec"])
-    about["layers"], about["notes"] = tuple(about["layers"]), tuple(about["notes"])
-    return CommitRecord(**about)
+        return open_private(path, flags)
+    except IsADirectoryError as error:
+        set_aside(path, error)
+        return open_private(path, flags)

@@ -1,0 +1,100 @@
+"""Private files and directories: made with modes of their own, replaced whole, and set aside.
+
+A file is 0600 and a directory 0700 whatever the umask is, since both may hold what only their owner
+may see.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+FILE_MODE: Final = 0o600
+DIRECTORY_MODE: Final = 0o700
+
+DAMAGED: Final = ".damaged"
+"""Part of the names of what was set aside."""
+
+
+def make_directory(path: Path) -> None:
+    """Make a private directory with its parents, unless it is there. Set aside what is none.
+
+    Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_dir() and os.path.lexists(path):
+        set_aside(path, "it is not a directory")
+    with suppress(FileExistsError):
+        path.mkdir()
+    if stat.S_IMODE(path.stat().st_mode) != DIRECTORY_MODE:
+        path.chmod(DIRECTORY_MODE)
+
+
+def open_private(path: str | Path, flags: int) -> int:
+    """Open a file that is created as a private one if it is missing, for `open` as an opener."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+    try:
+        if flags & os.O_CREAT and stat.S_IMODE(os.fstat(descriptor).st_mode) != FILE_MODE:
+            with suppress(PermissionError):  # it is another user's
+                os.fchmod(descriptor, FILE_MODE)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that readers, and a crash, leave the old one or the new one, whole.
+
+    Raises OSError; the old one is there then.
+    """
+    making = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
+    try:
+        with open(making, "xb", opener=open_private) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        making.replace(path)
+    except OSError:
+        with suppress(OSError):
+            making.unlink()
+        raise
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        FileNotFoundError: There is none; NotADirectoryError: nor can there be one.
+        OSError: It cannot be read.
+        ValueError: It is no regular file, or has more than `most` bytes.
+    """
+    # Opening a FIFO would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - it is a descriptor
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("it is not a regular file")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return data
+
+
+def set_aside(path: Path, why: object, advice: str = "Delete it if you do not need it") -> None:
+    """Rename what cannot be used, so that it stands in the way of nothing, and log that once.
+
+    Raises OSError.
+    """
+    place = path.with_name(f"{path.name}{DAMAGED}-{time.time_ns()}")
+    path.rename(place)
+    logger.warning("%s cannot be used (%s) and was set aside as %s. %s.", path, why, place, advice)
