@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, strategies as st
@@ -296,17 +296,97 @@ def test_code_in_between_resets_the_count_of_silent_replies() -> None:
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("I cannot say.", "held no JSON object"), ('{"answer": 3}', "expected str, got 3")],
+    [
+        ("I cannot say.", "missing fields: answer"),
+        ('{"answer": "three"}', "expected int, got 'three'"),
+        ("```python\nprint(answer)\n```", "missing fields: answer"),
+        ("FINAL(answer)", "missing fields: answer"),
+        ("It is 3.", "missing fields: answer"),
+        ("", "missing fields: answer"),
+        ('{"answer": 3.5}', "expected int, got 3.5"),
+    ],
 )
-def test_an_extraction_that_fails_leaves_a_partial_outcome(text: str, reason: str) -> None:
-    outcome = play([model(), printed("1"), model(text)], steps=1).outcome
-    assert (outcome.status, outcome.outputs) == ("partial", {})
-    assert reason in outcome.reason
+def test_an_extraction_that_fails_twice_leaves_a_partial_outcome(text: str, reason: str) -> None:
+    played = play([model(), printed("1"), model(text), model(text)], "-> answer: int", steps=1)
+    assert (played.outcome.status, played.outcome.outputs) == ("partial", {})
+    assert reason in played.outcome.reason
+    assert "That could not be used: " in played.told[-1]
+    assert reason in played.told[-1]
+    assert '{"answer": <int>}' in played.told[-1]
 
 
-def test_the_first_object_that_fits_is_the_extraction() -> None:
-    replies = [model(), printed(""), model('Not {"a": 1} but {"answer": "x"}')]
-    assert play(replies, steps=1).outcome.outputs == {"answer": "x"}
+def test_an_extraction_may_be_right_the_second_time() -> None:
+    replies = [model(), printed("1"), model("I think so."), model('{"answer": 3}')]
+    assert play(replies, "-> answer: int", steps=1).outcome.outputs == {"answer": 3}
+
+
+EXTRACTED = [
+    ("-> a: int", '{"a": 3}', {"a": 3}),
+    ("-> a: int", '{"a": "3"}', {"a": 3}),
+    ("-> a: int", '{"a": "1,234,567"}', {"a": 1234567}),
+    ("-> a: int", '{"a": 3.0}', {"a": 3}),
+    ("-> a: int", "{'a': 3}", {"a": 3}),
+    ("-> a: int", '{"a": 3,}', {"a": 3}),
+    ("-> a: int", '{"a": 3, // the sum\n}', {"a": 3}),
+    ("-> a: int", '```json\n{"a": 3}\n```', {"a": 3}),
+    ("-> a: int", '```\n{"a": 3}\n```', {"a": 3}),
+    ("-> a: int", 'For example {"a": 1}, but here {"a": 3}.', {"a": 3}),
+    ("-> a: int", 'Not {"b": 1} but {"a": 3}. Nor {"c": 4}.', {"a": 3}),
+    ("-> a: int", "```python\nFINAL(a=3)\n```", {"a": 3}),
+    ("-> a: int", "```python\nFINAL(3)\n```", {"a": 3}),
+    ("-> a: int", "```python\nFINAL({'a': 3})\n```", {"a": 3}),
+    ("-> a: int", "FINAL(3)", {"a": 3}),
+    ("-> a: int", '{"outputs": {"a": 3}}', {"a": 3}),
+    ("-> a: int", "3", {"a": 3}),
+    ("-> a: int", "a: 3", {"a": 3}),
+    ("-> a: int", "**a**: 3", {"a": 3}),
+    ("-> a: float", '{"a": "2.5"}', {"a": 2.5}),
+    ("-> a: bool", '{"a": "true"}', {"a": True}),
+    ("-> a: bool", '{"a": True}', {"a": True}),
+    ("-> a: str", '{"a": 3}', {"a": "3"}),
+    ("-> a: str", '{"a": "it\'s"}', {"a": "it's"}),
+    ("-> a: str", "{'a': 'x', }", {"a": "x"}),
+    ("-> a: str", "It is red.", {"a": "It is red."}),
+    ("-> a: str", "```\nred\n```", {"a": "red"}),
+    ("-> a: str", "The set {red, blue}.", {"a": "The set {red, blue}."}),
+    ("-> a: list[int]", '{"a": ["1", "2"]}', {"a": [1, 2]}),
+    ("-> a: list[str]", '{"a": ("x", "y")}', {"a": ["x", "y"]}),
+    ("-> a: list[str]", '["x", "y"]', {"a": ["x", "y"]}),
+    ("-> a: dict", '{"a": {"k": null}}', {"a": {"k": None}}),
+    ("-> a: dict", "{'a': {1: None}}", {"a": {"1": None}}),
+    ("-> a, b: int", "a: x\nb: 2", {"a": "x", "b": 2}),
+    ("-> a, b: int", "```python\nFINAL('x', 2)\n```", {"a": "x", "b": 2}),
+    ("-> a, b?", '{"a": "x"}', {"a": "x", "b": None}),
+    ("-> a: Literal[1, 2]", '{"a": "2"}', {"a": 2}),
+    ("-> answer", '{"answer": {"answer": "x"}}', {"answer": "x"}),
+]
+
+
+@pytest.mark.parametrize(("signature", "text", "outputs"), EXTRACTED)
+def test_an_extraction_is_taken_as_it_is_meant(
+    signature: str, text: str, outputs: dict[str, object]
+) -> None:
+    assert play([model(), printed(""), model(text)], signature, steps=1).outcome.outputs == outputs
+
+
+@pytest.mark.parametrize(
+    ("signature", "text"),
+    [
+        ("-> a: int", '{"a": "about 3"}'),
+        ("-> a: int", '{"a": true}'),
+        ("-> a: bool", '{"a": 1}'),
+        ("-> a: bool", '{"a": "yes"}'),
+        ("-> a: str", '{"a": ["x"]}'),
+        ("-> a: str", '{"b": "x"}'),
+        ("-> a: str", "```python\nprint(a)\n```"),
+        ("-> a: dict", "{'a': {1: 'x', '1': 'y'}}"),
+        ("-> a: list[int]", '{"a": 3}'),
+        ("-> a, b", "I do not know."),
+    ],
+)
+def test_an_extraction_in_doubt_is_asked_for_again(signature: str, text: str) -> None:
+    played = play([model(), printed(""), model(text), Stop("Enough.")], signature, steps=1)
+    assert "That could not be used: " in played.told[-1]
 
 
 def test_a_partial_outcome_keeps_the_outputs_that_were_right() -> None:
@@ -517,3 +597,60 @@ def test_data_cannot_end_the_tags_around_it() -> None:
     assert isinstance(asked, CallModel)
     assert f"<check-f00dcafe>\n{HOSTILE}\n</check-f00dcafe>" in asked.messages[-1].content
     assert Task.from_json(task.to_json(), ()) == task, "branches, resumptions and replays repeat it"
+
+
+BLOCK = "```python\nprint(1)\n```"
+
+
+@pytest.mark.parametrize("stop_reason", ["length", "refusal", "unknown"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```python\nprint(1)",
+        "```python\nx = 1\n```\n```python\nprint(1)",
+        "print(1)",
+        ">>> print(1)",
+        "<code>\nprint(1)",
+        "<|python_tag|>print(1)",
+        "[[ ## code ## ]]\nprint(1)",
+        "FINAL(1",
+        '```python\ntext = """\n```\nprint(1)',
+        "",
+    ],
+)
+def test_half_a_cell_is_never_run_whatever_ended_the_reply(stop_reason: Any, text: str) -> None:
+    played = play([Completion(text, stop_reason=stop_reason), Stop("Enough.")], "log -> answer")
+    assert played.cells == []
+    assert "nothing was run" in played.told[0]
+    assert "```python\n" in played.told[0]
+    assert "FINAL(answer=...)" in played.told[0]
+
+
+@pytest.mark.parametrize(("stop_reason", "runs"), [("length", 1), ("refusal", 0), ("unknown", 0)])
+def test_a_whole_block_of_a_reply_that_is_not_whole_is_run_only_if_it_was_cut_off(
+    stop_reason: Any, runs: int
+) -> None:
+    played = play([Completion(BLOCK, stop_reason=stop_reason), Stop("Enough.")])
+    assert len(played.cells) == runs
+
+
+def test_a_block_to_copy_is_made_of_the_inputs_and_outputs_of_the_task() -> None:
+    task = Task(
+        Signature.parse("report -> title, pages: int"), inputs=(describe("report", "Once upon"),)
+    )
+    generator = run(task)
+    next(generator)
+    generator.send(Completion("It is a fairy tale."))
+    generator.send(None)
+    asked = generator.send(None)
+    assert isinstance(asked, CallModel)
+    said = asked.messages[-1].content
+    assert "Your reply held text only and no code that can be run." in said
+    assert "```python\nprint(str(report)[:1000])\n```" in said
+    assert "`FINAL(title=..., pages=...)`" in said
+
+
+def test_what_was_read_otherwise_than_written_is_told() -> None:
+    shell = "```bash\nls\n```\n" + BLOCK
+    played = play([Completion(shell), printed("1"), Stop("Enough.")])
+    assert "The bash block of your reply was not run" in played.told[0]

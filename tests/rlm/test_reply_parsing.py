@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from vers_rlm_mcp.rlm.replies import parse_objects, parse_reply
+from vers_rlm_mcp.rlm.extraction import parse_objects
+from vers_rlm_mcp.rlm.replies import parse_reply
 
 
 def code(text: str) -> str:

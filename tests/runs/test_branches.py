@@ -60,7 +60,7 @@ async def test_a_function_can_be_the_judge_and_a_branch_that_fails_harms_no_othe
         ),
         a=[cell(WRITE.format("a") + "FINAL('long enough')")],
         b=[cell(WRITE.format("b") + "FINAL('short')")],
-        c=["No code.", "Still none.", "None at all.", "No JSON."],
+        c=["No code.", "Still none.", "None at all.", cell("print(x)"), cell("print(x)")],
     )
     result = await real.run("-> own, all: list, error", model)
     assert result.outputs["own"] == "a"

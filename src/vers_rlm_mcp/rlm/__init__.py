@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .engine import run
 from .events import Event, Feedback, StepFinished
-from .plain import plain_prompt, read_outputs
+from .extraction import read_outputs
+from .plain import plain_prompt
 from .prompt import system_prompt, task_prompt
 from .protocol import (
     CallModel,

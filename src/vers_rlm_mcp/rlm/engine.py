@@ -13,7 +13,8 @@ from vers_rlm_mcp.values import CellResult, Completion, Final
 
 from . import feedback
 from .events import Feedback, StepFinished
-from .prompt import extraction_prompt, opening
+from .extraction import read_call, read_outputs
+from .prompt import extraction_prompt, opening, second_extraction_prompt
 from .protocol import (
     CallModel,
     Emit,
@@ -25,12 +26,12 @@ from .protocol import (
     Verdict,
     Verify,
 )
-from .replies import parse_objects, parse_reply
+from .replies import parse_reply
 from .signature import Checked
 from .transcript import Transcript
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator
 
     from pydantic import JsonValue
 
@@ -107,7 +108,7 @@ class _Engine:
     def _step(self, number: int) -> Generator[Request, Reply, _Turn]:
         reply = yield from self._ask_model(number, "step")
         parsed = parse_reply(reply.text)
-        problem = _unusable(reply, parsed)
+        problem = feedback.not_run(self._task, reply, parsed)
         if problem:
             turn = self._silent_turn(number, parsed, problem)
             yield from self._emit(Feedback(number, problem))
@@ -135,7 +136,7 @@ class _Engine:
     def _cell_turn(
         self, number: int, parsed: ParsedReply, cell: CellResult
     ) -> Generator[Request, Reply, _Turn]:
-        notes = [feedback.UNSEEN] if parsed.left_out else []
+        notes = list(parsed.notes)
         error, outputs = cell.error, None
         if cell.status == "final":
             checked = _accept(self._task.signature, cell.final or Final())
@@ -169,21 +170,22 @@ class _Engine:
 
     def _extract(self, message: str, why: str) -> Run:
         """Ask for the outputs once more, as JSON, from what the conversation holds."""
-        self._transcript.add_message(f"{message}\n\n{extraction_prompt(self._task.signature, why)}")
-        reply = yield from self._ask_model(len(self._steps), "extraction")
-        faults = "the reply held no JSON object"
-        for found in parse_objects(reply.text):
-            checked = self._task.signature.check_outputs(found)
+        signature = self._task.signature
+        self._transcript.add_message(f"{message}\n\n{extraction_prompt(signature, why)}")
+        for tries_left in (1, 0):
+            reply = yield from self._ask_model(len(self._steps), "extraction")
+            checked = read_outputs(reply.text, signature)
             self._right = checked.values or self._right
-            if checked.faults:
-                faults = "; ".join(checked.faults)
-                continue
-            objection = yield from self._objection(len(self._steps), checked)
-            if objection:
-                raise _Ended(f"{why} {objection}")
-            reason = f"{why} The outputs were extracted from the conversation."
-            return self._outcome("extracted", checked.values, reason)
-        raise _Ended(f"{why} The outputs could not be extracted: {faults}.")
+            if not checked.faults:
+                break
+            faults = "; ".join(checked.faults)
+            if not tries_left:
+                raise _Ended(f"{why} The outputs could not be extracted: {faults}.")
+            self._transcript.add_message(second_extraction_prompt(signature, faults))
+        if objection := (yield from self._objection(len(self._steps), checked)):
+            raise _Ended(f"{why} {objection}")
+        reason = f"{why} The outputs were extracted from the conversation."
+        return self._outcome("extracted", checked.values, reason)
 
     def _ask_model(self, number: int, purpose: Purpose) -> Generator[Request, Reply, Completion]:
         reply = yield CallModel(number, self._transcript.messages, purpose)
@@ -252,30 +254,11 @@ def _expect(reply: Reply, kind: type[T]) -> T:
     return reply
 
 
-def _unusable(reply: Completion, parsed: ParsedReply) -> str | None:
-    """The feedback on a reply that holds nothing to run; None for any other."""
-    if reply.stop_reason == "length" and not (parsed.code and parsed.closed):
-        return feedback.CUT_OFF
-    if not reply.text.strip():
-        return feedback.EMPTY
-    return None if parsed.code else feedback.NO_CODE
-
-
 def _accept(signature: Signature, call: Final) -> Checked:
     """Read a call of FINAL in each way it may be meant: the first that fits, or the first."""
-    readings = [signature.check_outputs(outputs) for outputs in _readings(signature, call)]
+    readings = [
+        signature.check_outputs(each) for each in read_call(call.args, call.kwargs, signature)
+    ]
     if not readings:
         return Checked({}, (f"it takes at most {len(signature.outputs)} values, each once",))
     return next((checked for checked in readings if not checked.faults), readings[0])
-
-
-def _readings(signature: Signature, call: Final) -> Iterator[dict[str, JsonValue]]:
-    names = [field.name for field in signature.outputs]
-    if len(call.args) == 1 and not call.kwargs:
-        (value,) = call.args
-        # With one output a dict may be its value, or hold it by name.
-        if isinstance(value, dict) and (len(names) > 1 or names[0] in value):
-            yield value
-    positional = dict(zip(names, call.args, strict=False))
-    if len(call.args) <= len(names) and not positional.keys() & call.kwargs.keys():
-        yield {**positional, **call.kwargs}

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from . import python_text
 from .transcript import ERROR_CHARS, OUTPUT_CHARS, framed, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vers_rlm_mcp.values import CellResult
+    from vers_rlm_mcp.values import CellResult, Completion
 
     from .protocol import Verdict
+    from .replies import ParsedReply
     from .task import Task
 
 _FEW_STEPS = 3
 """From this many on, each message says how many steps are left."""
 
-EMPTY = "Your reply was empty. Write one ```python block: its code is run, and you see the output."
-NO_CODE = (
-    "Your reply held no code that can be run. Write exactly one ```python block; to answer, call "
-    "FINAL(...) in it. Text outside of the block is not read as an answer."
-)
-CUT_OFF = (
+_EMPTY = "Your reply was empty. Write one ```python block: its code is run, and you see the output."
+_CUT_OFF = (
     "Your reply was cut off at the model's output limit, so nothing was run. Write a shorter one: "
     "less text, and less code per step."
 )
-UNSEEN = (
-    "A later block of your reply called FINAL; it and what followed it were not run. Read the "
-    "output above first, then answer."
+_REFUSED = (
+    "Your reply was broken off as a refusal, so nothing was run. If a part of the task is the "
+    "reason, do the rest of it."
 )
+_BROKEN_OFF = "Your reply may not be whole: it ended in an unknown way. So nothing was run."
 _STATUS = {
     "timeout": "The cell was stopped at its time limit. Do less in one cell, or start long work "
     "in the background and look at it later.",
@@ -56,6 +55,40 @@ def _lines(task: Task, cell: CellResult, notes: Sequence[str], step: int) -> Ite
     yield from cell.notes
     yield from notes
     yield from _steps_left(task.max_iterations - step)
+
+
+def not_run(task: Task, reply: Completion, parsed: ParsedReply) -> str | None:
+    """What to say about a reply of which nothing is run; None if its code is to be run.
+
+    Whatever ended a reply before its end, half a cell is never run.
+    """
+    if reply.stop_reason == "length":
+        is_whole = parsed.code and parsed.closed and python_text.parses(parsed.code)
+        return None if is_whole else f"{_CUT_OFF} {_example(task, parsed)}"
+    if reply.stop_reason == "refusal":
+        return f"{_REFUSED} {_example(task, parsed)}"
+    if reply.stop_reason != "end":
+        return f"{_BROKEN_OFF} {_example(task, parsed)}"
+    if not reply.text.strip():
+        return f"{_EMPTY} {_example(task, parsed)}"
+    if parsed.code:
+        return None
+    return (
+        f"Your reply held {parsed.found} and no code that can be run. Write exactly one ```python "
+        f"block; text outside of it is not read as an answer. {_example(task, parsed)}"
+    )
+
+
+def _example(task: Task, parsed: ParsedReply) -> str:
+    """A block to copy, made of what the task has: models follow it where words do not help."""
+    names = ", ".join(f"{field.name}=..." for field in task.signature.outputs)
+    code = parsed.example
+    if not code and task.inputs:
+        code = f"print(str({task.inputs[0].name})[:1000])"
+    code = code or 'print(exec("ls"))'
+    return (
+        f"For example:\n```python\n{code}\n```\nTo answer, call `FINAL({names})` in such a block."
+    )
 
 
 def reminder(task: Task, text: str, step: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from .replies import parse_objects
 from .transcript import framed
 
 if TYPE_CHECKING:
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from .signature import Checked, Signature
+    from .signature import Signature
 
 
 def plain_prompt(
@@ -23,16 +22,6 @@ def plain_prompt(
     given = [f"# {name}\n{_given(value, mark)}" for name, value in inputs.items()]
     shape = ", ".join(f"{json.dumps(f.name)}: <{f.type.text}>" for f in signature.outputs)
     return "\n\n".join([task, *given, f"Reply with one JSON object only:\n{{{shape}}}"])
-
-
-def read_outputs(reply: str, signature: Signature) -> Checked:
-    """The outputs in a reply; one that is plain text is the value of a single output of text."""
-    found = [signature.check_outputs(item) for item in parse_objects(reply)]
-    names = [field.name for field in signature.outputs]
-    if len(names) == 1:
-        found.append(signature.check_outputs({names[0]: reply.strip()}))
-    found.append(signature.check_outputs({}))
-    return next((checked for checked in found if not checked.faults), found[0])
 
 
 def _given(value: JsonValue, mark: str) -> str:

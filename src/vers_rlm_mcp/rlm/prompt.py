@@ -194,3 +194,9 @@ def extraction_prompt(signature: Signature, why: str) -> str:
         f"{why} No more code is run. From what you have seen above, and nothing else, give the "
         f"best outputs you can. Reply with one JSON object only:\n{{{shape}}}"
     )
+
+
+def second_extraction_prompt(signature: Signature, faults: str) -> str:
+    """The message about an extraction that cannot be used: asks for it once more."""
+    shape = ", ".join(f"{json.dumps(f.name)}: <{f.type.text}>" for f in signature.outputs)
+    return f"That could not be used: {faults}. Reply with one JSON object only:\n{{{shape}}}"

@@ -1,41 +1,30 @@
-"""Parses models' replies: the code of a step, the JSON of an extraction.
+"""Reads models' replies to a step.
 
 Blocks marked as Python are run in order, as one cell. Unmarked blocks are run only if there are
-none of these; blocks of other languages never are.
+none of these and they are Python; blocks of other languages never are, and prose never is. A reply
+in another form that models are trained on is taken if its meaning is beyond doubt (`forms`). What
+is not run is named, so that the model can be told.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
+
+from . import python_text
+from .fences import INVISIBLE, SHELLS, Block, find_blocks
+from .forms import read_form, take_off_tags
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
-    from pydantic import JsonValue
+    from .forms import Form
 
-_PYTHON = frozenset({"python", "py", "python3", "repl"})
-_OPENING = re.compile(
-    r"^(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[\w+-]*)[^\n`]*$", re.MULTILINE
+UNSEEN = (
+    "A later block of your reply called FINAL; it and what followed it were not run. Read the "
+    "output above first, then answer."
 )
-_CODE = r"""
-    '{3} (?:[^'\\]|\\.|'{1,2}[^'\\]|'{1,2}\\.)*+ '{3}
-  | "{3} (?:[^"\\]|\\.|"{1,2}[^"\\]|"{1,2}\\.)*+ "{3}
-  | '(?:\\.|[^'\\\n])*+'? | "(?:\\.|[^"\\\n])*+"? | \#[^\n]* | \\.
-  | ^[ \t]*+(?P<closing>%s{%d,})[ \t]*$
-"""
-"""What matters in the code of a block: strings, escapes and comments, to skip them, and its own
-end. A triple-quoted string that is never closed is not skipped, so that its block ends at the next
-fence. No part is ever scanned twice (possessive quantifiers, optional closing quotes): replies are
-long, and their writer may be hostile. A possessive quantifier with a lookahead in it is one that
-Python 3.11.2 gets wrong."""
-_FINAL = re.compile(r"\bFINAL(_VAR)?\s*\(")
-_MAX_OBJECTS = 100
-"""How many `{` of a reply are tried as the beginning of JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +38,13 @@ class ParsedReply:
     closed: bool = True
     """False if the code's last block has no end."""
     left_out: int = 0
-    """How many blocks `parse_reply` left out."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    language: str
-    code: str
-    start: int
-    end: int
-    closed: bool
+    """How many blocks `parse_reply` left out because their answer rests on what was not seen."""
+    notes: tuple[str, ...] = ()
+    """Whole sentences on how the reply was read, if it was not what was asked for."""
+    found: str = ""
+    """What there is instead of code, as the object of "Your reply held"."""
+    example: str = ""
+    """The code that seems to be meant, if there is none to run."""
 
 
 def parse_reply(text: str) -> ParsedReply:
@@ -68,58 +54,98 @@ def parse_reply(text: str) -> ParsedReply:
     ``FINAL``, it and all that follow are left out: an answer must rest on output that was seen,
     and models do write down the output they expect and continue from there.
     """
-    text = text.replace("\r\n", "\n")
-    blocks = [block for block in _blocks(text) if block.code.strip()]
-    found = [block for block in blocks if block.language in _PYTHON]
-    found = found or [block for block in blocks if not block.language]
-    if not found:
-        return ParsedReply(text.strip(), "")
-    run = [found[0], *takewhile(lambda block: not _FINAL.search(block.code), found[1:])]
+    text = text.replace("\r\n", "\n").replace("\r", "\n").lstrip(INVISIBLE)
+    if whole := read_form(text, is_whole=True):
+        return _read_form(text, whole)
+    blocks = [block for block in find_blocks(text) if block.code.strip()]
+    found = [block for block in blocks if block.is_python] or _unmarked(blocks)
+    if found:
+        return _read_blocks(text, blocks, found)
+    if form := read_form(text, is_whole=False):
+        return _read_form(text, form)
+    what, example = _describe(text, blocks)
+    return ParsedReply(text.strip(), "", found=what, example=example)
+
+
+def _unmarked(blocks: Sequence[Block]) -> list[Block]:
+    """The blocks without a language that are Python. One alone need not be a whole program."""
+    unmarked = [block for block in blocks if not block.language]
+    is_python = python_text.parses if len(unmarked) == 1 else python_text.is_program
+    return [
+        block
+        for block in unmarked
+        if is_python(python_text.repair(block.code)[0]) or python_text.is_transcript(block.code)
+    ]
+
+
+def _read_blocks(text: str, blocks: Sequence[Block], found: Sequence[Block]) -> ParsedReply:
+    run = [found[0], *takewhile(lambda block: not block.calls_final, found[1:])]
+    notes: list[str] = []
+    parts: list[str] = []
+    for block in run:
+        code = block.code
+        if python_text.is_transcript(code):
+            code, wrote_output = python_text.transcript_code(code)
+            if wrote_output:
+                notes.append("Only the lines behind `>>>` were run; the outputs are not yours.")
+        code, repairs = python_text.repair(take_off_tags(code))
+        notes += [f"Your code held {said}, which were taken as meant." for said in repairs]
+        parts.append(code)
+    shells = [block for block in blocks if block.language in SHELLS]
+    if shells:
+        notes.append(
+            f"The {shells[0].language} block of your reply was not run: only Python is. Shell "
+            "commands are run with `exec(command)`."
+        )
+    reasoning = _without(text, found)
+    if any(line.startswith(("FINAL(", "FINAL_VAR(")) for line in reasoning.splitlines()):
+        notes.append("A call of FINAL outside of the block was not read; write it into a block.")
+    if len(run) < len(found):
+        notes.append(UNSEEN)
+    code = python_text.join(parts)
+    if not run[-1].closed and not python_text.parses(code):
+        notes.append("Your block has no closing ```, so all that follows was taken as code.")
     return ParsedReply(
-        reasoning=_without(text, found),
-        code="\n".join(block.code for block in run),
+        reasoning=reasoning,
+        code=code,
         closed=run[-1].closed,
         left_out=len(found) - len(run),
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
-def parse_objects(text: str) -> Iterator[dict[str, JsonValue]]:
-    """The JSON objects in a reply, outermost ones only, first to last."""
-    decoder = json.JSONDecoder(strict=False)
-    at = text.find("{")
-    for _ in range(_MAX_OBJECTS):
-        if at < 0:
-            return
-        try:
-            value, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            end = at + 1
-        else:
-            yield cast("dict[str, JsonValue]", value)
-        at = text.find("{", end)
+def _read_form(text: str, form: Form) -> ParsedReply:
+    """A reply in another form, whose parts are read as blocks are."""
+    if not form.code:
+        return ParsedReply(text.strip(), "", found=form.found, example=form.example)
+    blocks = [Block("python", code, 0, 0) for code in form.code]
+    parsed = _read_blocks("", (), blocks)
+    reasoning = "" if form.code == (text.strip(),) else text.strip()
+    notes = (*form.notes, *parsed.notes)
+    return replace(parsed, reasoning=reasoning, closed=form.closed, notes=notes)
 
 
-def _blocks(text: str) -> Iterator[_Block]:
-    at = 0
-    while opening := _OPENING.search(text, at):
-        start = min(opening.end() + 1, len(text))
-        end, at, closed = _closing(text, start, opening["fence"])
-        code = text[start:end].rstrip()
-        if opening["indent"]:
-            code = textwrap.dedent(code)
-        yield _Block(opening["language"].lower(), code, opening.start(), at, closed)
+def _describe(text: str, blocks: Sequence[Block]) -> tuple[str, str]:
+    """What a reply without code holds, and the code that seems to be meant."""
+    for block in blocks:
+        if block.language in SHELLS:
+            return f"a {block.language} block", f"print(exec({block.code!r}))"
+    for block in blocks:
+        if block.language:
+            return f"a {block.language} block", ""
+    if blocks:
+        return "a block without a language that is not Python", ""
+    for line in text.splitlines():
+        call = line.strip().strip("`")
+        if call.startswith(("FINAL(", "FINAL_VAR(")):
+            is_call = python_text.call_of(call, ("FINAL", "FINAL_VAR"))
+            return "a call of FINAL outside of a block", call if is_call else ""
+    if "```" in text or "~~~" in text:
+        return "a block with nothing in it", ""
+    return "text only", ""
 
 
-def _closing(text: str, start: int, fence: str) -> tuple[int, int, bool]:
-    """The end of the block that begins at `start`, the end of its fence, and if it is closed."""
-    pattern = _CODE % (fence[0], len(fence))
-    for match in re.compile(pattern, re.VERBOSE | re.DOTALL | re.MULTILINE).finditer(text, start):
-        if match["closing"]:
-            return match.start(), match.end(), True
-    return len(text), len(text), False
-
-
-def _without(text: str, blocks: list[_Block]) -> str:
+def _without(text: str, blocks: Sequence[Block]) -> str:
     starts = [0, *(block.end for block in blocks)]
     ends = [*(block.start for block in blocks), len(text)]
     parts = (text[start:end].strip() for start, end in zip(starts, ends, strict=True))
