@@ -3,17 +3,39 @@
 Annotations are evaluated here: journals are read by them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import JsonValue
+
+MAX_DEPTH = 200
+"""Levels of lists and objects in a value that a run takes. One that has 255 could not
+be read from a journal."""
 
 Role = Literal["system", "user", "assistant"]
 StopReason = Literal["end", "length", "refusal", "unknown"]
 """How a reply ended: by itself, cut off at a limit, refused (by the model or by a filter), or in a
 way that is not known. Only of a reply that ended by itself is it certain that it is whole."""
 CellStatus = Literal["ok", "error", "final", "timeout", "died", "interrupted"]
+
+
+def is_too_deep(value: object) -> bool:
+    """Whether lists and objects are nested deeper than `MAX_DEPTH` levels in a JSON value."""
+    level = {id(value): value}
+    for _ in range(MAX_DEPTH):
+        level = {id(part): part for item in level.values() for part in _containers_in(item)}
+        if not level:
+            return False
+    return True
+
+
+def _containers_in(value: object) -> Iterator[object]:
+    parts = value.values() if isinstance(value, dict) else value
+    if isinstance(value, (dict, list, tuple)):
+        for part in cast("Iterable[object]", parts):
+            if isinstance(part, (dict, list, tuple)):
+                yield part  # pyright: ignore[reportUnknownVariableType]
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ class OldState(Doors):
     async def listed(self) -> dict[str, str]:
         """The states of all machines and commits, and what they come from."""
         lines = (await self.command("machines", "list")).splitlines()[1:]
-        return {line.split()[0]: line.partition(" min ")[2] for line in lines}
+        return {line.split()[0]: line.split(maxsplit=3)[3] for line in lines}
 
 
 @pytest.fixture(params=["bubblewrap", "vers"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, strategies as st
@@ -11,6 +11,7 @@ from inline_snapshot import snapshot
 from vers_rlm_mcp.errors import InputError, SignatureError
 from vers_rlm_mcp.rlm import Signature
 from vers_rlm_mcp.runs.declarations import reserved_names
+from vers_rlm_mcp.values import MAX_DEPTH
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -250,3 +251,17 @@ def test_any_text_is_read_or_refused_and_nothing_else_happens(text: str) -> None
     except SignatureError:
         return
     assert Signature.parse(str(signature)) == signature
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH, MAX_DEPTH + 1, 100_000])
+def test_what_a_journal_could_not_hold_is_refused(depth: int):
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    checked = Signature.parse("-> x: any").check_outputs({"x": value})
+    if depth > MAX_DEPTH:
+        assert checked.faults == (f"x is nested deeper than {MAX_DEPTH} levels",)
+    else:
+        assert checked.values == {"x": value}
+    while value != 1:
+        value = value.pop()

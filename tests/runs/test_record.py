@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 import pytest
 from lab import Lab, Turns, cell
 
-from vers_rlm_mcp.errors import ModelError, UsageError
+from vers_rlm_mcp.errors import InputError, ModelError, UsageError
 from vers_rlm_mcp.models import open_model
-from vers_rlm_mcp.runs import events
+from vers_rlm_mcp.runs import events, load_past, summaries
 from vers_rlm_mcp.runs.conversation import OUTPUT_PIECES
-from vers_rlm_mcp.store.journals import INLINE_CHARS, Journal
-from vers_rlm_mcp.values import Usage
+from vers_rlm_mcp.store.journals import INLINE_CHARS, Journal, Journals
+from vers_rlm_mcp.values import MAX_DEPTH, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from pydantic import JsonValue
 
     from vers_rlm_mcp import rlm
 
@@ -177,3 +179,29 @@ async def test_no_key_is_ever_written_down(lab: Lab, provider: str, name: str):
     written = b"".join(path.read_bytes() for path in runs.rglob("*") if path.is_file())
     assert KEY.encode() not in written
     assert KEY not in f"{caught.value} {result}"
+
+
+async def test_inputs_are_read_back_however_deep_they_may_be(lab: Lab):
+    value: JsonValue = 1
+    for _ in range(MAX_DEPTH):
+        value = [value]
+    result = await lab.run("x: any -> y: int", Turns(cell("FINAL(1)")), inputs={"x": value})
+    past = load_past(Journals(lab.settings.state_dir).of(result.run_id))
+    assert past.inputs == {"x": value}
+    with pytest.raises(InputError, match="deeper than 200 levels"):
+        await lab.run("x: any -> y: int", Turns(), inputs={"x": [value]})
+
+
+@pytest.mark.parametrize(
+    "line", ["", '{"event": "run_started"}', '{"at": 1, "event": "run_started"}']
+)
+async def test_a_journal_without_a_beginning_is_listed_beside_the_others(lab: Lab, line: str):
+    result = await lab.run("-> y: int", Turns(cell("FINAL(1)")))
+    directory = lab.settings.state_dir / "runs" / "run-0"
+    directory.mkdir()
+    (directory / "events.jsonl").write_text(f"{line}\n")
+    states = {each.id: each.state for each in summaries(Journals(lab.settings.state_dir))}
+    assert states == {result.run_id: "finished", "run-0": "broken off"}
+    with pytest.raises(UsageError, match="Start it again"):
+        await lab.resume("run-0", Turns())
+    assert (await lab.run("-> y: int", Turns(cell("FINAL(2)")))).outputs == {"y": 2}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -88,3 +90,101 @@ def test_a_journal_is_found_by_its_run_and_gone_when_it_is_deleted(tmp_path: Pat
     stored.delete()
     with pytest.raises(UnknownHandle):
         journals.of(journal.run_id)
+
+
+LINE = b'{"at": 2.0, "event": "y"}\n'
+
+DAMAGED_LINES = {
+    "empty": b"\n",
+    "NULs": b"\0" * 100 + b"\n",
+    "cut short": b'{"at": 1.0, "ev\n',
+    "not UTF-8": b'\xff\xfe{"at"\n',
+    "a list": b"[1]\n",
+    "no time": b'{"event": "x"}\n',
+    "no time at all": b'{"at": NaN, "event": "x"}\n',
+    "an infinite time": b'{"at": 1e999, "event": "x"}\n',
+    "a huge time": b'{"at": 1' + b"0" * 400 + b', "event": "x"}\n',
+    "a huge number": b'{"at": 1, "event": ' + b"1" * 5000 + b"}\n",
+    "a text for a time": b'{"at": "now", "event": "x"}\n',
+    "deep": b'{"at": 1, "event": ' + b"[" * 100_000 + b"\n",
+    "deep and closed": b'{"at": 1, "sha256": ' + b"[" * 900 + b"]" * 900 + b', "event": "y"}\n',
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_LINES)
+def test_lines_around_a_damaged_one_are_read_and_it_is_told_once(
+    directory: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (directory / "events.jsonl").open("ab") as file:
+        file.write(DAMAGED_LINES[damage] + LINE)
+    for _ in range(2):
+        read = [line["event"] for _, line in StoredJournal(directory).lines()]
+        assert (read[0], read[-1]) == ("x", "y")
+        assert len(read) == 2 or damage == "deep and closed"
+    assert [str(directory) in message for message in caplog.messages] in ([True], [])
+    assert caplog.messages or damage == "deep and closed"
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 20_000, b"a" * 19_999])
+def test_a_damaged_text_beside_a_journal_is_not_taken_for_whole(
+    directory: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Journal(directory) as journal:
+        journal.append({"event": "text", "text": "a" * 20_000})
+    (stored,) = (directory / "values").iterdir()
+    stored.write_bytes(damage)
+    (_, line) = list(StoredJournal(directory).lines())[-1]
+    assert line["text"] != "a" * 20_000
+    assert not isinstance(line["text"], str)
+    assert stored.name in caplog.text
+    with Journal(directory) as journal:
+        journal.append({"event": "text", "text": "a" * 20_000})
+    (_, line) = list(StoredJournal(directory).lines())[-1]
+    assert line["text"] == "a" * 20_000 or len(damage) == 20_000
+
+
+@pytest.mark.parametrize("kind", ["directory", "FIFO", "loop"])
+def test_what_is_no_journal_is_set_aside_and_the_others_are_listed(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    journals = Journals(tmp_path)
+    with journals.new() as journal:
+        pass
+    place = tmp_path / "runs" / "run-2" / "events.jsonl"
+    place.parent.mkdir()
+    if kind == "directory":
+        place.mkdir()
+    elif kind == "FIFO":
+        os.mkfifo(place)
+    else:
+        place.symlink_to(place)
+    (tmp_path / "runs" / "run-3").write_text("a file")
+    for _ in range(2):
+        assert [each.run_id for each in journals.all()] == [journal.run_id]
+    assert caplog.text.count("was set aside") == (kind != "loop")
+
+
+@pytest.mark.parametrize("mask", [0, 0o777])
+def test_no_one_else_can_read_a_journal_whatever_the_umask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        with Journals(tmp_path / "state").new() as journal:
+            journal.append({"event": "text", "text": "a" * 20_000})
+    finally:
+        os.umask(before)
+    for path in [tmp_path / "state", *(tmp_path / "state").rglob("*")]:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_a_value_that_is_nested_too_deep_to_be_written_ends_the_record_and_not_the_run(
+    tmp_path: Path,
+) -> None:
+    value: list[Any] = []
+    for _ in range(100_000):
+        value = [value]
+    with Journal(tmp_path / "run-1") as journal:
+        journal.append({"event": "x", "value": value})
+        assert journal.problem
+        assert "breaks off" in journal.problem
+    while value:
+        value = value.pop()

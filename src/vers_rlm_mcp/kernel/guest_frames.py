@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast, get_args
 
 from vers_rlm_mcp.errors import KernelError, WireError
-from vers_rlm_mcp.values import CellStatus, Final
+from vers_rlm_mcp.values import MAX_DEPTH, CellStatus, Final, is_too_deep
 
 from .base import Carried, HostCall, Variable
 from .guest.frames import MAX_CALL_VALUES, PROTOCOL
@@ -149,9 +149,12 @@ def _final(value: dict[str, JsonValue]) -> Final:
 
 def _load(frame: Frame, *, most: int = MAX_VALUES, surrogates: bool = False) -> JsonValue:
     try:
-        return load(frame.payload, most=most, surrogates=surrogates)
+        value = load(frame.payload, most=most, surrogates=surrogates)
     except FrameError as error:
         raise _violation(str(error)) from None
+    if is_too_deep(value):
+        raise _violation(f"a value that is nested deeper than {MAX_DEPTH} levels")
+    return value
 
 
 def _names(value: Any) -> tuple[str, ...]:

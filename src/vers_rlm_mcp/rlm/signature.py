@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vers_rlm_mcp.errors import InputError
+from vers_rlm_mcp.values import MAX_DEPTH, is_too_deep
 
 from .grammar import Scanner, TypeParser
 from .value_types import NULL, STR, ValueType, union
@@ -112,7 +113,9 @@ def _check(fields: Sequence[Field], given: Mapping[str, object], noun: str) -> C
     for field in fields:
         if field.name in missing:
             continue
-        value, wrong = field.type.check(field.name, given.get(field.name))
+        value, wrong = None, (f"{field.name} is nested deeper than {MAX_DEPTH} levels",)
+        if not is_too_deep(given.get(field.name)):
+            value, wrong = field.type.check(field.name, given.get(field.name))
         faults += wrong
         if not wrong:
             values[field.name] = value

@@ -279,12 +279,11 @@ async def prune(fleet: Fleet, journals: Journals, keep: int) -> Sequence[str]:
     recorded = journals.all()
     older = recorded[: max(0, len(recorded) - keep)]
     old = [journal for journal in older if not journal.is_open()]
-    await delete_runs(fleet, old)
-    return [journal.run_id for journal in old]
+    return await delete_runs(fleet, old)
 
 
-async def delete_runs(fleet: Fleet, journals: Sequence[StoredJournal]) -> None:
-    """Delete recorded runs and their checkpoints.
+async def delete_runs(fleet: Fleet, journals: Sequence[StoredJournal]) -> Sequence[str]:
+    """Delete recorded runs and their checkpoints. Returns the ids.
 
     Raises:
         UsageError: One of them is under way; nothing was deleted.
@@ -294,8 +293,14 @@ async def delete_runs(fleet: Fleet, journals: Sequence[StoredJournal]) -> None:
             raise UsageError(f"{journal.run_id} is under way; cancel it first.")
     names = {journal.run_id for journal in journals}
     await _delete(fleet, [commit for commit in fleet.checkpoints() if commit.run in names])
+    deleted: list[str] = []
     for journal in journals:
-        await to_thread.run_sync(journal.delete)
+        try:
+            await to_thread.run_sync(journal.delete)
+            deleted.append(journal.run_id)
+        except OSError as error:
+            logger.warning("The record of %s cannot be deleted: %s", journal.run_id, error)
+    return deleted
 
 
 async def prune_to_size(fleet: Fleet, journals: Journals, most: int) -> None:

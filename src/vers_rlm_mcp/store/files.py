@@ -30,7 +30,8 @@ def make_directory(path: Path) -> None:
 
     Raises OSError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.exists():
+        make_directory(path.parent)
     if not path.is_dir() and os.path.lexists(path):
         set_aside(path, "it is not a directory")
     with suppress(FileExistsError):

@@ -15,10 +15,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,12 +28,16 @@ from typing import IO, TYPE_CHECKING, Any, Self, cast
 
 from vers_rlm_mcp.errors import UsageError, unknown_handle
 
+from .files import make_directory, open_private, read_file, set_aside
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
     from pydantic import JsonValue
+
+logger = logging.getLogger(__name__)
 
 EVENTS = "events.jsonl"
 VALUES = "values"
@@ -52,6 +58,15 @@ LOCK_SECONDS = 1.0
 microseconds."""
 LOCK_POLL_SECONDS = 0.0005
 
+MAX_LINE = 1 << 30
+"""Bytes of a line or a stored text that are read."""
+
+LATEST = 1e11
+"""A time that is no event's: the year 5138, in seconds since the epoch."""
+
+_reported: set[Path] = set()
+"""The damaged journals that were logged."""
+
 _KEY = b'"event": '
 _STORED = b'"sha256": '
 _HASH = re.compile("[0-9a-f]{64}")
@@ -69,11 +84,15 @@ class Journals:
         return Journal(self._directory / f"run-{secrets.token_hex(8)}")
 
     def all(self) -> Sequence[StoredJournal]:
-        """Every journal; the one written last comes last."""
+        """Every journal; the one written last comes last.
+
+        What is in the place of one and cannot be read as one is set aside.
+        """
         files = list(self._directory.glob(f"run-*/{EVENTS}"))
         if self.principal is None:
             files += self._directory.glob(f"{OF}*/run-*/{EVENTS}")
-        return [StoredJournal(path.parent) for path in sorted(files, key=_modified_at)]
+        usable = [path for path in files if _is_usable(path)]
+        return [StoredJournal(path.parent) for path in sorted(usable, key=_modified_at)]
 
     def of(self, run_id: str) -> StoredJournal:
         """The journal of a run. Raises `UnknownHandle`."""
@@ -109,41 +128,65 @@ class StoredJournal:
         """Its bytes, texts stored beside it included."""
         size = 0
         for path in self.directory.rglob("*"):
-            with suppress(FileNotFoundError):  # another process prunes, too
-                size += path.stat().st_size
+            with suppress(OSError):  # another process prunes, too
+                size += path.lstat().st_size
         return size
 
     def is_open(self) -> bool:
         """Whether a process is writing it, so that its run is under way."""
         # Shared, so that two that look at once do not take each other for a writer.
-        with (self.directory / EVENTS).open("rb") as file:
-            return not _lock(file, fcntl.LOCK_SH)
+        try:
+            with (self.directory / EVENTS).open("rb") as file:
+                return not _lock(file, fcntl.LOCK_SH)
+        except OSError:  # it is being deleted
+            return False
 
     def lines(
         self, kinds: Collection[str] = (), *, whole: bool = True
     ) -> Iterator[tuple[float, Mapping[str, Any]]]:
         """When each line was written, and what was given to `Journal.append`.
 
-        Lines that cannot be read, such as one that a crash cut short, are left out.
+        Lines that cannot be read, such as one that a crash cut short, are left out, and logged.
 
         Args:
             kinds: Read only lines whose ``event`` is one of these. Empty for all.
             whole: Read texts stored beside the journal; otherwise their beginning is returned.
         """
         names = tuple(json.dumps(kind).encode() for kind in kinds)
-        with (self.directory / EVENTS).open("rb") as file:
-            for data in file:
-                if names and not _may_be(data, names):
-                    continue
-                line = _parse(data)
-                if line is None or (kinds and str(line.get("event")) not in kinds):
-                    continue
-                at = line.pop("at", None)
-                if not isinstance(at, int | float):
-                    continue
-                if _STORED in data:
-                    line = cast("dict[str, Any]", self._expand(line, whole=whole))
-                yield at, line
+        for number, data in enumerate(self._read_lines(), 1):
+            if names and not _may_be(data, names):
+                continue
+            line = _parse(data)
+            if line is None:
+                if data.endswith(b"\n"):
+                    self._report(f"line {number} cannot be read")
+            elif not kinds or str(line.get("event")) in kinds:
+                at = line.pop("at")
+                try:
+                    if _STORED in data:
+                        line = cast("dict[str, Any]", self._expand(line, whole=whole))
+                except RecursionError:
+                    self._report(f"line {number} is nested too deep")
+                else:
+                    yield at, line
+
+    def _read_lines(self) -> Iterator[bytes]:
+        try:
+            with (self.directory / EVENTS).open("rb") as file:
+                while line := file.readline(MAX_LINE):
+                    yield line
+        except OSError as error:  # a damaged disk; or it is being deleted
+            self._report(str(error))
+
+    def _report(self, fault: str) -> None:
+        """Log, once, that the journal is not whole."""
+        if self.directory not in _reported:
+            _reported.add(self.directory)
+            logger.warning(
+                "The journal %s is damaged (%s). What can be read is used, and the rest left out.",
+                self.directory,
+                fault,
+            )
 
     def append(self) -> Journal:
         """Open it to be continued. Raises `UsageError` if another process has it open."""
@@ -163,9 +206,12 @@ class StoredJournal:
             path = self.directory / VALUES / fields["sha256"]
             if not whole:
                 return fields["preview"]
-            # Otherwise it is a value that looks like this, or what was stored is damaged.
-            with suppress(OSError, ValueError):
-                return path.read_bytes().decode("utf-8", "surrogatepass")
+            try:
+                return _read_value(path).decode("utf-8", "surrogatepass")
+            except FileNotFoundError:
+                pass  # it may be a value that looks like this
+            except (OSError, ValueError) as error:
+                self._report(f"{path.name} cannot be read: {error}")
         return {key: self._expand(item, whole=whole) for key, item in fields.items()}
 
 
@@ -190,11 +236,14 @@ class Journal:
         self._values = directory / VALUES
         try:
             # Inputs, code and answers are the user's alone.
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._values.mkdir(exist_ok=True, mode=0o700)
-            # A lone surrogate, which UTF-8 has no bytes for, becomes its escape in JSON.
-            self._file = (directory / EVENTS).open(
-                "a+", encoding="utf-8", errors="backslashreplace"
+            make_directory(directory)
+            make_directory(self._values)
+            self._file = open(  # noqa: SIM115 - with this opener, until `close`
+                directory / EVENTS,
+                "a+",
+                encoding="utf-8",
+                errors="backslashreplace",  # a lone surrogate becomes its escape in JSON
+                opener=open_private,
             )
         except OSError as error:
             raise UsageError(
@@ -217,8 +266,8 @@ class Journal:
             line = {"at": round(time.time(), 3)} | {k: self._compact(v) for k, v in event.items()}
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
             self._file.flush()
-        except OSError as error:
-            self.problem = f"The journal {self._directory} breaks off: {error.strerror}."
+        except (OSError, RecursionError) as error:
+            self.problem = f"The journal {self._directory} breaks off: {error}."
 
     def _compact(self, value: JsonValue) -> JsonValue:
         if isinstance(value, str) and len(value) > INLINE_CHARS:
@@ -233,8 +282,9 @@ class Journal:
         data = text.encode("utf-8", "surrogatepass")
         digest = hashlib.sha256(data).hexdigest()
         path = self._values / digest
-        if not path.exists():
-            path.write_bytes(data)
+        if not path.exists() or path.stat().st_size != len(data):
+            with open(path, "wb", opener=open_private) as file:
+                file.write(data)
         return {"sha256": digest, "chars": len(text), "preview": text[:PREVIEW_CHARS]}
 
     def close(self) -> None:
@@ -298,12 +348,43 @@ def _may_be(line: bytes, names: tuple[bytes, ...]) -> bool:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
+    """The object in a line; None unless it tells when it was written."""
     try:
         value = json.loads(line.decode(errors="replace"))
     except (ValueError, RecursionError):
         return None
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        return None
+    at = cast("dict[str, Any]", value).get("at")
+    if not isinstance(at, int | float) or not 0 <= at < LATEST:  # which NaN is not either
+        return None
+    return cast("dict[str, Any]", value)
+
+
+def _read_value(path: Path) -> bytes:
+    """The bytes of a text stored beside a journal. Raises OSError, and ValueError if damaged."""
+    data = read_file(path, MAX_LINE)
+    if hashlib.sha256(data).hexdigest() != path.name:
+        raise ValueError("its content is not what was stored")
+    return data
+
+
+def _is_usable(path: Path) -> bool:
+    """Whether the events of a run can be read; something else in their place is set aside."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            set_aside(path, "it is not a regular file")
+            return False
+    except OSError:  # a link to nothing, or being deleted
+        return False
+    if os.access(path, os.R_OK):
+        return True
+    StoredJournal(path.parent)._report("it may not be read")
+    return False
 
 
 def _modified_at(path: Path) -> float:
-    return path.stat().st_mtime
+    try:
+        return path.stat().st_mtime
+    except OSError:  # it is being deleted
+        return 0.0
