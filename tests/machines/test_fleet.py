@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from vers_rlm_mcp.testing import FakeBackend, FakeMachine
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Mapping
     from pathlib import Path
+
+    from vers_rlm_mcp.store import MachineRecord
 
 KILLED_SERVER = """
 import anyio, pathlib, sys
@@ -87,6 +90,11 @@ async def fleet(backend: Stubborn, tmp_path: Path) -> AsyncIterator[Fleet]:
     ledger.close()
 
 
+def labels_of(record: MachineRecord) -> dict[str, str]:
+    """What a machine that was made for a record bears."""
+    return {"intent": record.intent, "secret": record.secret or ""}
+
+
 async def ids(fleet: Fleet) -> set[str]:
     return {info.id for info in await fleet.list()}
 
@@ -95,7 +103,8 @@ async def test_a_machine_bears_the_intent_that_the_ledger_holds(fleet: Fleet) ->
     machine = await fleet.create(run="run-1")
     (record,) = fleet.ledger.live("fake")
     assert (record.machine_id, record.run, record.kept) == (machine.id, "run-1", False)
-    labels = {"intent": record.intent, "server": record.owner, "run": "run-1"}
+    labels = {"intent": record.intent, "secret": record.secret}
+    labels |= {"server": record.owner, "run": "run-1"}
     assert (await machine.info()).labels == labels
 
 
@@ -239,7 +248,7 @@ async def test_a_machine_that_appears_late_is_swept(fleet: Fleet, backend: Stubb
     with pytest.raises(UnknownHandle):
         await fleet.restore("no-such-commit")
     (record,) = fleet.ledger.live("fake")
-    late = await backend.create(labels={"intent": record.intent})
+    late = await backend.create(labels=labels_of(record))
     assert await fleet.sweep() == [late.id]
     assert await ids(fleet) == set()
 
@@ -362,3 +371,83 @@ async def test_the_end_of_the_server_is_the_end_of_every_principals_machines(
     kept = await fleet.seen_by("bob").create(keep=True)
     await fleet.aclose()
     assert await ids(fleet) == {kept.id}
+
+
+@pytest.mark.parametrize("forged", ["no secret", "another secret", "older", "two of them", "odd"])
+async def test_a_machine_that_cannot_be_proven_to_be_ours_is_told_and_left_alone(
+    fleet: Fleet, backend: Stubborn, forged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UnknownHandle):
+        await fleet.restore("no-such-commit")
+    (record,) = fleet.ledger.live("fake")
+    labels = labels_of(record)
+    if forged == "no secret":  # as an earlier version labelled them
+        del labels["secret"]
+    elif forged != "older" and forged != "two of them":
+        labels["secret"] = "ä\udc80" if forged == "odd" else record.intent
+    made = [await backend.create(labels=labels) for _ in range(2 if forged == "two of them" else 1)]
+    if forged == "older":
+        about = backend.machines / made[0].id / "about.json"
+        about.write_text(json.dumps({**json.loads(about.read_text()), "created_at": 1.0}))
+    assert await fleet.sweep() == []
+    assert await ids(fleet) == {machine.id for machine in made}
+    assert all(machine.id in caplog.text for machine in made)
+    assert "cannot be proven" in caplog.text
+
+
+async def test_machines_that_no_record_knows_are_told_once_and_can_be_deleted_by_hand(
+    fleet: Fleet, backend: Stubborn, caplog: pytest.LogCaptureFixture
+) -> None:
+    stray = await backend.create(labels={"intent": "of-another-ledger", "secret": "x"})
+    foreign = await backend.create(labels={"purpose": "of somebody else"})
+    assert await fleet.strays() == [stray.id]
+    states = {item.id: item.state for item in await fleet.inventory()}
+    assert states == {stray.id: "running, not in the ledger", foreign.id: "running"}
+    for _ in range(2):
+        assert await fleet.sweep() == []
+    assert caplog.text.count(stray.id) == 1
+    assert foreign.id not in caplog.text
+    await fleet.delete(stray.id)
+    assert await ids(fleet) == {foreign.id}
+
+
+@pytest.mark.parametrize("kept", [False, True])
+async def test_what_a_user_could_not_delete_is_deleted_by_a_later_sweep(
+    fleet: Fleet, backend: Stubborn, kept: bool
+) -> None:
+    machine = await fleet.create(keep=kept)
+    backend.stuck = frozenset({machine.id})
+    with pytest.raises(MachineError, match="on fire"):
+        await fleet.delete(machine.id)
+    assert await fleet.sweep() == []
+    backend.stuck = frozenset()
+    assert await fleet.sweep() == [machine.id]
+
+
+class Forgetful(FakeBackend):
+    """Says that it made machines that it did not make."""
+
+    again: Machine | None = None
+
+    async def create(
+        self, spec: MachineSpec | None = None, *, labels: Mapping[str, str] | None = None
+    ) -> FakeMachine:
+        made = await super().create(spec, labels=labels)
+        return made if self.again is None else await self.attach(self.again.id)
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+async def test_a_machine_that_was_there_before_is_no_new_one(tmp_path: Path, deleted: bool) -> None:
+    async with Forgetful(tmp_path / "machines") as backend:
+        with closing(Ledger(tmp_path / "ledger")) as ledger:
+            fleet = Fleet(backend, ledger, max_machines=2)
+            first = backend.again = await fleet.create()
+            if deleted:  # to the ledger
+                ledger.mark_deleted("fake", first.id)
+            with pytest.raises(MachineError, match=f"{first.id} as a new one"):
+                await fleet.create()
+            assert await ids(fleet) == {first.id}
+            backend.again = None
+            second = await fleet.create()
+            for machine in first, second:
+                await backend.delete(machine.id)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from vers_rlm_mcp import runs
 from vers_rlm_mcp.errors import BackendUnavailable, MachineError, VersRlmError
-from vers_rlm_mcp.machines import choose_backend, open_fleet
+from vers_rlm_mcp.machines import choose_backend, describe_strays, open_fleet
 from vers_rlm_mcp.models import SAMPLING, open_model
 from vers_rlm_mcp.settings import unknown_variables
 
@@ -138,6 +138,10 @@ async def _check_service(report: Report, settings: Settings, choice: Choice) -> 
             report.success(f"{finding.name}: {finding.text}")
         else:
             report.failure(finding.name, finding.text)
+    if not report.failures:
+        async with open_fleet(settings) as fleet:
+            if strays := await fleet.strays():
+                report.remark(describe_strays(strays))
     report.remark(
         "No machine was created, since that costs money: "
         f"`vers-rlm-mcp demo --backend {choice.name}` creates some and deletes them."

@@ -16,7 +16,7 @@ from anyio import to_thread
 
 from vers_rlm_mcp import runs
 from vers_rlm_mcp.errors import InputError, PathRefused
-from vers_rlm_mcp.machines import WORKSPACE, open_fleet, shell, upload
+from vers_rlm_mcp.machines import WORKSPACE, describe_strays, open_fleet, shell, upload
 
 from .terminal import format_age, format_table, print_json
 
@@ -64,7 +64,7 @@ async def compare(settings: Settings, options: SimpleNamespace) -> None:
 async def sweep_all(settings: Settings, _: SimpleNamespace) -> None:
     """Delete what servers that died have left."""
     async with open_fleet(settings) as fleet:
-        swept = await fleet.sweep()
+        swept = await fleet.sweep(patient=True)
     print(f"deleted {', '.join(swept)}" if swept else "nothing to sweep")
 
 
@@ -183,4 +183,6 @@ def _format_machines(items: Sequence[Item]) -> str:
         (item.id, format_age(item.created_at), item.state, item.parent or "-", item.run or "-")
         for item in items
     ]
-    return format_table([("ID", "AGE", "STATE", "FROM", "RUN"), *rows])
+    table = format_table([("ID", "AGE", "STATE", "FROM", "RUN"), *rows])
+    strays = [item.id for item in items if item.is_stray]
+    return f"{table}\n{describe_strays(strays)}" if strays else table

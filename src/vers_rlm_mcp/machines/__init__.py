@@ -21,7 +21,7 @@ from .base import (
     Process,
     Usable,
 )
-from .fleet import Fleet, Item
+from .fleet import Fleet, Item, describe_strays
 from .operations import Captured, CommandResult, read_bytes, run_command, shell, upload
 from .paths import WORKSPACE, check_path
 from .selection import Choice, choose_backend, open_fleet
@@ -49,6 +49,7 @@ __all__ = [
     "Usable",
     "check_path",
     "choose_backend",
+    "describe_strays",
     "open_fleet",
     "read_bytes",
     "run_command",

@@ -28,6 +28,9 @@ Fidelity = Literal["memory", "disk"]
 INTENT = "intent"
 """The label that ties a machine to its entry in the ledger, recorded before it was made."""
 
+SECRET = "secret"  # noqa: S105 - its name
+"""The label that proves it: whoever has not seen it cannot put it on another machine."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:

@@ -20,8 +20,8 @@ from vers_rlm_mcp.errors import (
 )
 from vers_rlm_mcp.store import CommitRecord
 
-from .base import INTENT
-from .removal import SETTLE_SECONDS, Removal
+from .base import INTENT, SECRET
+from .removal import SETTLE_SECONDS, Removal, is_stray
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -36,6 +36,9 @@ REMOVE_SECONDS: Final = 15.0
 """How long deleting may delay a cancelled call or the end of the server. Local machines take
 milliseconds each, remote ones have taken up to 7 s. A sweep deletes the rest."""
 
+SWEEP_SECONDS: Final = 300.0
+"""How long a sweep may take that no call waits for."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
@@ -43,12 +46,15 @@ class Item:
 
     id: str
     state: str
-    """``running``, ``stopped`` or ``commit``; followed by ``, kept`` if a machine is kept."""
+    """``running``, ``stopped`` or ``commit``; followed by ``, kept`` if a machine is kept, or by
+    ``, not in the ledger`` if it is stray."""
     created_at: float
     """Seconds since the epoch."""
     parent: str | None
     """The machine or commit that it was made from."""
     run: str | None
+    is_stray: bool = False
+    """Whether a machine bears a label of ours and is in no record: see `Fleet.strays`."""
 
 
 class Fleet:
@@ -77,6 +83,8 @@ class Fleet:
         Shared, like the next one, by every fleet that `seen_by` returns.
         """
         self._max_machines = max_machines
+        self._told: set[str] = set()
+        """The strays of which the user was told."""
         self._overdue: set[int] = set()
         """The records whose machines were to be deleted. A sweep deletes those that still live."""
 
@@ -205,14 +213,20 @@ class Fleet:
         items: list[Item] = []
         for info in await self.list():
             record = machines.get(info.id)
+            stray = is_stray(info, self.ledger)
             state = "running" if info.running else "stopped"
+            if record and record.kept:
+                state += ", kept"
+            elif stray:
+                state += ", not in the ledger"
             items.append(
                 Item(
                     id=info.id,
-                    state=f"{state}, kept" if record and record.kept else state,
+                    state=state,
                     created_at=info.created_at,
                     parent=info.parent,
                     run=record and record.run,
+                    is_stray=stray,
                 )
             )
         for commit in await self.snapshots():
@@ -236,7 +250,12 @@ class Fleet:
     async def delete(self, machine_id: str) -> None:
         """Delete a machine. Deleting it again is no error. Raises `UnknownHandle`."""
         await self._require_known(machine_id)
-        await self.backend.delete(machine_id)
+        try:
+            await self.backend.delete(machine_id)
+        except BaseException:
+            with suppress(BackendUnavailable):
+                self.ledger.condemn(self.backend.name, machine_id)  # sweeps go on trying
+            raise
         self.ledger.mark_deleted(self.backend.name, machine_id)
 
     async def delete_commit(self, commit_id: str) -> None:
@@ -255,17 +274,38 @@ class Fleet:
         own = [record for record in self._own() if record.run == run and not _is_kept(record)]
         return (await self._remove(own)).warnings
 
-    async def sweep(self) -> Sequence[str]:
+    async def strays(self) -> Sequence[str]:
+        """The machines that bear a label of ours and are in no record of the ledger.
+
+        Another computer made them, or a server whose ledger was lost. They are never deleted
+        unasked.
+        """
+        return [info.id for info in await self.list() if is_stray(info, self.ledger)]
+
+    async def sweep(self, *, patient: bool = False) -> Sequence[str]:
         """Delete what dead servers left behind, and what this one could not delete before.
 
-        Kept machines stay. An error on one machine is logged and does not stop the others.
+        Kept machines stay. An error on one machine is logged and does not stop the others, and so
+        are machines that bear a label of ours and cannot be proven to be ours.
+
+        Args:
+            patient: Whether it may take minutes, as nothing waits for it. Else, a later sweep
+                deletes what takes long.
 
         Returns:
             What was deleted: the ids of machines and commits, and what no machine starts from.
         """
         live = self.ledger.live(self.backend.name)
         self._overdue.intersection_update(record.number for record in live)
-        removal = await self._remove([record for record in live if self._is_left_over(record)])
+        left_over = [record for record in live if self._is_left_over(record)]
+        removal = Removal(self.backend, self.ledger)
+        seconds = SWEEP_SECONDS if patient else REMOVE_SECONDS
+        with anyio.move_on_after(seconds) as scope:
+            await removal.sweep(left_over)
+        _note_time(removal, scope, seconds)
+        if new := [stray for stray in removal.strays if stray not in self._told]:
+            self._told.update(new)
+            logger.warning("%s", describe_strays(new))
         for warning in removal.warnings:
             logger.warning("%s", warning)
         return [*removal.deleted, *await self._sweep_commits(), *await self._sweep_backend()]
@@ -309,6 +349,7 @@ class Fleet:
             raise self._limit_reached(count)
         try:
             machines = await make(self._labels(intent, run))
+            await self._refuse_known(machines)
             self.ledger.bind(intent, [machine.id for machine in machines])
         except BaseException:
             with suppress(BackendUnavailable):  # The disk is full: they go when this server ends.
@@ -318,9 +359,24 @@ class Fleet:
         return machines
 
     def _labels(self, intent: str, run: str | None) -> Mapping[str, str]:
-        """A machine's labels. All but the intent are for people who read a service's own lists."""
-        labels = {INTENT: intent, "server": self.ledger.owner}
+        """A machine's labels. The last two are for people who read a service's own lists."""
+        (record, *_) = self.ledger.machines_of_intent(intent)
+        labels = {INTENT: intent, SECRET: record.secret or "", "server": self.ledger.owner}
         return labels if run is None else {**labels, "run": run}
+
+    async def _refuse_known(self, machines: Sequence[Machine]) -> None:
+        """Raise `MachineError` unless these are new machines, and each another."""
+        ids = [machine.id for machine in machines]
+        name = self.backend.name
+        known = [id_ for id_ in ids if ids.count(id_) > 1 or self.ledger.machines(name, id_)]
+        if not known:
+            return
+        for machine in machines:
+            await machine.aclose()
+        raise MachineError(
+            f"{name} answered with machine {known[0]} as a new one, which it is not; "
+            "it was left as it is. Try again later."
+        )
 
     def _limit_reached(self, count: int) -> MachineError:
         alive = [record.machine_id for record in self._own() if record.machine_id]
@@ -401,12 +457,24 @@ class Fleet:
         removal = Removal(self.backend, self.ledger)
         with anyio.move_on_after(REMOVE_SECONDS, shield=True) as scope:
             await removal.run(records)
-        if scope.cancelled_caught:
-            removal.warnings.append(
-                f"Deleting machines took longer than {REMOVE_SECONDS:.0f} s. A later sweep deletes "
-                "the rest."
-            )
+        _note_time(removal, scope, REMOVE_SECONDS)
         return removal
+
+
+def describe_strays(ids: Sequence[str]) -> str:
+    """A sentence for the user on machines that `Fleet.strays` found."""
+    return (
+        f"Not in the ledger, but with a label of vers-rlm-mcp: {', '.join(ids)}. Another computer "
+        "made them, or a server whose ledger was lost. They are kept until someone deletes them: "
+        "`vers-rlm-mcp machines delete ID`."
+    )
+
+
+def _note_time(removal: Removal, scope: anyio.CancelScope, seconds: float) -> None:
+    if scope.cancelled_caught:
+        removal.warnings.append(
+            f"Deleting machines took longer than {seconds:.0f} s. A later sweep deletes the rest."
+        )
 
 
 def _is_kept(record: MachineRecord) -> bool:

@@ -201,7 +201,7 @@ class Application:
 
     async def _sweep_once(self) -> None:
         try:
-            swept = await (await self._open()).sweep()
+            swept = await (await self._open()).sweep(patient=True)
         except VersRlmError as error:
             logger.warning("No machines can be made yet: %s", error)
         except Exception:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import sqlite3
 import time
 import uuid
@@ -73,6 +74,9 @@ CREATE TABLE asked_commits (        -- not recorded as made
     asked_at REAL NOT NULL
 );
 """,
+    """
+ALTER TABLE machines ADD COLUMN secret TEXT;    -- the label that proves the intent
+""",
 )
 """One entry per version of the file: the statements that make it from the version before."""
 
@@ -94,6 +98,8 @@ class MachineRecord:
     deleted_at: float | None
     principal: str | None
     """The client on whose behalf it was asked for; None stands for the server's operator."""
+    secret: str | None
+    """What the machine bears as a label beside its intent; None if an older version asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +173,8 @@ class Ledger:
             more than `limit` machines alive for that principal; nothing is recorded.
         """
         intent = uuid.uuid4().hex
-        row = (intent, backend, self.owner, run, parent, keep, time.time(), principal)
+        secret = secrets.token_hex()
+        row = (intent, backend, self.owner, run, parent, keep, time.time(), principal, secret)
         with self._transaction() as database:
             (alive,) = database.execute(
                 "SELECT count(*) FROM machines WHERE backend = ? AND owner = ?"
@@ -178,8 +185,8 @@ class Ledger:
                 return None
             database.executemany(
                 "INSERT INTO machines"
-                " (intent, backend, owner, run, parent, kept, asked_at, principal)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                " (intent, backend, owner, run, parent, kept, asked_at, principal, secret)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [row] * count,
             )
         return intent
@@ -192,6 +199,32 @@ class Ledger:
                 "UPDATE machines SET machine_id = ? WHERE number = ?",
                 [(id_, record.number) for id_, record in zip(machine_ids, records, strict=False)],
             )
+
+    def adopt(self, intent: str, machine_ids: Sequence[str]) -> None:
+        """Record machines that an intent is found to have made; they are left over."""
+        missing = [
+            record for record in self.machines_of_intent(intent) if record.machine_id is None
+        ]
+        now = time.time()
+        with self._transaction() as database:
+            database.executemany(
+                "UPDATE machines SET machine_id = ?, abandoned_at = coalesce(abandoned_at, ?),"
+                " deleted_at = NULL WHERE number = ?",
+                [
+                    (id_, now, record.number)
+                    for id_, record in zip(machine_ids, missing, strict=False)
+                ],
+            )
+
+    def condemn(self, backend: str, machine_id: str) -> None:
+        """Record that a machine is to be deleted, kept or not, and may still exist."""
+        self._write(
+            "UPDATE machines SET kept = 0, abandoned_at = coalesce(abandoned_at, ?)"
+            " WHERE backend = ? AND machine_id = ? AND deleted_at IS NULL",
+            time.time(),
+            backend,
+            machine_id,
+        )
 
     def abandon(self, intent: str) -> None:
         """Record that asking failed. Machines that exist nevertheless are found by their label."""
