@@ -12,6 +12,7 @@ from vers_rlm_mcp.runs.events import (
     Diverged as Diverged,
     Event as Event,
     Feedback as Feedback,
+    FilesChecked as FilesChecked,
     FilesMerged as FilesMerged,
     InChild as InChild,
     MachineDeleted as MachineDeleted,

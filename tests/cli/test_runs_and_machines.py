@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -100,3 +101,24 @@ def test_a_kept_machine_is_worked_in_from_the_terminal(cli: Cli):
     assert listed["id"] == machine
     cli.ok("machines", "delete", machine)
     assert "bw-" in cli("machines", "exec", machine, "true").stderr
+
+
+def test_files_of_a_run_are_saved_where_the_user_wants_them(cli: Cli):
+    code = "writeFile('r.csv', '1,2'); writeFile('out/b.txt', 'b'); FINAL('r.csv')"
+    arguments = ["run", "-> report: file", "--model", cli.script(code)]
+    done = cli(*arguments, "--out", "results", "--output-file", "*.csv")
+    assert (done.returncode, done.stdout) == (0, "report: r.csv\n")
+    assert "saved results/r.csv (3 bytes)" in done.stderr
+    assert (cli.home / "results/r.csv").read_text() == "1,2"
+    assert (cli.home / "results/b.txt").read_text() == "b"
+
+    done = cli(*arguments, "--out", "results")
+    assert done.returncode == 1
+    assert "results/r.csv exists; --force replaces it. It stays on record" in done.stderr
+    assert cli(*arguments, "--out", "results", "--force").returncode == 0
+
+    assert "r.csv  3      /workspace/r.csv" in cli.ok("runs", "files", "last")
+    (listed, _) = json.loads(cli.ok("runs", "files", "last", "--json"))
+    assert Path(listed["kept"]).read_text() == "1,2"
+    cli.ok("runs", "files", "last", "--out", "again")
+    assert sorted(path.name for path in (cli.home / "again").iterdir()) == ["b.txt", "r.csv"]

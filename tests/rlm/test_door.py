@@ -12,6 +12,7 @@ def test_the_door_shows_these_names_and_no_others() -> None:
         [
             "Branch",
             "CallModel",
+            "CheckFiles",
             "Checked",
             "Emit",
             "Event",

@@ -7,6 +7,7 @@ that the MCP handshake does not need.
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,22 @@ def serve(context: click.Context, transport: Transport, host: str, port: int, **
     metavar="[NAME=]PATH",
     help="A file to copy into the machine, below files/.",
 )
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Copy the files that the run hands over here: outputs of type `file`, what is in "
+    "/workspace/out, and --output-file.",
+)
+@click.option(
+    "--output-file",
+    "output_files",
+    multiple=True,
+    metavar="PATTERN",
+    help="Further files to hand over, such as 'plots/*.png'.",
+)
+@click.option("--force", is_flag=True, help="Let --out replace files.")
 @click.option("--instructions", metavar="TEXT", help="What the model is told besides.")
 @click.option("--max-iterations", type=int, default=20, show_default=True, metavar="N")
 @click.option("--max-llm-calls", type=int, default=30, show_default=True, metavar="N")
@@ -221,6 +238,26 @@ def outputs(context: click.Context, **options: Any) -> None:
     from .runs_command import print_outputs
 
     perform(context, print_outputs, options)
+
+
+@runs.command()
+@click.argument("run")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Copy them here.",
+)
+@click.option("--force", is_flag=True, help="Let --out replace files.")
+@as_json
+@takes_settings("state_dir")
+@click.pass_context
+def files(context: click.Context, **options: Any) -> None:
+    """List the files that a run handed over, or copy them."""
+    from .runs_command import hand_out_files
+
+    perform(context, hand_out_files, options)
 
 
 @runs.command()

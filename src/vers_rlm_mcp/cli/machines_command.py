@@ -6,10 +6,9 @@ import contextlib
 import os
 import posixpath
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio import to_thread
@@ -17,11 +16,12 @@ from anyio import to_thread
 from vers_rlm_mcp import runs
 from vers_rlm_mcp.errors import InputError, PathRefused
 from vers_rlm_mcp.machines import WORKSPACE, describe_strays, open_fleet, shell, upload
+from vers_rlm_mcp.store import written_whole
 
 from .terminal import format_age, format_table, print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Sequence
     from types import SimpleNamespace
 
     from anyio.abc import ByteReceiveStream, ByteSendStream
@@ -121,29 +121,13 @@ async def _download(stream: ByteReceiveStream, target: Path) -> int:
     """Write a file of a machine to this computer, whole or not at all. Returns its size."""
     size = 0
     try:
-        with _written_beside(target) as file:
+        with written_whole(target) as file:
             async for chunk in stream:
                 file.write(chunk)
                 size += len(chunk)
     except OSError as error:
         raise PathRefused(f"{target} cannot be written: {error.strerror}.") from None
     return size
-
-
-@contextlib.contextmanager
-def _written_beside(target: Path) -> Generator[BinaryIO]:
-    """A new file, which takes the place of `target` if the block ends well."""
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.")
-    try:
-        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
-            yield file
-        mask = os.umask(0o077)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
-        Path(name).replace(target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _split_place(text: str) -> tuple[str, str] | None:

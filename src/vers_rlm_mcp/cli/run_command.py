@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from vers_rlm_mcp import RLM, rlm
 from vers_rlm_mcp.errors import InputError, PathRefused
+from vers_rlm_mcp.store import Journals
 
 from .live_view import watch
+from .save_files import save_files
 from .terminal import keywords, print_result
 
 if TYPE_CHECKING:
@@ -34,7 +36,9 @@ async def run_task(settings: Settings, options: SimpleNamespace) -> int:
     async with RLM(**keywords(settings)) as engine:
         run = engine(options.signature.strip(), **inputs, **request)
         result = await watch(run, settings, quiet=options.quiet)
-    return print_result(result, as_json=options.as_json, quiet=options.quiet)
+    status = print_result(result, as_json=options.as_json, quiet=options.quiet)
+    journal = Journals(settings.state_dir).of(result.run_id)
+    return max(status, save_files(journal, result.files, options)) if options.out else status
 
 
 def _read_options(options: SimpleNamespace) -> dict[str, Any]:
@@ -44,6 +48,7 @@ def _read_options(options: SimpleNamespace) -> dict[str, Any]:
         "max_iterations": options.max_iterations,
         "max_llm_calls": options.max_llm_calls,
         "verify": options.verify,
+        "output_files": options.output_files or None,
         "max_depth": options.max_depth,
         "machine_id": options.vm_id,
         "keep_machine": options.keep_vm or None,

@@ -17,6 +17,7 @@ from vers_rlm_mcp.store import Journals, Ledger
 
 from .exit_codes import EXIT_DIVERGED
 from .live_view import LiveView, watch
+from .save_files import save_files
 from .terminal import (
     format_age,
     format_outputs,
@@ -102,6 +103,23 @@ async def print_outputs(settings: Settings, options: SimpleNamespace) -> None:
         print_json(outputs[options.name])
     else:
         print(format_value(outputs[options.name]))
+
+
+async def hand_out_files(settings: Settings, options: SimpleNamespace) -> int:
+    """List the files that a run handed over, or copy them."""
+    journal = _find(settings, options.run)
+    result = runs.load_record(journal).result
+    files = result.files if result else ()
+    if options.out:
+        return save_files(journal, files, options)
+    if options.as_json:
+        print_json([{**asdict(each), "kept": str(journal.file(each.name))} for each in files])
+    elif files:
+        rows = [(each.name, f"{each.size:,}", each.path) for each in files]
+        print(make_printable(format_table([("NAME", "BYTES", "PATH"), *rows])))
+    else:
+        print("no files")
+    return 0
 
 
 async def show_tree(settings: Settings, options: SimpleNamespace) -> None:

@@ -103,6 +103,8 @@ def _print_remarks(console: Console, result: runs.RunResult) -> None:
         f"{'is kept' if result.kept else 'was deleted'} ({result.backend}, isolation "
         f"{result.isolation}, fidelity {result.fidelity}).",
     )
+    for each in result.files:
+        print_safe(console, f"File: {each.name} ({each.size:,} bytes)")
     if result.verified:
         print_safe(console, f"Verified by: {result.verified}")
     for warning in result.warnings:

@@ -22,6 +22,7 @@ from .base import (
     Usable,
 )
 from .fleet import Fleet, Item, describe_strays
+from .listing import Found, FoundFile, find_files
 from .operations import Captured, CommandResult, read_bytes, run_command, shell, upload
 from .paths import WORKSPACE, check_path
 from .selection import Choice, choose_backend, open_fleet
@@ -40,6 +41,8 @@ __all__ = [
     "Fidelity",
     "Finding",
     "Fleet",
+    "Found",
+    "FoundFile",
     "Isolation",
     "Item",
     "Machine",
@@ -50,6 +53,7 @@ __all__ = [
     "check_path",
     "choose_backend",
     "describe_strays",
+    "find_files",
     "open_fleet",
     "read_bytes",
     "run_command",

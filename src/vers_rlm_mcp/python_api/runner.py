@@ -180,6 +180,18 @@ class RLM(Session):
             on_event=on_event,
         )
 
+    def files(self, run_id: str) -> Mapping[str, Path]:
+        """The files that a run handed over: their names, and where they are kept.
+
+        Copy them before the run is deleted. `RunResult.files` tells more of each.
+
+        Raises:
+            UsageError: There is no such run.
+        """
+        journal = Journals(self._settings.state_dir, self._require_open().principal).of(run_id)
+        result = runs.load_record(journal).result
+        return {each.name: journal.file(each.name) for each in (result.files if result else ())}
+
     def _start(self, perform: Perform) -> RunStream:
         self._require_open()
         assert self._tasks

@@ -9,6 +9,7 @@ from .plain import plain_prompt
 from .prompt import system_prompt, task_prompt
 from .protocol import (
     CallModel,
+    CheckFiles,
     Emit,
     ModelFailure,
     Outcome,
@@ -42,6 +43,7 @@ __all__ = [
     "PREVIEW_CHARS",
     "Branch",
     "CallModel",
+    "CheckFiles",
     "Checked",
     "Emit",
     "Event",

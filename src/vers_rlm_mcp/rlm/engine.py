@@ -17,6 +17,7 @@ from .extraction import read_call, read_outputs
 from .prompt import extraction_prompt, opening, second_extraction_prompt
 from .protocol import (
     CallModel,
+    CheckFiles,
     Emit,
     ModelFailure,
     Outcome,
@@ -162,6 +163,10 @@ class _Engine:
         """The reason for refusing an answer; None if it is accepted."""
         if checked.faults:
             return feedback.refusal(self._task, checked.faults)
+        if paths := self._task.signature.file_paths(checked.values):
+            there = _expect((yield CheckFiles(number, paths)), Verdict)
+            if not there.accepted:
+                return feedback.refusal(self._task, (there.output,))
         if self._task.verify is None:
             return None
         asked = Verify(number, self._task.verify, checked.values)

@@ -159,7 +159,10 @@ def _facts(facts: MachineFacts) -> Iterator[str]:
 def _outputs(signature: Signature) -> str:
     fields = (f"- `{f.name}`: {f.type.text}{_leave_out(f)}" for f in signature.outputs)
     call = ", ".join(f"{f.name}=..." for f in signature.outputs)
-    return "\n".join(["# Outputs", *fields, f"Hand them in with `FINAL({call})`."])
+    lines = ["# Outputs", *fields, f"Hand them in with `FINAL({call})`."]
+    if any(field.type.has_files for field in signature.outputs):
+        lines.append("A `file` is the path of a file that you wrote; the user gets its content.")
+    return "\n".join(lines)
 
 
 def _here(notes: Sequence[str]) -> str:

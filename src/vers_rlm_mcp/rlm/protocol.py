@@ -3,6 +3,7 @@
     CallModel  →  Completion | ModelFailure
     RunCell    →  CellResult
     Verify     →  Verdict
+    CheckFiles →  Verdict
     Emit       →  None
 
 `Stop` may be sent in place of any reply. The engine then makes no more requests and returns.
@@ -58,6 +59,14 @@ class Verify:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckFiles:
+    """Check that files which are to be handed over exist in the current machine."""
+
+    step: int
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Emit:
     """Publish an event. The only reply is None."""
 
@@ -73,7 +82,7 @@ class ModelFailure:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of the task's check."""
+    """The result of a check."""
 
     accepted: bool
     output: str = ""
@@ -121,7 +130,7 @@ class Outcome:
     """Whether the task has a check and it accepted these outputs."""
 
 
-Request: TypeAlias = CallModel | RunCell | Verify | Emit
+Request: TypeAlias = CallModel | RunCell | Verify | CheckFiles | Emit
 Reply: TypeAlias = Completion | ModelFailure | CellResult | Verdict | Stop | None
 Run: TypeAlias = "Generator[Request, Reply, Outcome]"
 """Start it with ``next``; ``StopIteration.value`` is the `Outcome`."""

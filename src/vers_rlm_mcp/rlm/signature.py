@@ -24,7 +24,7 @@ from vers_rlm_mcp.errors import InputError
 from vers_rlm_mcp.values import MAX_DEPTH, is_too_deep
 
 from .grammar import Scanner, TypeParser
-from .value_types import NULL, STR, ValueType, union
+from .value_types import FILE_TYPES, NULL, STR, ValueType, union
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -100,6 +100,14 @@ class Signature:
         """The outputs that fit, and what is wrong with the others."""
         return _check(self.outputs, outputs, "fields")
 
+    def file_paths(self, outputs: Mapping[str, JsonValue]) -> tuple[str, ...]:
+        """The paths of the files that outputs hand over."""
+        values = [outputs.get(field.name) for field in self.outputs if field.type.has_files]
+        flat = [
+            item for value in values for item in (value if isinstance(value, list) else [value])
+        ]
+        return tuple(dict.fromkeys(path for path in flat if isinstance(path, str)))
+
 
 def _check(fields: Sequence[Field], given: Mapping[str, object], noun: str) -> Checked:
     values: dict[str, JsonValue] = {}
@@ -169,7 +177,12 @@ class _SignatureParser(TypeParser):
         for token, field in inputs:
             if field.name in self._reserved:
                 self.fail("this is a function of the REPL; give the input another name", token)
+            if field.type.has_files:
+                self.fail("an input cannot be a `file`; give it as a file of the run", token)
         for token, field in outputs:
+            parts = {part.text for part in field.type.alternatives or (field.type,)}
+            if field.type.has_files and not parts <= {*FILE_TYPES, NULL.text}:
+                self.fail("a file is an output of its own: `file` or `list[file]`", token)
             if field.name in RESERVED_OUTPUTS:
                 self.fail("the result itself uses this name; give the output another", token)
         return Signature(tuple(f for _, f in inputs), tuple(f for _, f in outputs))

@@ -36,6 +36,8 @@ class ValueType:
     schema: CoreSchema = field(compare=False, repr=False)
     alternatives: tuple[ValueType, ...] = field(default=(), compare=False, repr=False)
     """The members of a union; empty for every other type."""
+    has_files: bool = field(default=False, compare=False, repr=False)
+    """Whether its values are paths of files, or contain some."""
 
     @property
     def nullable(self) -> bool:
@@ -65,6 +67,8 @@ INT = ValueType("int", core_schema.int_schema(strict=True))
 FLOAT = ValueType("float", core_schema.float_schema(strict=True, allow_inf_nan=False))
 BOOL = ValueType("bool", core_schema.bool_schema(strict=True))
 NULL = ValueType("None", core_schema.none_schema())
+FILE = ValueType("file", core_schema.str_schema(strict=True, min_length=1), has_files=True)
+"""The path of a file in the machine, which is handed over with the outputs."""
 ANY = ValueType("any", core_schema.definition_reference_schema("json"))
 LIST = ValueType("list", core_schema.list_schema(ANY.schema, strict=True))
 DICT = ValueType("dict", core_schema.dict_schema(STR.schema, ANY.schema, strict=True))
@@ -88,6 +92,7 @@ NAMED: Mapping[str, ValueType] = {
     "boolean": BOOL,
     "None": NULL,
     "null": NULL,
+    "file": FILE,
     "any": ANY,
     "Any": ANY,
     "list": LIST,
@@ -102,13 +107,18 @@ NAMED: Mapping[str, ValueType] = {
 
 def list_of(item: ValueType) -> ValueType:
     """The type of a list whose items are all of one type."""
-    return ValueType(f"list[{item.text}]", core_schema.list_schema(item.schema, strict=True))
+    schema = core_schema.list_schema(item.schema, strict=True)
+    return ValueType(f"list[{item.text}]", schema, has_files=item.has_files)
 
 
 def dict_of(value: ValueType) -> ValueType:
     """The type of a dict from str to one type."""
     schema = core_schema.dict_schema(STR.schema, value.schema, strict=True)
-    return ValueType(f"dict[str, {value.text}]", schema)
+    return ValueType(f"dict[str, {value.text}]", schema, has_files=value.has_files)
+
+
+FILE_TYPES = frozenset({FILE.text, f"list[{FILE.text}]"})
+"""The types of outputs, apart from None, that hand over files."""
 
 
 def literal(values: Sequence[str | int | bool | None]) -> ValueType:
@@ -130,7 +140,7 @@ def union(types: Sequence[ValueType]) -> ValueType:
         custom_error_type="union",
         custom_error_message=f"expected {_escaped(text)}",
     )
-    return ValueType(text, schema, parts)
+    return ValueType(text, schema, parts, has_files=any(part.has_files for part in parts))
 
 
 def record(
@@ -144,7 +154,7 @@ def record(
     schema = core_schema.typed_dict_schema(
         members, strict=True, extra_behavior="forbid" if closed else "allow"
     )
-    return ValueType(text, schema)
+    return ValueType(text, schema, has_files=any(kind.has_files for kind in fields.values()))
 
 
 def _literal_text(value: str | int | bool | None) -> str:

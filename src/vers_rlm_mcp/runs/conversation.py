@@ -19,7 +19,7 @@ from vers_rlm_mcp.errors import (
     ModelError,
     ModelUnavailable,
 )
-from vers_rlm_mcp.machines import run_command
+from vers_rlm_mcp.machines import find_files, run_command
 from vers_rlm_mcp.values import CellResult, Completion, Usage
 
 from . import events
@@ -143,6 +143,8 @@ class Conversation:
                         return await self._run_cell(asked)
                     case rlm.Verify():
                         return await self._verify(asked)
+                    case rlm.CheckFiles():
+                        return await self._check_files(asked)
             except (BudgetExceeded, KernelError, MachineError) as error:
                 return rlm.Stop(str(error), "".join(self._output))
         reason = f"The time limit of {self.budget.time_limit:g} s was reached."
@@ -294,6 +296,14 @@ class Conversation:
                 seconds=seconds,
             )
         )
+        return verdict
+
+    async def _check_files(self, asked: rlm.CheckFiles) -> rlm.Verdict:
+        machine = await self.bench.machine()
+        found = await find_files(machine, paths=asked.paths, most=len(asked.paths))
+        faults = "; ".join(f"{each.path}: {each.fault}" for each in found.files if each.fault)
+        verdict = rlm.Verdict(not faults, faults)
+        self.publish(events.FilesChecked(asked.step, verdict.accepted, verdict.output))
         return verdict
 
     def _budget_warning(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from .checkpoints import Checkpoints, restore
 from .context import RunContext
 from .conversation import Conversation
 from .declarations import repl_functions, reserved_names
+from .handover import HandedOver, hand_over, name_files
 from .history import prune_checkpoints, prune_to_size
 from .inputs import bring_in, check_inputs, recordable
 from .notes import not_carried
@@ -181,6 +182,7 @@ class Driver:
                     notes=notes,
                 )
                 outcome = await conversation.drive(replies)
+                handed = await self._hand_over(outcome)
                 machine, kept = await self._keep()
             finally:
                 await self._clean_up()
@@ -194,7 +196,7 @@ class Driver:
         result = RunResult(
             run_id=run.run_id,
             status=outcome.status,
-            outputs=outcome.outputs,
+            outputs=name_files(task.signature, outcome.outputs, handed.files),
             steps=outcome.steps,
             reason=outcome.reason,
             final_reasoning=outcome.final_reasoning,
@@ -207,7 +209,8 @@ class Driver:
             sub_calls=self._budget.sub_calls,
             seconds=self._seconds(),
             verified=run.request.verify if outcome.verified else None,
-            warnings=tuple(self._warnings),
+            warnings=(*self._warnings, *handed.warnings),
+            files=handed.files,
         )
         run.publish(result.event())
         await self._prune()
@@ -295,6 +298,20 @@ class Driver:
                 options=run.request.options(),
                 inputs=inputs,
             )
+        )
+
+    async def _hand_over(self, outcome: rlm.Outcome) -> HandedOver:
+        """Copy the run's files out of the machine that is current at its end."""
+        signature = rlm.Signature.parse(self._run.request.signature)
+        try:
+            machine = await self._bench.machine()
+        except (MachineError, UsageError) as error:
+            return HandedOver(warnings=(f"Files could not be handed over: {error}",))
+        return await hand_over(
+            machine,
+            self._run.journal.files,
+            paths=signature.file_paths(outcome.outputs),
+            patterns=self._run.request.output_files,
         )
 
     async def _keep(self) -> tuple[Machine, bool]:

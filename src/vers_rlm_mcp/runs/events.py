@@ -26,6 +26,7 @@ __all__ = [
     "Diverged",
     "Event",
     "Feedback",
+    "FilesChecked",
     "FilesMerged",
     "InChild",
     "MachineDeleted",
@@ -34,6 +35,7 @@ __all__ = [
     "MachineSwitched",
     "ModelAsked",
     "ModelReplied",
+    "OutputFile",
     "RunFinished",
     "RunReplayed",
     "RunResumed",
@@ -248,6 +250,28 @@ class Verified(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class FilesChecked(Event):
+    """Files that an answer hands over were looked for."""
+
+    step: int
+    accepted: bool
+    output: str
+    """What is wrong with those that cannot be handed over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputFile:
+    """A file that a run handed over. Its content is kept beside the journal."""
+
+    name: str
+    """A relative path, safe on every system."""
+    path: str
+    """Where it was in the machine."""
+    size: int
+    """In bytes."""
+
+
+@dataclass(frozen=True, slots=True)
 class MachineMade(Event):
     """A machine was made, or an existing one was taken over (``attached``)."""
 
@@ -343,6 +367,7 @@ class RunFinished(Event):
     verified: str | None = None
     """The command that accepted the outputs."""
     warnings: tuple[str, ...] = ()
+    files: tuple[OutputFile, ...] = ()
 
 
 _CLASSES: Mapping[str, type[Event]] = {
@@ -350,7 +375,8 @@ _CLASSES: Mapping[str, type[Event]] = {
     for each in (
         *(Feedback, StepFinished),
         *(RunStarted, RunResumed, RunReplayed, RunFinished),
-        *(ModelAsked, ModelReplied, CellStarted, CellOutput, CellFinished, Diverged, Verified),
+        *(ModelAsked, ModelReplied, CellStarted, CellOutput, CellFinished, Diverged),
+        *(Verified, FilesChecked),
         *(SubCallStarted, SubCallFinished, ChildStarted, ChildFinished, ChildChosen, FilesMerged),
         *(MachineMade, MachineDeleted, MachineSwitched, MachineRecovered),
         *(CommitMade, CheckpointMade),

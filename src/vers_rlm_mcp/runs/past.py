@@ -17,6 +17,7 @@ from .events import (
     CellStarted,
     CheckpointMade,
     ChildStarted,
+    FilesChecked,
     InChild,
     ModelReplied,
     RunFinished,
@@ -162,6 +163,8 @@ class Past:
                 self._code[path, event.step] = event.code
             case CellFinished():
                 self._cell_finished(event, path)
+            case FilesChecked():
+                self._reply(rlm.Verdict(event.accepted, event.output), path)
             case Verified():
                 self._verified(event, path)
             case RunStarted():

@@ -12,7 +12,7 @@ from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import InputError
 
 from .budget import Limits
-from .events import RunFinished
+from .events import OutputFile, RunFinished
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
 N = TypeVar("N", int, float)
 
-OPTIONS = ("machine_id", "keep_machine", "max_depth", "max_seconds", "max_tokens", "max_usd")
+OPTIONS = (
+    "machine_id",
+    "keep_machine",
+    "output_files",
+    "max_depth",
+    "max_seconds",
+    "max_tokens",
+    "max_usd",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,9 @@ class RunRequest:
     verify: str | None = None
     """A shell command that must accept the outputs: it reads them as JSON in a copy of the machine
     that is current, and exits with 0."""
+    output_files: Sequence[str] = ()
+    """Patterns of files in the machine to hand over, besides the outputs of type ``file`` and what
+    is in ``/workspace/out``. Relative to the workspace; ``**`` stands for any directories."""
     max_depth: int = 1
     """How deep conversations may start others; 0 allows no branches, and plain sub-calls only."""
     max_seconds: float | None = None
@@ -70,7 +81,9 @@ class RunRequest:
 
     def options(self) -> dict[str, JsonValue]:
         """The part of the request that the task does not hold, for `RunRequest.of`."""
-        return {name: getattr(self, name) for name in OPTIONS}
+        options: dict[str, JsonValue] = {name: getattr(self, name) for name in OPTIONS}
+        options["output_files"] = list(self.output_files)
+        return options
 
     @classmethod
     def of(cls, task: rlm.Task, options: Mapping[str, Any]) -> RunRequest:
@@ -109,6 +122,8 @@ class RunResult:
     verified: str | None = None
     """The command that accepted the outputs."""
     warnings: tuple[str, ...] = ()
+    files: tuple[OutputFile, ...] = ()
+    """The files that it handed over, which outlive its machines."""
 
     def event(self) -> RunFinished:
         """The end of the run, for its journal."""

@@ -12,6 +12,7 @@ from .files import (
 )
 from .journals import Journal, Journals, StoredJournal
 from .ledger import CommitIntent, CommitRecord, Ledger, MachineRecord
+from .output_files import copy_out, safe_names, written_whole
 
 __all__ = [
     "DAMAGED",
@@ -22,9 +23,12 @@ __all__ = [
     "Ledger",
     "MachineRecord",
     "StoredJournal",
+    "copy_out",
     "make_directory",
     "open_private",
     "read_file",
     "replace_file",
+    "safe_names",
     "set_aside",
+    "written_whole",
 ]

@@ -6,6 +6,7 @@ beside the journal, under its hash. The directory of a run is named by the run's
 
     events.jsonl     one event a line: {"at": seconds since the epoch, "event": name, …}
     values/SHA256    long texts, by the hash of their UTF-8 bytes
+    files/NAME       files that the run handed over
 
 To keep journals elsewhere, replace these three classes: no other module knows where a journal is.
 """
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 EVENTS = "events.jsonl"
 VALUES = "values"
+FILES = "files"
 OF = "of-"
 """Prefix of the names of principals' own directories."""
 
@@ -188,6 +190,13 @@ class StoredJournal:
                 fault,
             )
 
+    def file(self, name: str) -> Path:
+        """Where a file that the run handed over is kept. Raises `UsageError` if there is none."""
+        path = self.directory / FILES / name
+        if not path.is_file() or not path.resolve().is_relative_to(self.directory.resolve()):
+            raise UsageError(f"{self.run_id} handed over no file {name!r}: see `runs files`.")
+        return path
+
     def append(self) -> Journal:
         """Open it to be continued. Raises `UsageError` if another process has it open."""
         return Journal(self.directory)
@@ -232,6 +241,8 @@ class Journal:
         self.run_id = directory.name
         self.problem: str | None = None
         """Why the rest of the run is missing, as a whole sentence."""
+        self.files = directory / FILES
+        """Where files that the run hands over are kept."""
         self._directory = directory
         self._values = directory / VALUES
         try:

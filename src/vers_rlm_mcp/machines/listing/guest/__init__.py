@@ -1,0 +1,1 @@
+"""What runs in a machine. Standard library only, Python 3.8 and newer."""
