@@ -70,7 +70,31 @@ async def test_a_memory_hog_is_killed_and_the_machine_lives(small: Machine, sh: 
     result = await run_command(small, ["python3", "-c", HOG], timeout=30)
     assert result.status is not None
     assert result.status.signal == 9
+    if is_watched(small):
+        assert "more than its 200 MiB of memory" in result.stderr.text
     assert await sh(small, "echo alive") == "alive\n"
+
+
+def is_watched(machine: Machine) -> bool:
+    return "watchdog" in machine.capabilities.limits["memory"]
+
+
+@pytest.mark.parametrize("command", [
+    "cat /dev/zero > big",
+    "exec dd if=/dev/zero of=big bs=1M",
+    "while head -c 4M /dev/zero >> $((i = i + 1)); do :; done; exit 1",
+    "cp -r /usr/lib .",
+    "python3 -c 'open(\"a\", \"wb\").write(bytes(100 << 20))'",
+], ids=["cat", "dd", "many files", "cp", "python"])  # fmt: skip
+async def test_a_command_that_fills_the_disk_is_refused_and_told_why(
+    small: Machine, command: str
+) -> None:
+    result = await run_command(small, ["sh", "-c", command], timeout=60)
+    assert result.status is not None
+    assert result.status.signal != 9
+    assert result.status.code != 0
+    told = result.stderr.text
+    assert "written all that it may" in told or "no file may be larger" in told or "large" in told
 
 
 async def test_a_fork_bomb_ends_at_the_limit(small: Machine, sh: Shell) -> None:
@@ -165,8 +189,17 @@ async def test_files_without_content_are_bounded_too(state: Path, sh: Shell) -> 
         result = await run_command(machine, ["python3", "-c", make], timeout=60)
         assert result.status is not None
         assert result.status.signal == 9
+        assert "the machine has written all that it may" in result.stderr.text
         assert (await sh(machine, "echo alive")).startswith("alive\n")
         await machine.delete()
+
+
+@pytest.mark.slow  # it takes long to make and to remove
+async def test_a_tree_of_many_levels_is_counted(machine: Machine, sh: Shell) -> None:
+    make = "import os\nfor _ in range(20000): os.mkdir('d'); os.chdir('d')"
+    assert await sh(machine, f'python3 -c "{make}"; sleep 2; echo made') == "made\n"
+    assert await sh(machine, "echo counted") == "counted\n"
+    await machine.write("/workspace/more", b"x")
 
 
 async def test_one_file_cannot_be_larger_than_the_disk(small: Machine, sh: Shell) -> None:

@@ -118,6 +118,9 @@ PROTOCOLS: Final = (0, 1, 6, 17, 58)
 PERSONALITIES: Final = (0, 8, 0x4_0000, 0xFFFF_FFFF)
 """Plain Linux, 32 bits, without address randomisation, as debuggers ask for; a mere question."""
 
+NOT_ALLOCATING: Final = 0x2A
+"""The modes of fallocate that punch holes into a file, take out a range, or insert one."""
+
 PID_1: Final = 1
 RLIMIT_CORE: Final = 4
 
@@ -150,12 +153,26 @@ ARCHITECTURES: Final = {
     "x86_64": Architecture(
         0xC000_003E,
         {**_X86_64, **_SINCE_2019},
-        {"clone": 56, "socket": 41, "personality": 135, "setrlimit": 160, "prlimit64": 302},
+        {
+            "clone": 56,
+            "socket": 41,
+            "personality": 135,
+            "setrlimit": 160,
+            "fallocate": 285,
+            "prlimit64": 302,
+        },
     ),
     "aarch64": Architecture(
         0xC000_00B7,
         {**_AARCH64, **_SINCE_2019},
-        {"clone": 220, "socket": 198, "personality": 92, "setrlimit": 164, "prlimit64": 261},
+        {
+            "clone": 220,
+            "socket": 198,
+            "personality": 92,
+            "setrlimit": 164,
+            "fallocate": 47,
+            "prlimit64": 261,
+        },
     ),
 }
 
@@ -240,11 +257,25 @@ def _keep_limits_of_others() -> list[bytes]:
     ]
 
 
+def _allocate_by_writing() -> list[bytes]:
+    """The limit on the size of files does not hold what is allocated within a size, or past it.
+
+    A call takes any amount at once; C libraries and programs then write instead.
+    """
+    return [
+        _argument(1),
+        _step(JUMP_ANY_BIT, NOT_ALLOCATING, 1, 0),
+        _step(RETURN, FAIL | errno.EOPNOTSUPP),
+        _step(RETURN, ALLOW),
+    ]
+
+
 _CHECKS: Final = {
     "clone": _make_no_namespaces,
     "socket": _open_usual_sockets,
     "personality": _keep_personality,
     "setrlimit": _keep_core_limit,
+    "fallocate": _allocate_by_writing,
     "prlimit64": _keep_limits_of_others,
 }
 

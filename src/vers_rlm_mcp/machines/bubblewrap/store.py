@@ -21,6 +21,7 @@ import fcntl
 import logging
 import os
 import re
+import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -59,6 +60,9 @@ a machine can be locked, and so deleted, when the disk is full."""
 COPY: Final = "copy"
 MERGED: Final = "merged"
 """What a machine makes on its disk of what it wrote last, and of all its frozen layers."""
+
+MAX_LEVELS: Final = 8
+"""Levels of a tree that are removed in place: names of 255 bytes fit into a path of 4096."""
 
 ENDED: Final = "ZX"
 """States of a process of which only its parent has not taken notice yet, in proc(5)."""
@@ -340,7 +344,8 @@ def locked(path: Path, *, wait: bool = True) -> Generator[None]:
 def remove_tree(path: Path) -> None:
     """Remove a file, or a directory whatever its modes and however deep it is. It may be gone.
 
-    Subdirectories are moved up beside it first, so that no path ever gets too long.
+    What lies deeper than some levels is moved up beside it first, so that no path and no stack gets
+    too long.
     """
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
@@ -348,14 +353,23 @@ def remove_tree(path: Path) -> None:
     pending = [path]
     while pending:
         directory = pending.pop()
-        directory.chmod(0o700)
-        for entry in list(os.scandir(directory)):
-            if entry.is_dir(follow_symlinks=False):
-                Path(entry.path).chmod(0o700)  # Only the owner of a writable one may move it.
-                pending.append(Path(entry.path).rename(path.with_name(f"{path.name}.{new_id()}")))
-            else:
-                Path(entry.path).unlink()
+        _empty(directory, directory.lstat().st_mode, path, pending)
         directory.rmdir()
+
+
+def _empty(directory: Path, mode: int, top: Path, pending: list[Path], levels: int = 1) -> None:
+    if mode & stat.S_IRWXU != stat.S_IRWXU:
+        directory.chmod(stat.S_IRWXU)
+    for entry in list(os.scandir(directory)):
+        below = Path(entry.path)
+        if not entry.is_dir(follow_symlinks=False):
+            below.unlink()
+        elif levels < MAX_LEVELS:
+            _empty(below, entry.stat(follow_symlinks=False).st_mode, top, pending, levels + 1)
+            below.rmdir()
+        else:
+            below.chmod(stat.S_IRWXU)  # Only the owner of a writable one may move it.
+            pending.append(below.rename(top.with_name(f"{top.name}.{new_id()}")))
 
 
 def _processes() -> list[int]:

@@ -16,10 +16,11 @@ import _socket
 import errno
 import os
 import resource
+import select
 import sys
 
 from ...daemon.guest.daemon import Daemon, encoded
-from ...daemon.guest.frames import CHUNK
+from ...daemon.guest.frames import CHUNK, STDERR
 from . import flatten, holders, linux, overlays, processes, watch
 
 HIDDEN = "/.vers"
@@ -37,6 +38,10 @@ INT = 4
 MAX_DESCRIPTORS = 64
 """Descriptors that come with one request: mounts when booting, otherwise four."""
 
+SIGXFSZ = 25
+SHELL_SIGNAL = 128
+"""What a shell adds to the number of the signal that has ended its last command."""
+
 ENOUGH = 8
 """Free processes that suffice for any command."""
 
@@ -51,7 +56,7 @@ KEPT_CAPABILITIES = sum(1 << number for number in (0, 1, 3, 4, 5, 6, 7, 8, 10, 1
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ...daemon.guest.daemon import Act, Request
+    from ...daemon.guest.daemon import Act, Job, Request
 
 
 class Init(Daemon):
@@ -71,15 +76,17 @@ class Init(Daemon):
         self._overlays: list[overlays.Overlay] = []
         self._frozen: list[overlays.Overlay] = []
         self._stopped: list[int] = []
+        self._is_frozen = False
         self._limits: list[tuple[int, int]] = []
         self._filter = b""
         self._watch = watch.Watch(0, 0, self._overlays)
 
     def interval(self) -> int:
-        return self._watch.interval
+        return watch.NEVER if self._is_frozen else self._watch.interval
 
     def look(self) -> None:
-        self._watch.look()
+        if not self._is_frozen:
+            self._watch.look()
 
     def take(self) -> bytes:
         space = _socket.CMSG_SPACE(MAX_DESCRIPTORS * INT)
@@ -92,6 +99,27 @@ class Init(Daemon):
             for start in range(0, len(rights), INT)
         ]
         return data
+
+    def begin(self, request: Request, given: list[int]) -> Job:
+        job = super().begin(request, given)
+        if request["do"] == "run":
+            try:  # noqa: SIM105 - contextlib takes milliseconds to import
+                job.errors = os.dup(given[STDERR])
+            except OSError:  # There is no descriptor left; what it is for can go unsaid.
+                pass
+        return job
+
+    def explain_end(self, job: Job, status: int) -> None:
+        """Say why a program may have failed, if a limit has had anything to do with it."""
+        if job.errors < 0 or not status:
+            return
+        text = self._watch.notice_since(job.mark)
+        if not text and {os.WTERMSIG(status), os.WEXITSTATUS(status) - SHELL_SIGNAL} & {SIGXFSZ}:
+            text = "no file may be larger than what the machine may write in all"
+        writable = select.poll()
+        writable.register(job.errors, select.POLLOUT)
+        if text and writable.poll(0):
+            _warn(text, job.errors)
 
     # Booting
 
@@ -131,7 +159,7 @@ class Init(Daemon):
     # Processes
 
     def run(self, request: Request) -> Act:
-        act, fullness = super().run(request), self._watch.fullness
+        act, fullness = super().run(request), self._watch.disk.fullness
 
         def warn_and_act() -> None:
             _warn(_process_warning())
@@ -141,7 +169,7 @@ class Init(Daemon):
         return warn_and_act
 
     def fork(self) -> int:
-        self._watch.touched = True
+        self._watch.disk.touched = True
         try:
             return os.fork()
         except BlockingIOError:
@@ -159,7 +187,7 @@ class Init(Daemon):
         os.chdir("/")
         for kind, value in self._limits:
             full = kind == resource.RLIMIT_FSIZE and (
-                self._watch.full or resource.getrlimit(kind)[0] == 0  # PID 1 may be quicker.
+                self._watch.disk.full or resource.getrlimit(kind)[0] == 0  # PID 1 may be quicker.
             )
             resource.setrlimit(kind, (0 if full else value, value))
         linux.keep_capabilities(KEPT_CAPABILITIES)
@@ -167,10 +195,10 @@ class Init(Daemon):
 
     def admit(self, file: int) -> None:
         """If the disk is full, refuse to write to it, but not to other file systems."""
-        if not self._watch.full:
+        if not self._watch.disk.full:
             return
         if not overlays.same_mount(file, MEMORY):
-            raise OSError(errno.ENOSPC, self._watch.fullness)
+            raise OSError(errno.ENOSPC, self._watch.disk.fullness)
         for kind, value in self._limits:
             if kind == resource.RLIMIT_FSIZE:
                 resource.setrlimit(kind, (value, value))
@@ -188,17 +216,25 @@ class Init(Daemon):
         (empty if there is none) and the frozen slots. A full disk is refused, because deleting
         files frees nothing in frozen layers.
         """
-        if self._watch.full:
-            raise OSError(errno.EFBIG, self._watch.fullness)
+        if self._watch.disk.full:
+            raise OSError(errno.EFBIG, self._watch.disk.fullness)
+        self._watch.disk.release()
+        self._is_frozen = True
         try:
             self._stopped = processes.stop_all()
+            merged = request["merged"]
+            self._frozen = [
+                overlay
+                for overlay in self._overlays
+                if overlay.changed or (merged and overlay.layers)
+            ]
+            obstacle = holders.obstacle(self._frozen)
         except processes.Unstoppable:
+            self._is_frozen = False
             raise OSError(errno.EBUSY, "the machine's processes could not be stopped") from None
-        merged = request["merged"]
-        self._frozen = [
-            overlay for overlay in self._overlays if overlay.changed or (merged and overlay.layers)
-        ]
-        obstacle = holders.obstacle(self._frozen)
+        except OSError:
+            self._thaw(request, descriptors)
+            raise
         return {"obstacle": obstacle, "slots": [overlay.slot for overlay in self._frozen]}
 
     def _switch(self, request: Request, descriptors: list[int]) -> None:
@@ -245,6 +281,7 @@ class Init(Daemon):
         finally:
             processes.resume(self._stopped)
             self._frozen, self._stopped = [], []
+            self._is_frozen = False
 
 
 def _process_warning() -> str:
@@ -259,10 +296,13 @@ def _process_warning() -> str:
     )
 
 
-def _warn(text: str) -> None:
-    """Write to a program's standard error before it starts."""
+def _warn(text: str, errors: int = STDERR) -> None:
+    """Write to a program's standard error, before it starts or after it has ended."""
     if text:
-        os.write(2, f"[{text}]\n".encode())
+        try:  # noqa: SIM105 - contextlib takes milliseconds to import
+            os.write(errors, f"[{text}]\n".encode())
+        except OSError:  # The host has closed it.
+            pass
 
 
 def _mount_kernel_directories(shared: bytes, processes: int) -> None:

@@ -8,6 +8,8 @@ import time
 from ...daemon.guest.sessions import ENDED, send, stat, table
 from . import linux
 
+SIGKILL = 9
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
@@ -51,6 +53,29 @@ def _stat_field(pid: int, field: int) -> int:
 def living() -> list[int]:
     """The processes that have not ended."""
     return [pid for pid, (state, _, _) in table().items() if state not in ENDED]
+
+
+def programs() -> list[int]:
+    """The processes that have not ended, except those that PID 1 forked for its own work."""
+    ours = os.getsid(0)
+    return [
+        pid
+        for pid, (state, _, session) in table().items()
+        if state not in ENDED and session != ours
+    ]
+
+
+class Notice:
+    """What a limit has done to programs, and when."""
+
+    def __init__(self) -> None:
+        self.at = 0
+        """By the monotonic clock, in nanoseconds."""
+        self.text = ""
+
+    def set(self, text: str) -> None:
+        """Note what was just done."""
+        self.at, self.text = time.monotonic_ns(), text
 
 
 def views(pid: int) -> list[str]:
@@ -102,6 +127,25 @@ def stop_all() -> list[int]:
             resume(running)
             raise Unstoppable
         time.sleep(BLINK)
+
+
+class Hold:
+    """Keeps all programs from running, and so from starting others, until it is released."""
+
+    def __init__(self) -> None:
+        states = table()
+        self._stopped = [pid for pid, (state, _, _) in states.items() if state == "T"]
+        send(EVERY_PROCESS, signal.SIGSTOP)
+        ours = os.getsid(0)
+        for pid, (_, _, session) in states.items():
+            if session == ours:  # PID 1 has forked it for its own work.
+                send(pid, signal.SIGCONT)
+
+    def release(self) -> None:
+        """Let them run again, except those that were stopped before."""
+        send(EVERY_PROCESS, signal.SIGCONT)
+        for pid in self._stopped:
+            send(pid, signal.SIGSTOP)
 
 
 def resume(pids: list[int]) -> None:

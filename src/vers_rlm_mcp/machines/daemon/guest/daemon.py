@@ -78,12 +78,21 @@ class Job:
         """The descriptors of streams that have not ended."""
         self.room = dict.fromkeys(outputs, WINDOW)
         """How many bytes of each the host takes."""
+        self.errors = -1
+        """A copy of its standard error, for what there is to say of its end; -1 for none."""
 
     def close(self) -> None:
         """Close its streams."""
         self.close_stdin()
+        self.close_errors()
         for descriptor in self.outputs.values():
             os.close(descriptor)
+
+    def close_errors(self) -> None:
+        """Give up the copy of its standard error."""
+        if self.errors >= 0:
+            os.close(self.errors)
+        self.errors = -1
 
     def close_stdin(self) -> None:
         """Give it the end of its input."""
@@ -190,6 +199,26 @@ class Daemon:
                 except OSError:
                     pass  # the one that listed the others
 
+    def begin(self, request: Request, given: list[int]) -> Job:
+        """Start a process that does what is requested."""
+        task = request["do"]
+        act = self.tasks[task](request)
+        with _Pipes() as pipes:
+            stdin = -1 if given else pipes.to_process()
+            outputs = {} if given else {stream: pipes.from_process() for stream in OUTPUTS}
+            if task != "run":
+                _widen(pipes.theirs)
+            self._reap()  # what has ended counts as a process until then
+            mark = time.monotonic_ns()  # No other daemon of this machine has used it, either.
+            pid = self.fork()
+            if not pid:
+                self._become(task, act, mark, given or pipes.theirs)
+            pipes.keep_ours()
+        return Job(pid, mark, stdin, outputs)
+
+    def explain_end(self, job: Job, status: int) -> None:
+        """Say what a job that has ended could not say itself."""
+
     def admit(self, file: int) -> None:
         """Raise `OSError` when an open file must not be written now."""
 
@@ -285,7 +314,7 @@ class Daemon:
                 report = self.operations[request["do"]](request, given)
                 self._report(number, to_json(report).encode())
             else:
-                self._jobs[number] = self._begin(request, given)
+                self._jobs[number] = self.begin(request, given)
         except (OSError, ValueError) as error:
             if given and request["do"] in self.tasks:
                 _write(given[REPORT], _complaint(error))
@@ -299,22 +328,6 @@ class Daemon:
     def _report(self, number: int, report: bytes) -> None:
         self.send("data", report, job=number, stream=REPORT)
         self.send("data", job=number, stream=REPORT)
-
-    def _begin(self, request: Request, given: list[int]) -> Job:
-        task = request["do"]
-        act = self.tasks[task](request)
-        with _Pipes() as pipes:
-            stdin = -1 if given else pipes.to_process()
-            outputs = {} if given else {stream: pipes.from_process() for stream in OUTPUTS}
-            if task != "run":
-                _widen(pipes.theirs)
-            self._reap()  # what has ended counts as a process until then
-            mark = time.monotonic_ns()  # No other daemon of this machine has used it, either.
-            pid = self.fork()
-            if not pid:
-                self._become(task, act, mark, given or pipes.theirs)
-            pipes.keep_ours()
-        return Job(pid, mark, stdin, outputs)
 
     def _become(self, task: str, act: Act, mark: int, descriptors: list[int]) -> None:
         """Perform a task in a fork of the daemon, as the leader of a session."""
@@ -351,6 +364,8 @@ class Daemon:
             for number, job in self._jobs.items():
                 if job.pid == pid and not job.ended:
                     job.ended = True
+                    self.explain_end(job, status)
+                    job.close_errors()
                     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
                     killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
                     self.send("exit", job=number, code=code, signal=killed)
