@@ -42,6 +42,7 @@ class PassingFault(VersRlmError):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.max_attempts = MAX_ATTEMPTS
 
 
 async def with_retries(
@@ -49,11 +50,13 @@ async def with_retries(
     *,
     failed: Callable[[str], VersRlmError],
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
+    forgives: Callable[[], bool] = lambda: False,
 ) -> T:
     """Call `attempt` until it succeeds or raises anything but `PassingFault`.
 
-    After `MAX_ATTEMPTS`, or if the server requires a wait of more than `MAX_RETRY_AFTER` seconds,
-    raises the error that `failed` creates from the last fault's message.
+    After the last fault's `max_attempts`, or if the server requires a wait of more than
+    `MAX_RETRY_AFTER` seconds, raises the error that `failed` creates from the fault's message.
+    Attempts before one for which `forgives` returns true are not counted.
     """
     tried = 0
     while True:
@@ -61,6 +64,8 @@ async def with_retries(
         try:
             return await attempt()
         except PassingFault as fault:
+            if forgives():
+                tried = 1
             delay = _delay(fault, tried, failed)
             _log.info("%s Retrying in %.1f s.", fault, delay)
         await sleep(delay)
@@ -70,7 +75,7 @@ def _delay(fault: PassingFault, tried: int, failed: Callable[[str], VersRlmError
     wanted = fault.retry_after or 0.0
     if wanted > MAX_RETRY_AFTER:
         raise failed(f"{fault} Try again in {wanted:.0f} s.") from None
-    if tried == MAX_ATTEMPTS:
+    if tried >= fault.max_attempts:
         raise failed(f"{fault} Tried {tried} times: try again later.") from None
     if fault.retry_after is not None:
         # Jitter: calls that were rejected together must not be retried together.

@@ -52,7 +52,8 @@ class Usage:
 
     Token counts are disjoint: `input_tokens` leaves out what was read from or written to the
     provider's prompt cache. `usd` is None when a price is not known; a sum with an unknown part
-    is unknown.
+    is unknown. `estimated` says that counts were derived from the length of the texts, since the
+    provider reported none that can be believed.
     """
 
     input_tokens: int = 0
@@ -60,6 +61,7 @@ class Usage:
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
     usd: float | None = 0.0
+    estimated: bool = field(default=False, kw_only=True, metadata={"later": True})
 
     @property
     def tokens(self) -> int:
@@ -78,6 +80,7 @@ class Usage:
             self.cache_read_tokens + other.cache_read_tokens,
             self.cache_write_tokens + other.cache_write_tokens,
             None if self.usd is None or other.usd is None else self.usd + other.usd,
+            estimated=self.estimated or other.estimated,
         )
 
 
@@ -92,9 +95,6 @@ class Completion:
     _: KW_ONLY
     thoughts: str = ""
     """For people and the journal. They are no part of later requests."""
-    estimated: bool = False
-    """The provider reported no usage: the token counts are derived from the length of the texts,
-    and `usage.usd` is None."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,6 +119,10 @@ class ModelServer(ABC):
     def events(self, reply: Reply, request: Request) -> Iterator[bytes]:
         """The events of a reply, each encoded for the wire."""
 
+    @abstractmethod
+    def document(self, reply: Reply, request: Request) -> Json:
+        """The reply to a request that asks for no stream."""
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -169,6 +173,9 @@ class ModelServer(ABC):
     async def _write_reply(
         self, reply: Reply, request: Request, writer: asyncio.StreamWriter
     ) -> None:
+        if not request.body.get("stream"):
+            _write_whole(Failure(200, self.document(reply, request)), writer)
+            return
         events = list(self.events(reply, request))
         if reply.hang:
             await _write_stream(writer, events[:2], end=False)
@@ -256,6 +263,18 @@ class AnthropicServer(ModelServer):
         yield _event({"type": "message_delta", "delta": delta, "usage": spent})
         yield _event({"type": "message_stop"})
 
+    def document(self, reply: Reply, request: Request) -> Json:
+        return {
+            "type": "message",
+            "model": request.body["model"],
+            "content": [
+                {"type": "thinking", "thinking": "", "signature": "c2ln"},
+                {"type": "text", "text": reply.text},
+            ],
+            "stop_reason": reply.stop or "end_turn",
+            "usage": {"input_tokens": 10, "output_tokens": 5, **(reply.usage or {})},
+        }
+
     def _blocks(self, text: str) -> Iterator[Json]:
         """A block of thinking, whose text is withheld, and one of text."""
         thinking = {"type": "thinking", "thinking": "", "signature": ""}
@@ -297,6 +316,17 @@ class OpenAIServer(ModelServer):
             usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
             yield self._chunk(request, None, usage={**usage, **(reply.usage or {})})
         yield b"data: [DONE]\n\n"
+
+    def document(self, reply: Reply, request: Request) -> Json:
+        message = {"role": "assistant", "content": reply.text, "refusal": reply.refusal}
+        choice = {"index": 0, "message": message, "finish_reason": reply.stop or "stop"}
+        usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+        return {
+            "object": "chat.completion",
+            "model": request.body["model"],
+            "choices": [choice],
+            "usage": None if self.no_usage else {**usage, **(reply.usage or {})},
+        }
 
     def _chunk(
         self,

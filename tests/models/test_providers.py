@@ -87,7 +87,7 @@ async def test_a_reply_comes_back_whole_with_its_usage_and_cost(provider: Provid
     assert completion.stop_reason == "end"
     assert (completion.usage.input_tokens, completion.usage.output_tokens) == (10, 5)
     assert completion.usage.usd == PRICES[provider.model].usd(completion.usage)
-    assert not completion.estimated
+    assert not completion.usage.estimated
     assert server.requests[0].body["model"] == provider.model
 
 

@@ -17,6 +17,7 @@ from .anthropic import AnthropicModel
 from .base import Model
 from .openai import OpenAIModel
 from .prices import FREE, PRICES, Price
+from .remote import ModelOptions
 from .scripted import ScriptedModel
 from .stop_reasons import read_stop_reason_of_sampling
 
@@ -30,6 +31,7 @@ __all__ = [
     "PROVIDERS",
     "SAMPLING",
     "Model",
+    "ModelOptions",
     "Price",
     "open_model",
     "read_stop_reason_of_sampling",
@@ -50,13 +52,18 @@ PROVIDERS = ("anthropic", "openai", "scripted", SAMPLING)
 _FAMILIES = {"claude": "anthropic", "gpt": "openai"}
 
 
-def open_model(name: str | None, env: Mapping[str, str] = os.environ) -> Model:
+def open_model(
+    name: str | None,
+    env: Mapping[str, str] = os.environ,
+    options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
+) -> Model:
     """Create the model called `name`.
 
     Args:
         name: ``provider:model``, or ``anthropic`` or ``openai`` for that provider's default model,
             or ``scripted:PATH``. None selects the provider whose key is in `env`, Anthropic first.
         env: The environment that keys and base URLs are read from.
+        options: What the user sets for the model, if it is a provider's.
 
     Raises:
         ModelUnavailable: The name is unknown, its key is not set, or its script cannot be used. No
@@ -64,9 +71,9 @@ def open_model(name: str | None, env: Mapping[str, str] = os.environ) -> Model:
     """
     provider, _, model = (name or _provider_with_key(env)).strip().partition(":")
     if provider == "anthropic":
-        return AnthropicModel(model or anthropic.DEFAULT_MODEL, env)
+        return AnthropicModel(model or anthropic.DEFAULT_MODEL, env, options)
     if provider == "openai":
-        return OpenAIModel(model or None, env)
+        return OpenAIModel(model or None, env, options)
     if provider == "scripted" and model:
         return ScriptedModel(Path(model))
     raise ModelUnavailable(_explain_name(provider, model))

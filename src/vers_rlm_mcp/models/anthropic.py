@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 from vers_rlm_mcp.errors import ModelError, ModelFailed
-from vers_rlm_mcp.values import Message, Usage
+from vers_rlm_mcp.replies import BOUNDED
+from vers_rlm_mcp.values import Usage
 
 from . import stop_reasons
-from .remote import TIMEOUT, Endpoint, RemoteModel
+from .endpoint import Endpoint
+from .forms import without_system
+from .receiving import Incoming
+from .refusals import Refusal, is_refusal, read_body, read_document
+from .remote import TIMEOUT, ModelOptions, RemoteModel
 from .reply import ReplyParts
+from .usage import Reported, read_anthropic_usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import anthropic
     from anthropic import AsyncAnthropic
-    from anthropic.types import (
-        ContentBlock,
-        MessageDeltaUsage,
-        MessageParam,
-        RawContentBlockDelta,
-        RawMessageStreamEvent,
-        TextBlockParam,
-        Usage as AnthropicUsage,
-    )
 
-    from vers_rlm_mcp.values import Completion
+    from vers_rlm_mcp.values import Completion, Message
+
+    from .forms import Form
+    from .refusals import Said
+
+Json = dict[str, Any]
 
 DEFAULT_MODEL = "claude-sonnet-5-5"
 DEFAULT_URL = "https://api.anthropic.com"
 
 DEFAULT_MAX_TOKENS = 32_000
 """Enough for thinking and a long program. Every current model allows at least twice as much."""
+
+MAX_PAUSES = 10
+"""How often a reply is continued that the provider pauses."""
 
 # Replaces text without a visible character, which the API rejects but models do reply with.
 _NOTHING = "(nothing)"
@@ -56,71 +62,91 @@ _SPEND_LIMIT = "spend_limit_reached"
 class AnthropicModel(RemoteModel["AsyncAnthropic"]):
     """A model of Anthropic, or of a server with the same API."""
 
-    def __init__(self, model: str, env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        model: str,
+        env: Mapping[str, str],
+        options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
+    ) -> None:
         endpoint = Endpoint.from_environment(
             env, provider="anthropic", model=model, default_url=DEFAULT_URL
         )
-        super().__init__(endpoint)
+        super().__init__(endpoint, options)
 
     def _open(self) -> AsyncAnthropic:
         import anthropic  # takes over a second
 
-        client = anthropic.AsyncAnthropic(
+        return anthropic.AsyncAnthropic(
             api_key=self._endpoint.key,
             base_url=self._endpoint.url,
             default_headers=self._endpoint.headers,
             max_retries=0,
             timeout=TIMEOUT,
-            http_client=anthropic.DefaultAsyncHttpxClient(),  # as in OpenAIModel
+            # As in OpenAIModel. This client keeps its connections alive itself.
+            http_client=anthropic.DefaultAsyncHttpxClient(event_hooks=BOUNDED),
         )
-        _ = client.messages  # imports the rest of the SDK
-        return client
 
-    async def _ask(
-        self, client: AsyncAnthropic, messages: Sequence[Message], max_tokens: int | None
+    def _request(
+        self, messages: Sequence[Message], max_tokens: int | None, form: Form
+    ) -> dict[str, Any]:
+        sent = messages if form.has_system else without_system(messages)
+        system, turns = _conversation(sent, caches="cache_control" not in form.without)
+        fields: dict[str, Any] = {
+            "model": self._endpoint.model,
+            "max_tokens": form.limit(max_tokens or DEFAULT_MAX_TOKENS),
+            **({"system": system} if system else {}),
+            "messages": turns,
+            "stream": form.streams,
+            **self._options.fields,
+        }
+        return {name: value for name, value in fields.items() if name not in form.without}
+
+    async def _exchange(
+        self, client: AsyncAnthropic, messages: Sequence[Message], request: dict[str, Any]
     ) -> Completion:
+        """Ask, and let a reply continue that was paused."""
         import anthropic
 
-        system, turns = _conversation(messages)
         reply = _Reply()
-        stream = await client.messages.create(
-            model=self._endpoint.model,
-            max_tokens=max_tokens or DEFAULT_MAX_TOKENS,
-            system=system or anthropic.omit,
-            messages=turns,
-            stream=True,
-        )
-        async with stream:
-            async for event in stream:
-                reply.take(event)
-        return self._completion(reply.parts, self._add_price(reply.usage))
+        spent = Usage()
+        pauses = 0
+        while True:
+            stream = await client.post(  # see OpenAIModel
+                "/v1/messages",
+                cast_to=object,
+                body=request,
+                stream=True,
+                stream_cls=anthropic.AsyncStream[object],
+            )
+            incoming = Incoming(stream.response)
+            await self._receive(incoming, reply)
+            if reply.parts.stop_reason != "paused" or pauses == MAX_PAUSES:
+                completion = self._completion(messages, incoming, reply)
+                return replace(completion, usage=spent + completion.usage)
+            pauses += 1
+            spent += self._price(reply.usage.usage(messages, reply.parts))
+            turn = {"role": "assistant", "content": reply.take_blocks()}
+            request = {**request, "messages": [*request["messages"], turn]}
 
     def _sdk_error(self) -> type[Exception]:
         import anthropic
 
         return anthropic.AnthropicError
 
-    def _translate(self, error: Exception) -> ModelError:
+    def _translate(self, error: Exception) -> ModelError | Refusal:
         import anthropic
 
         if isinstance(error, anthropic.APIStatusError):
-            words = error.api_message or error.message
-            return self._endpoint.status_error(_status(error), words, error.response.headers)
+            said = read_body(error.response.content)
+            spent_all = any(code.endswith(_SPEND_LIMIT) for code in said.codes)
+            status = 402 if spent_all else error.status_code
+            return Refusal(status, said.words, error.response.headers)
         if isinstance(error, anthropic.APIConnectionError):
             return self._endpoint.broken("could not be reached", error.__cause__ or error)
         return ModelFailed(f"The SDK of anthropic failed: {self._endpoint.quote(str(error))}")
 
 
-def _status(error: anthropic.APIStatusError) -> int:
-    """The status that describes the error, which is not always the response's own."""
-    if (error.error_code or "").endswith(_SPEND_LIMIT):
-        return 402
-    if error.status_code < 400:
-        return _STATUS_OF_TYPE.get(error.type, 500)
-    return error.status_code
-
-
-def _conversation(messages: Sequence[Message]) -> tuple[list[TextBlockParam], list[MessageParam]]:
+def _conversation(messages: Sequence[Message], *, caches: bool) -> tuple[list[Json], list[Json]]:
     """Build the request's system prompt and turns, with breakpoints for the prompt cache.
 
     A conversation starts with a system message and grows. Its prefix should be written to the cache
@@ -130,63 +156,102 @@ def _conversation(messages: Sequence[Message]) -> tuple[list[TextBlockParam], li
     """
     instructions = [_block(message) for message in messages if message.role == "system"]
     turns = [(message.role, _block(message)) for message in messages if message.role != "system"]
-    if instructions:
+    if instructions and caches:
         asked = [block for role, block in turns if role == "user"]
         for block in (*instructions, *asked[-2:]):
             block["cache_control"] = {"type": "ephemeral"}
-    content = [{"role": role, "content": [block]} for role, block in turns]
-    return instructions, cast("list[MessageParam]", content)
+    return instructions, [{"role": role, "content": [block]} for role, block in turns]
 
 
-def _block(message: Message) -> TextBlockParam:
+def _block(message: Message) -> Json:
     return {"type": "text", "text": message.content if message.content.strip() else _NOTHING}
 
 
 class _Reply:
-    """Collects a reply from its events."""
+    """Collects a reply from its events, or from one document."""
 
     def __init__(self) -> None:
         self.parts = ReplyParts(stop_reasons.ANTHROPIC)
-        self.usage = Usage()
+        self.has_begun = False
+        self._usage: Json = {}
+        self._blocks: dict[object, Json] = {}
 
-    def take(self, event: RawMessageStreamEvent) -> None:
-        if event.type == "message_start":
-            self._count(event.message.usage)
-        elif event.type == "content_block_start":
-            self._begin_block(event.index, event.content_block)
-        elif event.type == "content_block_delta":
-            self._extend_block(event.index, event.delta)
-        elif event.type == "message_delta":
-            self.parts.stop_word = event.delta.stop_reason
-            self._count(event.usage)
+    @property
+    def usage(self) -> Reported:
+        return read_anthropic_usage(self._usage)
 
-    def _begin_block(self, index: int, block: ContentBlock) -> None:
-        if block.type == "text":
-            self.parts.begin_block()
-            self.parts.add_text(block.text)
-        elif block.type == "thinking":
-            self.parts.add_thoughts(block.thinking)
-        elif block.type == "tool_use":
-            self.parts.add_tool_call(index, block.name, "")
+    def take(self, document: Mapping[str, Any]) -> None:
+        match document.get("type"):
+            case "message_start":
+                self._take_message(document["message"])
+                self._usage.pop("output_tokens", None)  # of a reply that has just begun
+            case "message":
+                self._take_message(document)
+            case "content_block_start":
+                self._begin_block(document["index"], document["content_block"])
+            case "content_block_delta":
+                self._extend_block(document["index"], document["delta"])
+            case "message_delta":
+                self.parts.stop_word = document["delta"].get("stop_reason")
+                self._count(document.get("usage"))
+            case _:
+                if is_refusal(document):
+                    said = read_document(document)
+                    raise Refusal(_status(said), said.words)
 
-    def _extend_block(self, index: int, delta: RawContentBlockDelta) -> None:
-        if delta.type == "text_delta":
-            self.parts.add_text(delta.text)
-        elif delta.type == "thinking_delta":
-            self.parts.add_thoughts(delta.thinking)
-        elif delta.type == "input_json_delta":
-            self.parts.add_tool_call(index, "", delta.partial_json)
+    def take_blocks(self) -> list[Json]:
+        """The blocks received so far, to be sent back; the next ones are of another message."""
+        blocks, self._blocks, self._usage = list(self._blocks.values()), {}, {}
+        return blocks
 
-    def _count(self, usage: AnthropicUsage | MessageDeltaUsage) -> None:
-        """Store cumulative counts; a count that a later event omits is unchanged."""
-        known = self.usage
-        self.usage = Usage(
-            _latest(usage.input_tokens, known.input_tokens),
-            _latest(usage.output_tokens, known.output_tokens),
-            _latest(usage.cache_read_input_tokens, known.cache_read_tokens),
-            _latest(usage.cache_creation_input_tokens, known.cache_write_tokens),
-        )
+    def _take_message(self, message: Mapping[str, Any]) -> None:
+        self.has_begun = True
+        self.parts.stop_word = message.get("stop_reason")
+        self._count(message.get("usage"))
+        for index, block in enumerate(message.get("content") or ()):
+            self._begin_block(index, block)
+
+    def _begin_block(self, index: object, block: Mapping[str, Any]) -> None:
+        self._blocks[index] = dict(block)
+        match block.get("type"):
+            case "text":
+                self.parts.begin_block()
+                self.parts.add_text(block.get("text"))
+            case "thinking":
+                self.parts.add_thoughts(block.get("thinking"))
+            case "tool_use":
+                arguments = json.dumps(block["input"]) if block.get("input") else ""
+                self.parts.add_tool_call(index, block.get("name"), arguments)
+            case _:
+                pass  # nothing that can be shown
+
+    def _extend_block(self, index: object, delta: Mapping[str, Any]) -> None:
+        match delta.get("type"):
+            case "text_delta":
+                self.parts.add_text(self._extend(index, "text", delta))
+            case "thinking_delta":
+                self.parts.add_thoughts(self._extend(index, "thinking", delta))
+            case "signature_delta":
+                self._extend(index, "signature", delta)
+            case "input_json_delta":
+                self.parts.add_tool_call(index, "", delta.get("partial_json"))
+            case _:
+                pass  # of a later version
+
+    def _extend(self, index: object, name: str, delta: Mapping[str, Any]) -> str:
+        """Extend a field of a block, and return what was added."""
+        block = self._blocks.setdefault(index, {"type": name})
+        added = str(delta.get(name) or "")
+        block[name] = str(block.get(name) or "") + added
+        return added
+
+    def _count(self, usage: object) -> None:
+        """Keep cumulative counts; one that a later event omits is unchanged."""
+        if isinstance(usage, dict):
+            counts = cast("Json", usage)
+            self._usage |= {name: count for name, count in counts.items() if count is not None}
 
 
-def _latest(reported: int | None, known: int) -> int:
-    return known if reported is None else reported
+def _status(said: Said) -> int:
+    """The HTTP status that an error in a stream implies."""
+    return next((_STATUS_OF_TYPE[code] for code in said.codes if code in _STATUS_OF_TYPE), 500)

@@ -6,34 +6,38 @@ automatically, provided that earlier messages never change.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
+from urllib.request import getproxies
+
+import httpx2
 
 from vers_rlm_mcp.errors import ModelError, ModelFailed, ModelUnavailable
-from vers_rlm_mcp.values import Message, Usage
+from vers_rlm_mcp.replies import BOUNDED
 
 from . import stop_reasons
-from .remote import TIMEOUT, Endpoint, RemoteModel
+from .endpoint import Endpoint
+from .forms import LIMITS, without_system
+from .receiving import Incoming
+from .refusals import Refusal, is_refusal, read_body, read_document
+from .remote import KEEP_ALIVE, TIMEOUT, ModelOptions, RemoteModel
 from .reply import ReplyParts
+from .usage import Reported, read_openai_usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import openai
     from openai import AsyncOpenAI
 
-    from vers_rlm_mcp.values import Completion
+    from vers_rlm_mcp.values import Completion, Message
+
+    from .forms import Form
+    from .refusals import Said
 
 DEFAULT_MODEL = "gpt-6.2-sol"
 DEFAULT_URL = "https://api.openai.com/v1"
 
 # The SDK requires a key, which most self-hosted servers ignore.
 _NO_KEY = "not-needed"
-
-# Request fields that older servers reject, and the older field to use instead, if any.
-_NEWER_FIELDS: Mapping[str, str | None] = {
-    "max_completion_tokens": "max_tokens",
-    "stream_options": None,
-}
 
 # `code` of a 429 that waiting does not resolve.
 _NO_QUOTA = "insufficient_quota"
@@ -48,14 +52,16 @@ _STATUS_OF_CODE: Mapping[str | None, int] = {
     "rate_limit_exceeded": 429,
 }
 
-_BYTES_PER_TOKEN = 4
-"""A rule of thumb for English and code, used only if a server reports no usage."""
-
 
 class OpenAIModel(RemoteModel["AsyncOpenAI"]):
     """A model of OpenAI, or of a server with the same API."""
 
-    def __init__(self, model: str | None, env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        model: str | None,
+        env: Mapping[str, str],
+        options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
+    ) -> None:
         local = bool(env.get("OPENAI_BASE_URL", "").strip())
         if model is None and local and not env.get("OPENAI_API_KEY", "").strip():
             raise ModelUnavailable(
@@ -69,12 +75,13 @@ class OpenAIModel(RemoteModel["AsyncOpenAI"]):
             default_url=DEFAULT_URL,
             default_key=_NO_KEY if local else "",
         )
-        super().__init__(endpoint)
-        self._unknown_fields: frozenset[str] = frozenset()
+        super().__init__(endpoint, options)
 
     def _open(self) -> AsyncOpenAI:
         import openai  # takes a second
 
+        # A client with a transport of its own would not use the environment's proxies.
+        transport = None if getproxies() else httpx2.AsyncHTTPTransport(socket_options=KEEP_ALIVE)
         return openai.AsyncOpenAI(
             api_key=self._endpoint.key,
             base_url=self._endpoint.url,
@@ -82,126 +89,62 @@ class OpenAIModel(RemoteModel["AsyncOpenAI"]):
             max_retries=0,
             timeout=TIMEOUT,
             # The SDK's own client closes itself in a task when garbage-collected.
-            http_client=openai.DefaultAsyncHttpxClient(),
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks=BOUNDED, transport=transport),
         )
 
-    async def _ask(
-        self, client: AsyncOpenAI, messages: Sequence[Message], max_tokens: int | None
-    ) -> Completion:
-        """Send the current fields, and retry without those that the server rejects by name."""
-        import openai
-
-        unknown = self._unknown_fields
-        while True:
-            request = self._request(messages, max_tokens, unknown)
-            try:
-                completion = await self._stream(client, messages, request)
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                refused = {
-                    field for field in _NEWER_FIELDS if field in request and field in str(error)
-                }
-                if not refused:
-                    raise
-                unknown |= refused
-            else:
-                self._unknown_fields = unknown
-                return completion
-
     def _request(
-        self, messages: Sequence[Message], max_tokens: int | None, unknown: frozenset[str]
+        self, messages: Sequence[Message], max_tokens: int | None, form: Form
     ) -> dict[str, Any]:
-        fields: dict[str, Any] = {"stream_options": {"include_usage": True}}
-        if max_tokens is not None:
-            fields["max_completion_tokens"] = max_tokens
-        for field in unknown & fields.keys():
-            value, older = fields.pop(field), _NEWER_FIELDS[field]
-            if older is not None:
-                fields[older] = value
-        return {
+        fields: dict[str, Any] = {
             "messages": [
-                {"role": message.role, "content": message.content} for message in messages
+                {"role": message.role, "content": message.content}
+                for message in (messages if form.has_system else without_system(messages))
             ],
             "model": self._endpoint.model,
-            "stream": True,
-            **fields,
+            "stream": form.streams,
+            **({"stream_options": {"include_usage": True}} if form.streams else {}),
+            **self._options.fields,
         }
+        if max_tokens is not None:
+            # Other servers may pass over a name that they do not know.
+            names = LIMITS[:1] if self._endpoint.url == DEFAULT_URL else LIMITS
+            fields |= dict.fromkeys(names, form.limit(max_tokens))
+        return {name: value for name, value in fields.items() if name not in form.without}
 
-    async def _stream(
+    async def _exchange(
         self, client: AsyncOpenAI, messages: Sequence[Message], request: dict[str, Any]
     ) -> Completion:
         import openai
 
         reply = _Reply()
-        # Bypasses the SDK's request and chunk models, which take 1 ms per call: all sub-calls of a
-        # kernel share one event loop.
-        stream: openai.AsyncStream[object] = await client.post(
+        # The SDK's own reading of replies is not used: it takes a millisecond per call, and expects
+        # exactly what was asked for.
+        stream = await client.post(
             "/chat/completions",
             cast_to=object,
             body=request,
             stream=True,
             stream_cls=openai.AsyncStream[object],
         )
-        async with stream:
-            async for chunk in stream:
-                reply.take(cast("dict[str, Any]", chunk))
-        if reply.usage is None:
-            usage = _estimate(messages, reply.parts)
-            return self._completion(reply.parts, usage, estimated=True)
-        return self._completion(reply.parts, self._add_price(_usage(reply.usage)))
+        incoming = Incoming(stream.response)
+        await self._receive(incoming, reply)
+        return self._completion(messages, incoming, reply)
 
     def _sdk_error(self) -> type[Exception]:
         import openai
 
         return openai.OpenAIError
 
-    def _translate(self, error: Exception) -> ModelError:
+    def _translate(self, error: Exception) -> ModelError | Refusal:
         import openai
 
         if isinstance(error, openai.APIConnectionError):
             return self._endpoint.broken("could not be reached", error.__cause__ or error)
         if isinstance(error, openai.APIStatusError):
-            status = 402 if error.code == _NO_QUOTA else error.status_code
-            return self._endpoint.status_error(status, _words(error), error.response.headers)
-        if isinstance(error, openai.APIError):
-            return self._endpoint.status_error(_status(error), _words(error), {})
+            said = read_body(error.response.content)
+            status = 402 if _NO_QUOTA in said.codes else error.status_code
+            return Refusal(status, said.words, error.response.headers)
         return ModelFailed(f"The SDK of openai failed: {self._endpoint.quote(str(error))}")
-
-
-def _status(error: openai.APIError) -> int:
-    """The HTTP status that describes an error without one, or with a misleading one."""
-    for code in (error.code, error.type):
-        if code in _STATUS_OF_CODE:
-            return _STATUS_OF_CODE[code]
-        if code and code.isdecimal() and 400 <= int(code) < 600:
-            return int(code)
-    return 500
-
-
-def _words(error: openai.APIError) -> str:
-    """The server's message: ``{"error": {"message": …}}``, or ``{"error": …}`` from Ollama."""
-    body = cast("dict[str, object] | str | None", error.body)
-    words = body.get("message") if isinstance(body, dict) else body
-    return words if isinstance(words, str) else error.message
-
-
-def _usage(reported: Mapping[str, Any]) -> Usage:
-    """Make the counts disjoint: `prompt_tokens` includes cache reads and writes."""
-    details: Mapping[str, Any] = reported.get("prompt_tokens_details") or {}
-    read = details.get("cached_tokens") or 0
-    written = details.get("cache_write_tokens") or 0
-    rest = max(0, reported["prompt_tokens"] - read - written)
-    return Usage(rest, reported["completion_tokens"], read, written)
-
-
-def _estimate(messages: Sequence[Message], parts: ReplyParts) -> Usage:
-    """Estimate usage for a server that reports none, since it must not appear to be zero."""
-    asked = sum(len(message.content.encode()) for message in messages)
-    replied = len(parts.text.encode()) + len(parts.thoughts.encode())
-    return Usage(_tokens(asked), _tokens(replied), usd=None)
-
-
-def _tokens(size: int) -> int:
-    return -(-size // _BYTES_PER_TOKEN)
 
 
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -210,16 +153,26 @@ gateways. Servers that fill several fill them with the same text."""
 
 
 class _Reply:
-    """Collects a reply from its chunks."""
+    """Collects a reply from its chunks, or from one document."""
 
     def __init__(self) -> None:
         self.parts = ReplyParts(stop_reasons.OPENAI)
-        self.usage: Mapping[str, Any] | None = None
+        self.has_begun = False
+        self._usage: object = None
 
-    def take(self, chunk: Mapping[str, Any]) -> None:
-        self.usage = chunk.get("usage") or self.usage
-        for choice in chunk.get("choices") or ():
-            self._take_message(choice.get("delta") or {})
+    @property
+    def usage(self) -> Reported:
+        return read_openai_usage(self._usage)
+
+    def take(self, document: Mapping[str, Any]) -> None:
+        choices = document.get("choices")
+        if document.get("error") or (not choices and is_refusal(document)):
+            said = read_document(document)
+            raise Refusal(_status(said), said.words)
+        self._usage = document.get("usage") or self._usage
+        for choice in choices or ():
+            self.has_begun = True
+            self._take_message(choice.get("delta") or choice.get("message") or {})
             self.parts.stop_word = choice.get("finish_reason") or self.parts.stop_word
 
     def _take_message(self, message: Mapping[str, Any]) -> None:
@@ -233,3 +186,11 @@ class _Reply:
             parts.add_tool_call(key, function.get("name"), function.get("arguments"))
         if legacy := message.get("function_call"):
             parts.add_tool_call("function_call", legacy.get("name"), legacy.get("arguments"))
+
+
+def _status(said: Said) -> int:
+    """The HTTP status that describes an error without one."""
+    numbers = [int(code) for code in said.codes if code.isdecimal() and 400 <= int(code) < 600]
+    named = [_STATUS_OF_CODE[code] for code in said.codes if code in _STATUS_OF_CODE]
+    # A code says more than a type, of which most errors have the same.
+    return next(iter([*sorted(named, reverse=True), *numbers]), 500)

@@ -1,30 +1,48 @@
-"""The base of models behind a provider's SDK: the client, retries and error translation."""
+"""The base of models behind a provider's SDK: the client, retries, and forms of request."""
 
 from __future__ import annotations
 
-import base64
-import re
+import logging
+import socket
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import anyio
 import httpx2
 from anyio import to_thread
+from pydantic import JsonValue
 
 from vers_rlm_mcp.errors import ModelError, ModelFailed, ModelUnavailable
-from vers_rlm_mcp.retries import PassingFault, retry_after, with_retries
-from vers_rlm_mcp.values import Completion
+from vers_rlm_mcp.retries import with_retries
+from vers_rlm_mcp.values import Completion, Usage
 
 from .base import Model
+from .endpoint import PAID_ATTEMPTS, BlankAnswer, Endpoint, PassingModelFault
+from .endpoint_memory import MAX_CALLS, EndpointMemory, recall
+from .forms import MAX_FORMS, is_about_context, next_form
 from .prices import PRICES
+from .receiving import Incoming, WebPage
+from .refusals import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vers_rlm_mcp.values import Message, Usage
+    from vers_rlm_mcp.values import Message
 
+    from .forms import Form
     from .reply import ReplyParts
+    from .usage import Reported
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """What a user sets for a model."""
+
+    max_calls: int = MAX_CALLS
+    """Calls in flight at once, for the whole process."""
+    fields: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+    """Further fields of requests, such as ``temperature``."""
 
 
 class Client(Protocol):
@@ -35,152 +53,61 @@ class Client(Protocol):
         ...
 
 
+class Collecting(Protocol):
+    """A reply in the course of being received."""
+
+    parts: ReplyParts
+    has_begun: bool
+
+    @property
+    def usage(self) -> Reported:
+        """What the provider has reported so far."""
+        ...
+
+    def take(self, document: Mapping[str, Any]) -> None:
+        """Take a document of the answer. Raises `Refusal` if it is an error."""
+        ...
+
+
+_log = logging.getLogger(__name__)
+
 ClientT = TypeVar("ClientT", bound=Client)
 
-TIMEOUT = httpx2.Timeout(300.0, connect=10.0)
-"""Seconds without data on a connection. A model on slow hardware may read a prompt for minutes."""
+TIMEOUT = httpx2.Timeout(None, connect=10.0, write=60.0)
+"""No limit for an answer to begin: a request may wait in the queue of a slow server, and asking
+again would lose its place and pay twice. The caller's time is the limit."""
+
+KEEP_ALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 30), ("TCP_KEEPCNT", 4))
+        if hasattr(socket, name)
+    ),
+]
+"""Options for sockets, so that a peer that vanished is noticed after 3 minutes of silence."""
 
 CLOSE_TIMEOUT = 2.0
 """Time limit for closing idle connections; any that remain are closed with the process."""
 
-MAX_WORDS = 500
-"""Length to which a provider's message is cut in an error; some providers return a web page."""
-
-_UNPRINTABLE = re.compile(r"[^\x21-\x7e]")
-_LOOKS_LIKE_A_KEY = re.compile(r"\b(sk|key)-[\w*.-]{8,}|(?<=Bearer )\S+|(?<=Basic )\S+")
-_TRANSIENT_STATUS = frozenset({408, 409, 429})
 _FOREIGN_ROOTS = (
     httpx2.HTTPError,
     httpx2.StreamError,
     httpx2.InvalidURL,
     httpx2.CookieConflict,
 )
-# Raised while parsing a malformed reply: invalid JSON or UTF-8, missing fields.
-_MALFORMED = (ValueError, TypeError, AttributeError, KeyError)
-
-
-class PassingModelFault(ModelFailed, PassingFault):
-    """A fault that a retry may overcome. It never leaves this package."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """One model at one address. Its error messages never contain secrets."""
-
-    provider: str
-    model: str
-    url: str
-    url_variable: str
-    key_variable: str
-    key: str = field(repr=False)
-    credentials: str | None = field(default=None, repr=False)
-    """``user:password`` from the base URL, stored separately because URLs are logged."""
-
-    @classmethod
-    def from_environment(
-        cls,
-        env: Mapping[str, str],
-        *,
-        provider: str,
-        model: str,
-        default_url: str,
-        default_key: str = "",
-    ) -> Endpoint:
-        """Create the endpoint described by ``<PROVIDER>_API_KEY`` and ``<PROVIDER>_BASE_URL``.
-
-        Raises `ModelUnavailable` if either is unusable.
-        """
-        key_variable = f"{provider.upper()}_API_KEY"
-        url_variable = f"{provider.upper()}_BASE_URL"
-        key = env.get(key_variable, "").strip() or default_key
-        if not key:
-            raise ModelUnavailable(f"No key for {provider}: set {key_variable}.")
-        if _UNPRINTABLE.search(key):
-            raise ModelUnavailable(
-                f"{key_variable} contains characters that are invalid in a key: copy it again."
-            )
-        url, credentials = _separate_credentials(
-            env.get(url_variable, "").strip() or default_url, url_variable
-        )
-        return cls(
-            provider=provider,
-            model=model,
-            url=url,
-            url_variable=url_variable,
-            key_variable=key_variable,
-            key=key,
-            credentials=credentials,
-        )
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Headers to send with every request, in addition to the SDK's own."""
-        return {} if self.credentials is None else {"Authorization": f"Basic {self._basic}"}
-
-    @property
-    def address(self) -> str:
-        """The base URL for use in errors, without its query, which may contain a key."""
-        return self.url.partition("?")[0]
-
-    @property
-    def _basic(self) -> str:
-        return base64.b64encode((self.credentials or "").encode()).decode()
-
-    def quote(self, words: str) -> str:
-        """Quote a provider's message on one line, cut to `MAX_WORDS`, with secrets redacted."""
-        password = (self.credentials or "").partition(":")[2]
-        secrets = {self.key, self.credentials, self._basic, password}
-        for secret in sorted(filter(None, secrets), key=len, reverse=True):
-            words = words.replace(secret, "[redacted]")
-        words = " ".join(_LOOKS_LIKE_A_KEY.sub("[redacted]", words).split())
-        return words if len(words) <= MAX_WORDS else f"{words[:MAX_WORDS]}…"
-
-    def status_error(self, status: int, words: str, headers: Mapping[str, str]) -> ModelError:
-        """Translate an HTTP status of 400 or more."""
-        said = f"{self.provider} answered {status} for `{self.model}`: {self.quote(words)}"
-        if status in {401, 403}:
-            return ModelUnavailable(f"{said} Check {self.key_variable}.")
-        if status == 402:
-            return ModelUnavailable(f"{said} Check the account's billing.")
-        if status == 404:
-            return ModelUnavailable(
-                f"{said} Check the model's name and {self.url_variable} ({self.address})."
-            )
-        advice = headers.get("x-should-retry")
-        if advice != "false" and (advice == "true" or status in _TRANSIENT_STATUS or status >= 500):
-            return PassingModelFault(said, retry_after(headers))
-        return ModelFailed(said)
-
-    def broken(self, what: str, error: BaseException | None = None) -> PassingModelFault:
-        """Create the error for a failed exchange: no connection, or a malformed reply."""
-        cause = f" ({self.quote(f'{type(error).__name__}: {error}')})" if error else ""
-        return PassingModelFault(
-            f"{self.provider} at {self.address} {what}{cause}. "
-            f"Check the network and {self.url_variable}."
-        )
-
-
-def _separate_credentials(url: str, variable: str) -> tuple[str, str | None]:
-    """Separate user and password from a base URL. Errors do not repeat the URL."""
-    try:
-        parsed = httpx2.URL(url)
-    except httpx2.InvalidURL:
-        parsed = httpx2.URL()
-    if parsed.scheme not in {"http", "https"} or not parsed.host:
-        raise ModelUnavailable(f"{variable} is not the address of a server: use http(s)://HOST/….")
-    if not parsed.userinfo:
-        return url, None
-    clean = parsed.copy_with(username=None, password=None)
-    return str(clean), f"{parsed.username}:{parsed.password}"
+# Raised while parsing a malformed reply: invalid JSON or UTF-8, missing fields, deep nesting.
+_MALFORMED = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
 
 
 class RemoteModel(Model, Generic[ClientT]):
     """A model behind a provider's SDK. The first call imports the SDK in a worker thread."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, options: ModelOptions) -> None:
         self.name = f"{endpoint.provider}:{endpoint.model}"
         self.price = PRICES.get(endpoint.model)
         self._endpoint = endpoint
+        self._options = options
         self._client: ClientT | None = None
         self._opening = anyio.Lock()
 
@@ -189,17 +116,23 @@ class RemoteModel(Model, Generic[ClientT]):
         """Import the SDK and create its client. Runs in a worker thread."""
 
     @abstractmethod
-    async def _ask(
-        self, client: ClientT, messages: Sequence[Message], max_tokens: int | None
+    def _request(
+        self, messages: Sequence[Message], max_tokens: int | None, form: Form
+    ) -> dict[str, Any]:
+        """The body of a request in a form."""
+
+    @abstractmethod
+    async def _exchange(
+        self, client: ClientT, messages: Sequence[Message], request: dict[str, Any]
     ) -> Completion:
-        """Make one attempt. Its errors are translated by `_attempt`."""
+        """Make a request. Raises `Refusal`, or what `_attempt` translates."""
 
     @abstractmethod
     def _sdk_error(self) -> type[Exception]:
         """The base class of the SDK's errors."""
 
     @abstractmethod
-    def _translate(self, error: Exception) -> ModelError:
+    def _translate(self, error: Exception) -> ModelError | Refusal:
         """Translate an error of the SDK."""
 
     async def complete(
@@ -207,9 +140,34 @@ class RemoteModel(Model, Generic[ClientT]):
     ) -> Completion:
         """Request a reply; the first call imports the SDK."""
         client = await self._get_client()
-        return await with_retries(
-            lambda: self._attempt(client, messages, max_tokens), failed=ModelFailed
-        )
+        calls = self._memory.calls
+        calls.set_most(self._options.max_calls)
+        spent = Usage()
+        successes = calls.successes
+
+        async def attempt() -> Completion:
+            nonlocal spent
+            halved = await calls.acquire()
+            try:
+                completion = await self._attempt(client, messages, max_tokens)
+            except PassingModelFault as fault:
+                spent += fault.spent or Usage()
+                if fault.is_overload:
+                    calls.report_overload(halved, fault.retry_after)
+                raise
+            else:
+                calls.report_success()
+                return completion
+            finally:
+                calls.release()
+
+        def others_succeed() -> bool:
+            nonlocal successes
+            before, successes = successes, calls.successes
+            return before != successes
+
+        completion = await with_retries(attempt, failed=ModelFailed, forgives=others_succeed)
+        return replace(completion, usage=spent + completion.usage)
 
     async def aclose(self) -> None:
         """Close the connections, within `CLOSE_TIMEOUT` seconds."""
@@ -218,32 +176,16 @@ class RemoteModel(Model, Generic[ClientT]):
             with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
                 await client.close()
 
+    @property
+    def _memory(self) -> EndpointMemory:
+        return recall(self.name, self._endpoint.url, self._endpoint.key)
+
     async def _get_client(self) -> ClientT:
         async with self._opening:
             if self._client is None:
                 # An SDK takes a second to import. If cancelled, the thread finishes unattended.
                 self._client = await to_thread.run_sync(self._open_checked, abandon_on_cancel=True)
             return self._client
-
-    def _add_price(self, usage: Usage) -> Usage:
-        return replace(usage, usd=None if self.price is None else self.price.usd(usage))
-
-    def _completion(
-        self, parts: ReplyParts, usage: Usage, *, estimated: bool = False
-    ) -> Completion:
-        """The completion that an attempt has produced, if it is one."""
-        match parts.stop_reason:
-            case None:
-                raise self._endpoint.broken("ended its reply before it was complete")
-            case "failed" | "paused":
-                raise PassingModelFault(
-                    f"{self._endpoint.provider} broke off its reply for `{self._endpoint.model}`: "
-                    f"{self._endpoint.quote(str(parts.stop_word))}."
-                )
-            case reason:
-                return Completion(
-                    parts.text, usage, reason, estimated=estimated, thoughts=parts.thoughts
-                )
 
     def _open_checked(self) -> ClientT:
         try:
@@ -263,9 +205,111 @@ class RemoteModel(Model, Generic[ClientT]):
             return await self._ask(client, messages, max_tokens)
         except ModelError:
             raise
+        except Exception as error:  # noqa: BLE001 - translated, or raised again
+            raise self._translated(error) from None
+
+    async def _ask(
+        self, client: ClientT, messages: Sequence[Message], max_tokens: int | None
+    ) -> Completion:
+        """Ask in the form that worked last, and after a refusal in others."""
+        memory = self._memory
+        form = known = memory.form
+        keeps_limit = True
+        tried = 0
+        while True:
+            tried += 1
+            request = self._request(messages, max_tokens, form)
+            answer = await self._try(client, messages, request)
+            if isinstance(answer, Completion):
+                memory.blanks = 0
+                memory.form = form if keeps_limit else replace(form, max_tokens=known.max_tokens)
+                return answer
+            if isinstance(answer, BlankAnswer):
+                memory.blanks += 1
+                if memory.blanks == 1 or not form.streams:
+                    raise answer
+                # Its twin without a stream may say what is wrong.
+                form = replace(form, streams=False)
+                continue
+            following = next_form(form, request, answer)
+            if following is None or tried == MAX_FORMS:
+                raise self._endpoint.status_error(answer.status, answer.words, answer.headers)
+            words = self._endpoint.quote(answer.words)
+            _log.info("%s refuses a form of request: %s", self.name, words)
+            keeps_limit = keeps_limit and not is_about_context(answer.words)
+            form = following
+
+    async def _try(
+        self, client: ClientT, messages: Sequence[Message], request: dict[str, Any]
+    ) -> Completion | Refusal | BlankAnswer:
+        """Make one request. What another form may change is returned."""
+        try:
+            return await self._exchange(client, messages, request)
+        except (Refusal, BlankAnswer) as answer:
+            return answer
         except self._sdk_error() as error:
-            raise self._translate(error) from None
-        except _FOREIGN_ROOTS as error:
-            raise self._endpoint.broken("broke the connection", error) from None
-        except _MALFORMED as error:
-            raise self._endpoint.broken("sent a malformed reply", error) from None
+            translated = self._translate(error)
+            if isinstance(translated, Refusal):
+                return translated
+            raise translated from None
+
+    def _translated(self, error: Exception) -> Exception:
+        """The error to raise for a foreign one; one of this program is returned as it is."""
+        if isinstance(error, self._sdk_error()):
+            error = self._translate(error)
+        if isinstance(error, Refusal):
+            return self._endpoint.status_error(error.status, error.words, error.headers)
+        if isinstance(error, WebPage):
+            return self._endpoint.broken("answered with a web page", error)
+        if isinstance(error, TimeoutError):
+            return self._endpoint.broken_off(error)
+        if isinstance(error, _FOREIGN_ROOTS):
+            return self._endpoint.broken("broke the connection", error)
+        if isinstance(error, _MALFORMED):
+            return self._endpoint.broken("sent a malformed reply", error)
+        return error
+
+    def _price(self, usage: Usage) -> Usage:
+        if self.price is None or usage.estimated:
+            return usage
+        return replace(usage, usd=self.price.usd(usage))
+
+    async def _receive(self, incoming: Incoming, reply: Collecting) -> None:
+        """Collect the documents of an answer. Raises `Refusal` if one of them is an error."""
+        try:
+            async with incoming:
+                async for document in incoming.documents():
+                    reply.take(document)
+        except WebPage as page:
+            raise self._endpoint.blank(
+                f"answered with a web page ({self._endpoint.quote(str(page))})"
+            ) from None
+        except (*_FOREIGN_ROOTS, TimeoutError) as error:
+            if not reply.has_begun or isinstance(error, httpx2.DecodingError):
+                raise
+            raise self._endpoint.broken_off(error) from None
+
+    def _completion(
+        self, messages: Sequence[Message], incoming: Incoming, reply: Collecting
+    ) -> Completion:
+        """The completion that an exchange has produced, if it is one."""
+        usage = self._price(reply.usage.usage(messages, reply.parts))
+        parts, reason = reply.parts, reply.parts.stop_reason
+        if not reply.has_begun:
+            raise self._endpoint.blank("answered with nothing")
+        if reason is None and incoming.is_done:
+            reason = "end"
+        if reason is None or reason == "failed" or reason == "paused":
+            fault = self._endpoint.broken_off()
+            if reason == "failed":
+                fault = PassingModelFault(
+                    f"{self._endpoint.provider} broke off its reply for `{self._endpoint.model}`: "
+                    f"{self._endpoint.quote(str(parts.stop_word))}."
+                )
+                fault.max_attempts = PAID_ATTEMPTS
+            fault.spent = None if usage.estimated else usage
+            raise fault
+        if reason == "unknown":
+            word = self._endpoint.quote(str(parts.stop_word))
+            _log.warning("%s ended a reply for an unknown reason: %s", self.name, word)
+        return Completion(parts.text, usage, reason, thoughts=parts.thoughts)

@@ -43,13 +43,13 @@ class ReplyParts:
     def text(self) -> str:
         """The text, followed by the calls of tools that nobody offered."""
         calls = [render_tool_call(each.name, each.arguments) for each in self._tool_calls.values()]
-        text = "".join(self._text)
+        text = _joined(self._text)
         return "\n".join([*([text] if text else []), *calls])
 
     @property
     def thoughts(self) -> str:
         """The thoughts that the provider sent apart from the text."""
-        return "".join(self._thoughts)
+        return _joined(self._thoughts)
 
     def add_text(self, content: object) -> None:
         """Add text, or a list of parts as Mistral and some gateways send it."""
@@ -88,3 +88,9 @@ class ReplyParts:
             self._add(fields.get(name), self._thoughts)
         is_thought = fields.get("type") in {"thinking", "reasoning", "reasoning_text"}
         self._add(fields.get("text"), self._thoughts if is_thought else to)
+
+
+def _joined(pieces: list[str]) -> str:
+    """Pieces of a text, between which a server may have cut a character in two."""
+    text = "".join(pieces)
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -1,8 +1,9 @@
 """Events that the engine emits. Annotations are evaluated: journals are read by them."""
 
 import re
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, cast
 
 from vers_rlm_mcp.values import Usage
 
@@ -22,11 +23,24 @@ class Event:
         A field with ``later`` in its metadata is one that older journals do not hold; its default
         is not written.
         """
-        values = asdict(self)
-        for each in fields(self):
-            if "later" in each.metadata and values[each.name] == each.default:
-                del values[each.name]
-        return {"event": self.kind(), **values}
+        return {"event": self.kind(), **_values(self)}
+
+
+def _values(value: Any) -> Any:
+    """A value as `asdict` gives it, without the defaults of later fields."""
+    if is_dataclass(value):
+        return {
+            each.name: _values(here)
+            for each in fields(value)
+            if (here := getattr(value, each.name)) != each.default or "later" not in each.metadata
+        }
+    if isinstance(value, list):
+        return [_values(each) for each in cast("list[Any]", value)]
+    if isinstance(value, tuple):
+        return tuple(_values(each) for each in cast("tuple[Any, ...]", value))
+    if isinstance(value, Mapping):
+        return {name: _values(each) for name, each in cast("Mapping[str, Any]", value).items()}
+    return value
 
 
 @dataclass(frozen=True, slots=True)

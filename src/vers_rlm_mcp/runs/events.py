@@ -367,7 +367,7 @@ class RunFinished(Event):
     verified: str | None = None
     """The command that accepted the outputs."""
     warnings: tuple[str, ...] = ()
-    files: tuple[OutputFile, ...] = ()
+    files: tuple[OutputFile, ...] = field(default=(), metadata=_LATER)
 
 
 _CLASSES: Mapping[str, type[Event]] = {
