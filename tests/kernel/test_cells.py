@@ -339,3 +339,20 @@ async def test_names_that_are_no_text_do_no_harm(repl: Repl) -> None:
     await repl.output("globals()[5] = 1\nglobals()['x' * 5000] = 2")
     assert await repl.output("1") == "1\n"
     assert [len(variable.name) for variable in await repl.kernel.variables()] == [80]
+
+
+@pytest.mark.parametrize("breaks", ["'\u2028'", "'\x0c'", "'\x1c\x85'", "1 #\x0b"])
+async def test_an_error_shows_the_line_that_python_means(repl: Repl, breaks: str) -> None:
+    error = await repl.error(f"x = {breaks}\ny = 1\nassert y == 2, 'no'")
+    assert "Cell 1, line 3, in <module>\n    assert y == 2, 'no'" in error
+
+
+async def test_the_source_of_classes_is_found(repl: Repl) -> None:
+    await repl.output("class A:\n    def f(self):\n        return 1\nclass B:\n    x = 1")
+    await repl.output("class C(A):\n    'Another.'")
+    code = "import inspect\nprint(inspect.getsource(A), inspect.getsource(B), inspect.getsource(C))"
+    output = await repl.output(code)
+    assert "def f(self):\n        return 1" in output
+    assert "class B:\n    x = 1" in output
+    assert "class C(A):\n    'Another.'" in output
+    assert "def loads" in await repl.output("import inspect, json; inspect.getsource(json)")

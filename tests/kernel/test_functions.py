@@ -288,3 +288,57 @@ async def test_a_command_that_cannot_be_started_says_what_to_do(repl: Repl) -> N
     code += "try:\n    while True: files.append(open('/dev/null'))\nexcept OSError: pass\n"
     assert "close some" in await repl.error(f"{code}exec('true')")
     assert await repl.output("del files\nexec('echo again')") == "again\n"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "exec('y = 10')",
+        "exec('y=10')",
+        "exec('print(1)')",
+        "exec('import os')",
+        "exec('for i in range(3):\\n    print(i)')",
+        "exec('x += 1', globals())",
+        "exec('ls', {})",
+        "exec(compile('1', 'f', 'exec'))",
+        "exec('def f(): return 1')",
+        "exec('y = 10', timeout=5)",
+        "exec(code='y = 10')",
+        "exec('# set it\\ny = 10')",
+        "exec('x: int = 1')",
+    ],
+)
+async def test_python_is_not_run_as_a_command(repl: Repl, call: str) -> None:
+    error = await repl.error(call)
+    assert "exec runs a shell command here, and this is Python" in error
+    assert "builtins.exec(code, globals())" in error
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("ls", "ls -l", "true", "cd / && ls", "pwd", "x=1; echo $x", "echo 1", "set -e"),
+        *("cat /dev/null", "DEBUG=1 true", "python3 -c 'print(1)'", "ls\\npwd", "no_such_program"),
+        *("f() { true; }; f", "x=1\\nls", "test 1 -eq 1", ": nothing"),
+    ],
+)
+async def test_a_command_is_run_though_it_may_be_python_too(repl: Repl, command: str) -> None:
+    assert await repl.output(f'r = exec("{command}"); r.returncode == r.exit_code') == "True\n"
+
+
+async def test_python_runs_code_by_its_own_function(repl: Repl) -> None:
+    assert await repl.output("import builtins; builtins.exec('y = 10', globals()); y") == "10\n"
+
+
+async def test_reading_a_directory_says_what_it_is(repl: Repl) -> None:
+    error = await repl.error("exec('mkdir -p d')\nreadFile('d')")
+    assert "'d' is a directory; os.listdir('d') lists it" in error
+
+
+async def test_threads_that_leave_the_workplace_at_once_come_back_to_it(repl: Repl) -> None:
+    code = (
+        "import os, threading\nbefore = os.getcwd()\n"
+        "ts = [threading.Thread(target=rlmQuery, args=('a',)) for _ in range(8)]\n"
+        "for t in ts: t.start()\nfor t in ts: t.join()\nos.getcwd() == before, before != '/'"
+    )
+    assert await repl.output(code) == "(True, True)\n"

@@ -11,10 +11,14 @@ the start of every kernel.
     host_calls   calls from cells to the host
     capture      what is written to standard output and error: by Python, C code and children
     cells        compiles and runs a cell, echoes, formats errors
+    compiler     changes the code of cells, so that results can be awaited
+    concurrency  what that code calls
+    sources      the source of classes that cells make
     workplace    the directory that cells work in
     functions    what cells can call: exec, files, sub-models, FINAL, and what the host declares
     commands     shell commands in this machine
-    results      results that can be awaited
+    python_or_shell  tells Python from shell commands
+    results      results that are more than plain values
     json_values  Python values as JSON
     variables    inputs in, listings out, and saving for a copy of the disk
     pickles      the file that variables are saved in

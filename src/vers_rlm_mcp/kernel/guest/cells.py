@@ -10,9 +10,12 @@ import sys
 import traceback
 import types
 
+from .compiler import compile_awaits, compile_final_var
+from .sources import find_classes_in_cells
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable
+    from typing import Any, Callable, Collection
 
 MAX_ERROR = 16 * 1024
 """Characters of an error's text: a long traceback fits, a message of megabytes does not."""
@@ -26,14 +29,22 @@ _LIBRARY = (os.path.dirname(os.__file__), sys.prefix, "<frozen")
 
 
 class Cell:
-    """One cell: its code, compiled to run in a namespace."""
+    """One cell: its code, compiled to run in a namespace.
 
-    def __init__(self, code: str, number: int) -> None:
+    Args:
+        code: Python source.
+        number: Its place among the cells.
+        functions: The names of the functions of the REPL.
+    """
+
+    def __init__(self, code: str, number: int, functions: Collection[str] = ()) -> None:
         self.name = f"Cell {number}"
-        lines = [line + "\n" for line in code.splitlines()]
+        # Lines as Python counts them: `splitlines` also splits at form feeds, U+2028 and others.
+        lines = [line + "\n" for line in re.split("\r\n|\r|\n", code)]
         # Without a time of change, the cache never asks the disk for it.
         linecache.cache[self.name] = (len(code), None, lines, self.name)
         self._code = code
+        self._functions = functions
 
     def run(self, namespace: dict[str, Any], echo: Callable[[str], None]) -> None:
         """Run the cell; `echo` gets the representation of its last expression, unless None.
@@ -50,6 +61,10 @@ class Cell:
     def _evaluate(self, namespace: dict[str, Any]) -> Any:
         """Run everything; return the value of the last statement if it is an expression."""
         tree = ast.parse(self._code, self.name)
+        compile_awaits(tree, self._functions)
+        compile_final_var(tree)
+        if "inspect" in self._code:
+            find_classes_in_cells()
         last = tree.body[-1] if tree.body else None
         parts: list[ast.Module | ast.Expression] = [tree]
         if isinstance(last, ast.Expr):

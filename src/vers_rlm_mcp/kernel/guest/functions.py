@@ -10,10 +10,12 @@ import binascii
 import errno
 import os
 import stat
+import sys
+import types
 
 from ..wire import MAX_PAYLOAD, FrameError, dump
 from .json_values import to_json
-from .results import CommandOutput, Record, awaitable
+from .results import CommandOutput, Record
 from .workplace import here
 
 TYPE_CHECKING = False
@@ -56,7 +58,21 @@ _NOT_STARTED = {
 
 
 class Finished(BaseException):
-    """FINAL was called. Not an Exception, so that ``except Exception`` lets it through."""
+    """FINAL was called. Not an Exception, so that ``except Exception`` lets it through.
+
+    It holds the outputs, since it may be raised again: by a future, or in a later cell.
+    """
+
+
+class Value:
+    """An argument of FINAL_VAR that is the value itself, whatever variables there are."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class ChildError(RuntimeError):
+    """A forked process called what only the REPL's own process can do."""
 
 
 class Functions:
@@ -78,6 +94,7 @@ class Functions:
     ) -> None:
         self.home = ""
         self.current = ""
+        self._pid = os.getpid()
         self.final: dict[str, Any] | None = None
         self._namespace = namespace
         self._calls = calls
@@ -89,14 +106,26 @@ class Functions:
 
         Raises `HostError` with the host's words when it refuses.
         """
+        if os.getpid() != self._pid:
+            raise ChildError(
+                f"{name} cannot be called in a forked process: use threads "
+                "(concurrent.futures.ThreadPoolExecutor), or call it before and pass the result on"
+            )
         if not copies:
             return self._calls.call(name, arguments)
         saved = self._save() if self._is_home else None
         with self._workplace.left():
             return self._calls.call(name, arguments, carried=saved)
 
-    def exec(self, command: str, timeout: float | None = None) -> Any:
+    def exec(self, command: Any, timeout: Any = None) -> Any:
         """Run a shell command in the current machine and return what it printed."""
+        from .python_or_shell import is_python
+
+        if isinstance(command, types.CodeType) or isinstance(timeout, dict) or is_python(command):
+            raise TypeError(
+                "exec runs a shell command here, and this is Python: write it as plain code in the "
+                "cell, or call builtins.exec(code, globals()) after `import builtins`"
+            )
         _require(command, str, "exec", "command", "a str")
         if timeout is not None:
             _require(timeout, (int, float), "exec", "timeout", "a number of seconds")
@@ -195,6 +224,10 @@ class Functions:
 
     def FINAL(self, *args: Any, **kwargs: Any) -> None:
         """Hand in the outputs, by name or in the order of the signature, and end the task."""
+        if os.getpid() != self._pid:
+            raise ChildError(
+                "FINAL: return the outputs from the worker, and call FINAL outside of it"
+            )
         if not args and not kwargs:
             raise TypeError("FINAL needs the outputs, e.g. FINAL(answer=value)")
         final = {
@@ -210,15 +243,15 @@ class Functions:
             ) from None
         # The first one counts: only code that swallowed `Finished` can get here again.
         self.final = self.final or final
-        raise Finished
+        raise Finished(final)
 
-    def FINAL_VAR(self, *names: str, **outputs: str) -> None:
-        """Hand in variables by their names: one alone, or several named like the outputs."""
-        values = {name: self._variable(name) for name in names}
-        by_output = {output: self._variable(name) for output, name in outputs.items()}
-        if len(names) == 1 and not outputs:
-            self.FINAL(values[names[0]])
-        self.FINAL(**values, **by_output)
+    def FINAL_VAR(self, *args: Any, **kwargs: Any) -> None:
+        """Hand in variables, by name or by value; names of several are the outputs' names."""
+        by_output = {output: self._variable(arg) for output, arg in kwargs.items()}
+        values = [self._variable(arg) for arg in args]
+        if len(args) > 1 and all(isinstance(arg, str) for arg in args):
+            self.FINAL(**dict(zip(args, values)), **by_output)
+        self.FINAL(*values, **by_output)
 
     def _choose(self, results: list[Record], judge: Any) -> list[Record]:
         """Let the best of the right branches win, as a function of the cell judges."""
@@ -242,12 +275,22 @@ class Functions:
     def _is_home(self) -> bool:
         return self.current == self.home
 
-    def _variable(self, name: Any) -> Any:
-        if not isinstance(name, str):
-            raise TypeError('FINAL_VAR takes names, FINAL_VAR("x"); for values call FINAL(x)')
-        if name not in self._namespace:
-            raise NameError(f"FINAL_VAR: there is no variable {name!r}")
-        return self._namespace[name]
+    def _variable(self, arg: Any) -> Any:
+        """What an argument of FINAL_VAR stands for: text is a name, unless it cannot be one."""
+        if isinstance(arg, Value):
+            return arg.value
+        if not isinstance(arg, str) or not arg.isidentifier():
+            return arg
+        frame: Any = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+        while frame and not frame.f_code.co_filename.startswith("Cell "):
+            frame = frame.f_back
+        for variables in (frame.f_locals if frame else {}, self._namespace):
+            if arg in variables:
+                return variables[arg]
+        raise NameError(
+            f"FINAL_VAR: there is no variable {arg[:80]!r}; to hand in the text itself, call "
+            f"FINAL({arg[:80]!r})"
+        )
 
 
 def bind(functions: Functions, declared: list[dict[str, Any]]) -> dict[str, Any]:
@@ -255,13 +298,25 @@ def bind(functions: Functions, declared: list[dict[str, Any]]) -> dict[str, Any]
 
     A function whose name is a method of `Functions` runs that method; any other calls the host.
     """
-    bound: dict[str, Any] = {"FINAL": functions.FINAL, "FINAL_VAR": functions.FINAL_VAR}
+    bound = {"FINAL": _plain(functions.FINAL), "FINAL_VAR": _plain(functions.FINAL_VAR)}
+    bound["FINAL_VAR"].value = Value  # see `compiler`
     for function in declared:
         method = getattr(functions, function["name"], None)
         bound[function["name"]] = bound[function["twin"]] = (
             _from_method(function, method) if method else _from_host(function, functions)
         )
     return bound
+
+
+def _plain(method: Any) -> Any:
+    """A method as a function of the cells' module, which can be pickled by its name."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    call.__name__ = call.__qualname__ = method.__name__
+    call.__doc__, call.__module__ = method.__doc__, "__main__"
+    return call
 
 
 def _from_method(function: dict[str, Any], method: Any) -> Callable[..., Any]:
@@ -306,10 +361,10 @@ def _accept_aliases(
             given[name] = value
         if len(args) > len(names) or not given.keys() >= set(required):
             raise TypeError(f"wrong arguments: {right}")
-        return awaitable(act(**given))
+        return act(**given)
 
     call.__name__ = call.__qualname__ = function["name"]
-    call.__doc__ = f"{function['call']}\n\n{function['usage']}"
+    call.__doc__, call.__module__ = f"{function['call']}\n\n{function['usage']}", "__main__"
     return call
 
 
@@ -339,7 +394,13 @@ def _texts(values: Any, function: str, name: str) -> list[str]:
 def _read_regular(path: str) -> bytes:
     """The bytes of a regular file. Never blocks, as opening a FIFO or a device could."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(f"{path!r} is a directory; os.listdir({path!r}) lists it")
+        if not stat.S_ISREG(mode):
             raise OSError(f"{path!r} is not a regular file")
-        return file.read()
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)

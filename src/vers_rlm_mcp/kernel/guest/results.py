@@ -1,54 +1,13 @@
-"""Results that can be awaited, as in JavaScript: ``await exec("ls")`` is ``exec("ls")``."""
+"""Results of functions that are more than plain values."""
 
 from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Generator
+    from typing import Any
 
 
-class _Settled:
-    def __await__(self) -> Generator[Any, None, Any]:
-        return self
-        yield  # makes this a generator
-
-
-class Text(_Settled, str):
-    """A str that can be awaited."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return str, (str(self),)
-
-
-class Number(_Settled, int):
-    """An int that can be awaited."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return int, (int(self),)
-
-
-class Bytes(_Settled, bytes):
-    """Bytes that can be awaited."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return bytes, (bytes(self),)
-
-
-class Items(_Settled, list):  # type: ignore[type-arg]
-    """A list that can be awaited."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return list, (list(self),)
-
-
-class Mapping(_Settled, dict):  # type: ignore[type-arg]
-    """A dict that can be awaited."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
-
-
-class CommandOutput(Text):
+class CommandOutput(str):
     """What a command printed: all of it as text, and its parts as attributes."""
 
     stdout: str
@@ -66,6 +25,11 @@ class CommandOutput(Text):
         output = super().__new__(cls, "\n".join(parts))
         output.stdout, output.stderr, output.exit_code = stdout, stderr, exit_code
         return output
+
+    @property
+    def returncode(self) -> int | None:
+        """`exit_code`, by the name that `subprocess` has for it."""
+        return self.exit_code
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CommandOutput, (self.stdout, self.stderr, self.exit_code)
@@ -92,10 +56,3 @@ class Record(dict):  # type: ignore[type-arg]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Record, (dict(self),)
-
-
-def awaitable(value: Any) -> Any:
-    """`value` as the equal value that can also be awaited, where there is one."""
-    kinds: dict[type, Any] = {str: Text, int: Number, bytes: Bytes, list: Items, dict: Mapping}
-    kind = kinds.get(value.__class__)  # exactly: a bool is no number here
-    return kind(value) if kind else value

@@ -18,6 +18,7 @@ from queue import Empty, SimpleQueue
 
 from ..wire import FrameError, dump, load
 from .capture import Capture
+from .concurrency import NAME, Concurrency
 from .frames import PROTOCOL
 from .functions import Finished, Functions, bind
 from .host_calls import Calls
@@ -88,6 +89,7 @@ class Kernel:
         """The functions that the host declared last, as it sent them."""
         self._bound = bind(self._functions, [])
         self._namespace.update(self._bound)
+        self._concurrency = self._namespace[NAME] = Concurrency()
         self._variables = Variables(self._namespace, self._bound, variables_path)
         self._link = Link(listener, self)
 
@@ -218,10 +220,11 @@ class Kernel:
         self.cells = request.frame.fields["cell"]
         try:
             with self._memory.held():
-                Cell(request.frame.payload.decode(), self.cells).run(
-                    self._namespace, self._capture.write
-                )
-        except Finished:
+                self._concurrency.functions = self._bound.values()
+                cell = Cell(request.frame.payload.decode(), self.cells, self._bound)
+                cell.run(self._namespace, self._capture.write)
+        except Finished as finished:
+            self._functions.final = self._functions.final or finished.args[0]
             return "final", None
         except SystemExit as error:
             said = f"{error.code}\n" if isinstance(error.code, str) else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import contextmanager, suppress
 
 TYPE_CHECKING = False
@@ -27,6 +28,9 @@ class Workplace:
 
     def __init__(self) -> None:
         self._path = os.getcwd()
+        self._lock = threading.Lock()
+        self._left = 0
+        """How many calls, of as many threads, have left it."""
         os.chdir("/")
 
     @contextmanager
@@ -40,12 +44,18 @@ class Workplace:
 
     @contextmanager
     def left(self) -> Generator[None, None, None]:
-        """Leave it for a moment, from within `entered`."""
-        self._leave()
+        """Leave it for a moment, from within `entered`. Several threads may."""
+        with self._lock:
+            self._left += 1
+            if self._left == 1:
+                self._leave()
         try:
             yield
         finally:
-            self._enter()
+            with self._lock:
+                self._left -= 1
+                if not self._left:
+                    self._enter()
 
     def _enter(self) -> None:
         with suppress(OSError):
