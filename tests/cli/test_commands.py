@@ -95,7 +95,7 @@ def test_version(cli: Cli):
         (["run", "a -> x", "--input", "a=@missing"], "missing cannot be read"),
         (["run", "a: int -> x", "--input", "a=@missing"], "missing cannot be read"),
         (["run", "-> x", "--file", "missing"], "missing cannot be read"),
-        (["run", "-> x", "--file", "a/f", "--file", "b/f"], "both be called 'f'"),
+        (["run", "-> x", "--file", "f=a/f", "--file", "f=b/f"], "Two files are called 'f'"),
         (["run", "-> x", "--max-iterations", "0"], "at least 1 iteration"),
         (["run", "-> x", "--max-llm-calls", "-1"], "-1 sub-calls"),
     ],

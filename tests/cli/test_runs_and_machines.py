@@ -56,14 +56,19 @@ def test_recorded_runs_are_listed_shown_and_deleted(cli: Cli, runs: list[str]):
     assert cli("runs", "show", "last").returncode == USAGE
 
 
+FILES = ["files/a/.gitignore", "files/a/data", "files/data", "files/other"]
+
+
 def test_a_run_takes_inputs_from_pipes_and_files_under_names(cli: Cli):
     (cli.home / "a").mkdir()
     for path in ("a/data", "data"):
         (cli.home / path).write_text(path)
-    model = cli.script("FINAL(x, y, z, sorted(exec('cat files/*').stdout.split()))")
+    (cli.home / "a/.gitignore").write_text("*.pyc")
+    (cli.home / "a/b.pyc").write_text("")
+    model = cli.script("FINAL(x, y, z, sorted(exec('find files -type f').stdout.split()))")
     command = (
         f"printf piped | '{COMMAND}' run 'x, y, z -> a, b, c, d: list' --model {model} --json -q "
-        "-i x=@- -i y=@<(printf from-a-pipe) -i z=@@home -f data -f other=a/data"
+        "-i x=@- -i y=@<(printf from-a-pipe) -i z=@@home -f data -f other=a/data -f a/"
     )
     done = subprocess.run(
         ["bash", "-c", command],
@@ -71,7 +76,7 @@ def test_a_run_takes_inputs_from_pipes_and_files_under_names(cli: Cli):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     outputs = json.loads(done.stdout)["outputs"]
-    assert outputs == {"a": "piped", "b": "from-a-pipe", "c": "@home", "d": ["dataa/data"]}
+    assert outputs == {"a": "piped", "b": "from-a-pipe", "c": "@home", "d": FILES}
 
 
 def test_a_kept_machine_is_worked_in_from_the_terminal(cli: Cli):

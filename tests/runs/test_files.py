@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from vers_rlm_mcp.errors import InputError, PathRefused
-from vers_rlm_mcp.runs.files import MAX_FILES, opened_files
+from vers_rlm_mcp.runs import opened_files
+from vers_rlm_mcp.runs.file_selection import MAX_FILES
 
 
 @pytest.fixture
@@ -87,18 +88,15 @@ def test_what_is_swapped_in_after_the_check_is_not_read(allowed: Path, tmp_path:
         assert files["file"].read_text() == "mine"
 
 
-@pytest.mark.parametrize("kind", ["directory", "fifo", "missing"])
+@pytest.mark.parametrize("kind", ["fifo", "missing"])
 def test_only_existing_regular_files_are_taken_and_nothing_blocks(allowed: Path, kind: str):
     path = allowed / kind
-    if kind == "directory":
-        path.mkdir()
     if kind == "fifo":
         os.mkfifo(path)
     assert "cannot be read" in refused([str(path)], [allowed])
 
 
-def test_an_empty_path_and_the_allowed_directory_itself_are_refused(allowed: Path):
-    assert "cannot be read" in refused({"all": str(allowed)}, [allowed])
+def test_an_empty_path_is_refused(allowed: Path):
     with pytest.raises(InputError), opened_files([""], [allowed]):
         pass
 
@@ -113,21 +111,84 @@ def test_without_an_allowed_directory_the_error_says_how_to_allow_one(tmp_path: 
     assert "--allow-dir" in refused([str(tmp_path / "x")], [])
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\0", "x" * 256])
-def test_a_name_that_is_no_plain_file_name_is_refused(allowed: Path, name: str):
+@pytest.mark.parametrize("name", ["", ".", "..", "a//b", "../b", "/b", "a\0", "x" * 256])
+def test_a_name_that_is_no_path_below_the_files_is_refused(allowed: Path, name: str):
     (allowed / "file").write_text("x")
     with pytest.raises(InputError), opened_files({name: str(allowed / "file")}, [allowed]):
         pass
 
 
-def test_two_files_of_one_name_are_told_apart_by_a_mapping(allowed: Path):
-    paths: list[str] = []
-    for directory in ("one", "two"):
-        (allowed / directory).mkdir()
-        (allowed / directory / "same").write_text(directory)
-        paths.append(str(allowed / directory / "same"))
-    with pytest.raises(InputError, match="mapping"), opened_files(paths, [allowed]):
-        pass
+def names(files: Sequence[str] | dict[str, str], allowed: Path) -> dict[str, str]:
+    with opened_files(files, [allowed]) as opened:
+        return {name: path.read_text() for name, path in opened.items()}
+
+
+def write_all(directory: Path, *paths: str) -> None:
+    for path in paths:
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / path).write_text(path)
+
+
+def test_files_of_one_name_are_told_apart_by_their_directories(allowed: Path):
+    write_all(allowed, "one/x/same", "two/x/same", "other")
+    paths = [str(allowed / each) for each in ("one/x/same", "two/x/same", "other", "other")]
+    assert names(paths, allowed) == {
+        "one/x/same": "one/x/same",
+        "two/x/same": "two/x/same",
+        "other": "other",
+    }
+    twice = [str(allowed / "one"), f"{allowed}/one/"]
+    assert list(names(twice, allowed)) == ["one/x/same"]
+    with pytest.raises(InputError, match="mapping"):
+        names({"same": f"{allowed}/one", "same/x/same": f"{allowed}/two/x/same"}, allowed)
+
+
+def test_a_directory_is_taken_with_the_paths_of_its_files(allowed: Path):
+    write_all(allowed, "src/a.py", "src/deep/b.py", "not")
+    assert list(names([f"{allowed}/src/"], allowed)) == ["src/a.py", "src/deep/b.py"]
+    assert list(names({"x": str(allowed / "src")}, allowed)) == ["x/a.py", "x/deep/b.py"]
+
+
+def test_what_git_ignores_and_links_are_left_out_and_told(allowed: Path, tmp_path: Path):
+    write_all(tmp_path, "secret")
+    write_all(allowed, "repo/.git/config", "repo/src/a.py", "repo/src/a.pyc", "repo/src/keep.pyc")
+    write_all(allowed, "repo/src/build/x", "repo/src/deep/build", "repo/src/.hidden")
+    (allowed / "repo/.gitignore").write_text("*.pyc\nbuild/\n")
+    (allowed / "repo/src/.gitignore").write_text("!keep.pyc\n")
+    (allowed / "repo/src/out").symlink_to(tmp_path / "secret")
+    (allowed / "repo/src/outside").symlink_to(tmp_path)
+    os.mkfifo(allowed / "repo/src/fifo")
+    with opened_files([str(allowed / "repo/src")], [allowed]) as opened:
+        assert sorted(opened) == [
+            "src/.gitignore",
+            "src/.hidden",
+            "src/a.py",
+            "src/deep/build",
+            "src/keep.pyc",
+        ]
+        assert opened.notes == (
+            f"2 entries of {allowed}/repo/src were left out, as .gitignore says.",
+            f"3 links or special files in {allowed}/repo/src were left out.",
+        )
+
+
+def test_a_pattern_stands_for_the_files_that_match(allowed: Path, tmp_path: Path):
+    write_all(allowed, "data/a.csv", "data/x/b.csv", "data/c.txt", "data/[odd].csv")
+    (allowed / "data/out").symlink_to(tmp_path)
+    write_all(tmp_path, "d.csv")
+    assert list(names([f"{allowed}/data/*.csv"], allowed)) == ["[odd].csv", "a.csv"]
+    assert list(names([f"{allowed}/data/**/*.csv"], allowed)) == ["[odd].csv", "a.csv", "x/b.csv"]
+    assert list(names([f"{allowed}/data/[odd].csv"], allowed)) == ["[odd].csv"]
+    assert "matches no file" in refused([f"{allowed}/*.csv"], [allowed])
+    assert "outside" in refused([f"{tmp_path}/*"], [allowed])
+    assert "outside" in refused([f"{allowed}/../*"], [allowed])
+    assert "outside" in refused([str(tmp_path)], [allowed])
+
+
+def test_homes_and_variables_in_paths_are_expanded(allowed: Path, monkeypatch: pytest.MonkeyPatch):
+    write_all(allowed, "a", "b")
+    monkeypatch.setenv("HOME", str(allowed))
+    assert list(names(["~/a", "$HOME/b"], allowed)) == ["a", "b"]
 
 
 def test_more_files_than_a_run_may_hold_open_are_refused(allowed: Path):

@@ -65,15 +65,6 @@ async def test_an_empty_file_is_an_empty_text(lab: Lab, tmp_path: Path):
     assert result.outputs == {"same": ""}
 
 
-async def test_a_file_that_is_no_text_is_refused_as_a_value_and_the_machine_is_gone(
-    lab: Lab, tmp_path: Path
-):
-    (tmp_path / "log").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="'log' cannot be loaded"):
-        await lab.run("log -> x", Turns(), files={"log": tmp_path / "log"})
-    assert await lab.machines() == []
-
-
 async def test_other_files_lie_in_the_machine_and_the_model_is_told_where(lab: Lab, tmp_path: Path):
     (tmp_path / "data").write_bytes(b"\0\xff")
     model = Turns(cell("FINAL(exec('od -An -tx1 \"files/a b\"').stdout)"))

@@ -130,7 +130,7 @@ def serve(context: click.Context, transport: Transport, host: str, port: int, **
     "files",
     multiple=True,
     metavar="[NAME=]PATH",
-    help="A file to copy into the machine, below files/.",
+    help="A file, a directory or a pattern to copy into the machine, below files/.",
 )
 @click.option(
     "-o",

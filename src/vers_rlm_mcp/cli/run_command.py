@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vers_rlm_mcp import RLM, rlm
+from vers_rlm_mcp import RLM, rlm, runs
 from vers_rlm_mcp.errors import InputError, PathRefused
 from vers_rlm_mcp.store import Journals
 
@@ -52,7 +52,7 @@ def _read_options(options: SimpleNamespace) -> dict[str, Any]:
         "max_depth": options.max_depth,
         "machine_id": options.vm_id,
         "keep_machine": options.keep_vm or None,
-        "files": _name_files(options.files) or None,
+        "files": _select_files(options.files, quiet=options.quiet) or None,
     }
     return {name: value for name, value in named.items() if value is not None}
 
@@ -117,17 +117,17 @@ def _parse(name: str, text: str, *, is_text: bool) -> JsonValue:
         ) from None
 
 
-def _name_files(items: Sequence[str]) -> dict[str, str]:
-    """Map names in the machine to host paths: ``NAME=PATH``, or a path under its own name."""
-    named: dict[str, str] = {}
+def _select_files(items: Sequence[str], *, quiet: bool) -> dict[str, str]:
+    """The files that ``[NAME=]PATH`` stand for, by their names in the machine; told to the user."""
+    named: list[str | tuple[str, str]] = []
     for item in items:
         name, equals, path = item.partition("=")
-        if not equals or "/" in name or Path(item).exists():
-            name, path = Path(item).name, item
-        if name in named:
-            raise InputError(
-                f"{named[name]} and {path} would both be called {name!r} in the machine; "
-                f"write --file OTHER_NAME={path}."
-            )
-        named[name] = path
-    return named
+        is_named = equals and "/" not in name and not Path(item).exists()
+        named.append((name, path) if is_named else item)
+    selection = runs.select_files(named, [Path("/")])  # the user may read these files anyway
+    if selection.files and not quiet:
+        size = sum(path.stat().st_size for path in selection.files.values() if path.is_file())
+        count = len(selection.files)
+        print(f"Taking {count:,} file{'' if count == 1 else 's'}, {size:,} bytes.", file=sys.stderr)
+        print(*selection.notes, sep="\n", end="\n" if selection.notes else "", file=sys.stderr)
+    return {name: str(path) for name, path in selection.files.items()}

@@ -225,7 +225,8 @@ class RLM(Session):
             request = runs.RunRequest(
                 signature=signature,
                 inputs={name: value for name, value in inputs.items() if name not in paths},
-                files=files | opened,
+                files={**files, **opened},
+                notes=files.notes,
                 **options,
             )
             beginning = runs.check_request(request)  # before a missing key hides what is wrong

@@ -9,6 +9,7 @@ from . import events
 from .budget import Budget, Limits
 from .differences import compare
 from .driver import check_request, run
+from .file_selection import select_files
 from .files import opened_files
 from .history import (
     COMPLETE,
@@ -65,6 +66,7 @@ __all__ = [
     "run",
     "run_cell",
     "run_lineage",
+    "select_files",
     "summaries",
     "summary",
 ]

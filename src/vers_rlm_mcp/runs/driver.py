@@ -8,10 +8,13 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
+from anyio import to_thread
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import KernelError, MachineError, UnknownHandle, UsageError
@@ -29,11 +32,11 @@ from .inputs import bring_in, check_inputs, recordable
 from .notes import not_carried
 from .reply_source import Replies
 from .request import RunRequest, RunResult, check_prices, limits
+from .text_files import open_text
 from .workbench import Workbench
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from pydantic import JsonValue
 
@@ -79,7 +82,13 @@ async def run(
     """
     beginning = beginning or check_request(request)
     check_prices(limits(request, settings), (model, sub_model))
-    with journal or Journals(settings.state_dir, fleet.principal).new() as journal:
+    with ExitStack() as stack:
+        if journal:
+            stack.enter_context(journal)
+        beginning = await to_thread.run_sync(beginning.open_texts, stack)
+        journal = journal or stack.enter_context(
+            Journals(settings.state_dir, fleet.principal).new()
+        )
         context = RunContext(
             request=request,
             fleet=fleet,
@@ -110,6 +119,15 @@ class Beginning:
     signature: rlm.Signature
     inputs: Mapping[str, JsonValue | Path]
     """The value of every input; a path for one from a file."""
+
+    def open_texts(self, stack: ExitStack) -> Beginning:
+        """The same, with every file in UTF-8. Raises `InputError` if one is not a text."""
+        inputs = {
+            name: open_text(name, value, stack) if isinstance(value, Path) else value
+            for name, value in self.inputs.items()
+        }
+        return replace(self, inputs=inputs)
+
     mark: str | None = None
     """The mark of the run on record that begins again; None draws one."""
 
@@ -156,7 +174,7 @@ class Driver:
         )
         self._bench = Workbench(run.fleet, run.settings, run=run.run_id, on_event=run.publish)
         self._checkpoints = Checkpoints(run, self._bench, self._budget, last)
-        self._warnings: list[str] = []
+        self._warnings = list(run.request.notes)
         self._has_begun = False
 
     async def perform(

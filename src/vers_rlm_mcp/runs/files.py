@@ -8,30 +8,36 @@ ever read.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vers_rlm_mcp.errors import InputError, PathRefused
 
-MAX_FILES = 256
-"""Files that one run may take: each is an open descriptor until the run ends."""
+from .file_selection import require_inside, select_files
 
-NAME_MAX = 255
-"""Bytes in a file name, as on every common Linux file system."""
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from .file_selection import Items
+
+
+class OpenedFiles(dict[str, Path]):
+    """Open files by their names in the machine."""
+
+    notes: tuple[str, ...] = ()
+    """Sentences on what was left out of directories."""
 
 
 @contextmanager
-def opened_files(
-    files: Sequence[str] | Mapping[str, str], allowed: Sequence[Path]
-) -> Generator[dict[str, Path]]:
+def opened_files(files: Items, allowed: Sequence[Path]) -> Generator[OpenedFiles]:
     """Open host files for a run; they stay open inside the ``with``.
 
     Args:
-        files: Host paths, known in the machine by their file names, or a mapping from names in the
-            machine to host paths.
+        files: Paths, directories and patterns, as `select_files` has them.
         allowed: Directories whose files, at any depth, may be taken.
 
     Yields:
@@ -39,70 +45,31 @@ def opened_files(
         checked, whatever happens to the original paths.
 
     Raises:
-        InputError: A name is not a plain file name, or stands for two files.
+        InputError: A name cannot be used, or there are too many files.
         PathRefused: A path is outside the allowed directories, or is no readable regular file.
     """
-    named = _name_files(files)
     roots = [directory.resolve() for directory in allowed]
+    selection = select_files(files, roots)
     with ExitStack() as stack:
-        opened: dict[str, Path] = {}
-        for name, path in named.items():
-            descriptor = _open_inside(Path(path).expanduser(), roots)
+        opened = OpenedFiles()
+        opened.notes = tuple(selection.notes)
+        for name, path in selection.files.items():
+            descriptor = _open_inside(path, roots)
             stack.callback(os.close, descriptor)
             opened[name] = Path(f"/proc/self/fd/{descriptor}")
         yield opened
 
 
-def _name_files(files: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
-    pairs = (
-        list(files.items())
-        if isinstance(files, Mapping)
-        else [(Path(path).name, path) for path in files]
-    )
-    if len(pairs) > MAX_FILES:
-        raise InputError(
-            f"{len(pairs)} files were given, and a run takes at most {MAX_FILES}; "
-            "pack them in an archive."
-        )
-    named: dict[str, str] = {}
-    for name, path in pairs:
-        _check_name(name, path)
-        if name in named:
-            raise InputError(
-                f"Two files are called {name!r} ({named[name]} and {path}); "
-                "give a mapping with a different name for each."
-            )
-        named[name] = path
-    return named
-
-
-def _check_name(name: str, path: str) -> None:
-    if name in ("", ".", "..") or "/" in name or "\0" in name:
-        raise InputError(
-            f"{name!r}, the name for {path!r}, is not a plain file name; use one without slashes."
-        )
-    if len(os.fsencode(name)) > NAME_MAX:
-        raise InputError(f"The name for {path!r} is longer than {NAME_MAX} bytes; shorten it.")
-
-
 def _open_inside(path: Path, roots: Sequence[Path]) -> int:
-    if not roots:
-        raise PathRefused(
-            f"{path} cannot be taken: no host directory is allowed. "
-            "Start the server with --allow-dir DIRECTORY or set VERS_RLM_ALLOW_DIR."
-        )
-    try:
-        resolved = path.resolve()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise PathRefused(f"{path} cannot be resolved: {error}.") from error
-    root = next((root for root in roots if resolved.is_relative_to(root)), None)
-    if root is None:
-        # Said of every path outside, so that the answer does not tell which of them exist.
-        names = ", ".join(str(root) for root in roots)
-        raise PathRefused(f"{path} is outside the allowed directories ({names}).")
+    resolved = require_inside(path, roots)
+    root = next(root for root in roots if resolved.is_relative_to(root))
     try:
         return _open_regular(root, resolved.relative_to(root).parts)
     except OSError as error:
+        if error.errno == errno.EMFILE:
+            raise InputError(
+                "This process may not open as many files: name fewer, or raise `ulimit -n`."
+            ) from error
         raise PathRefused(f"{path} cannot be read: {error.strerror}.") from error
 
 

@@ -52,6 +52,8 @@ class RunRequest:
     files: Mapping[str, Path] = field(default_factory=dict[str, Path])
     """Names in the machine to host paths that the user may read. A file whose name is that of a
     text input of the signature becomes that input's value."""
+    notes: Sequence[str] = ()
+    """Sentences for the user, such as `OpenedFiles.notes`: they become warnings of the result."""
     verify: str | None = None
     """A shell command that must accept the outputs: it reads them as JSON in a copy of the machine
     that is current, and exits with 0."""
