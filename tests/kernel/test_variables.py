@@ -144,12 +144,84 @@ async def test_unchanged_inputs_are_read_from_their_files_again(
     await repl.output("changed += '!'")
     carried = await repl.kernel.save_variables()
     assert set(carried.kept) == {"kept", "changed"}
-    saved = int(await repl.output("import os; os.path.getsize('.vers-rlm/variables')"))
+    saved = sum(path.stat().st_size for path in await saved_files(repl))
     assert size < saved < 1.1 * size
     async with copy_of(machine) as copy:
         assert await copy.output("len(kept), changed[-2:]") == "(20000000, 'y!')\n"
         again = await copy.kernel.save_variables()
         assert set(again.kept) == {"kept", "changed"}
+
+
+async def saved_files(repl: Repl) -> list[Path]:
+    """Where the variables of a fake machine were saved."""
+    workspace = Path((await repl.output("print(__import__('os').getcwd())")).strip())
+    return [path for path in (workspace / ".vers-rlm").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    "value", ["'a' * size", "'\\u20ac' * size", "'\\ud800' * size", "bytes(size)"]
+)
+async def test_a_long_text_is_written_once_and_gone_with_its_variable(
+    machine: FakeMachine, repl: Repl, value: str
+) -> None:
+    await repl.output(f"size = 3_000_000; text = {value}; check = hash(text); same = [text]")
+    first = await repl.kernel.save_variables()
+    assert set(first.kept) == {"size", "text", "check", "same"}
+    [file] = [path for path in await saved_files(repl) if ".texts" in str(path)]
+    made = file.stat().st_mtime_ns
+    async with copy_of(machine) as copy:
+        assert await copy.output(f"text == {value}, same[0] == text") == "(True, True)\n"
+    await repl.output("n = 1")
+    await repl.kernel.save_variables()
+    assert file.stat().st_mtime_ns == made
+    await repl.output("text += text[:1]")
+    await repl.kernel.save_variables()
+    assert not file.exists()
+    await repl.output("del text")
+    await repl.kernel.save_variables()
+    assert not [path for path in await saved_files(repl) if ".texts" in str(path)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["x[0]['b'] = 3", "y = x[1]['b']; y.append(1)", "x.append(1)", "x[0] = True", "x = list(x)"],
+)
+async def test_a_json_input_is_saved_itself_once_it_has_changed(
+    machine: FakeMachine, repl: Repl, change: str
+) -> None:
+    await machine.write("/workspace/in", b'[{"b": 1}, {"b": []}, ' + b'"text", ' * 100_000 + b"1]")
+    await repl.kernel.load("x", "/workspace/in", "json")
+    await repl.output("n = len(x)")
+    await repl.kernel.save_variables()
+    unchanged = sum(path.stat().st_size for path in await saved_files(repl))
+    assert unchanged < 1000
+    await repl.output(change)
+    await repl.kernel.save_variables()
+    assert sum(path.stat().st_size for path in await saved_files(repl)) > 100_000
+    shown = await repl.output("x[:2], len(x)")
+    async with copy_of(machine) as copy:
+        assert await copy.output("x[:2], len(x)") == shown
+
+
+@pytest.mark.parametrize("most", [None, 100_000_000])
+@pytest.mark.parametrize("value", ["big", "[big]", "{'key': (big,)}"])
+async def test_saving_takes_less_memory_than_there_is(
+    machine: FakeMachine, value: str, most: int | None
+) -> None:
+    kernel = await Kernel.connect(
+        machine, home_id=machine.id, functions=FUNCTIONS, memory=512 << 20
+    )
+    repl = Repl(kernel, Host())
+    await repl.output(f"small = 1; big = 'a' * 300_000_000; x = {value}; del big")
+    carried = await kernel.save_variables(most)
+    assert "small" in carried.kept
+    if most or value != "big":
+        (reason,) = carried.lost.values()
+        assert reason.startswith(("OverflowError", "MemoryError"))
+    else:
+        assert set(carried.kept) == {"small", "x"}
+    assert await repl.output("small") == "1\n"
+    await kernel.aclose()
 
 
 async def test_an_input_whose_file_was_changed_is_saved_itself(
@@ -215,10 +287,9 @@ async def test_a_full_disk_loses_the_variables_by_name_and_leaves_no_old_ones(
         "import signal; _ = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"
     )
     carried = await repl.kernel.save_variables()
-    assert carried.kept == ()
+    assert "x" not in carried.kept
     assert "File too large" in carried.lost["x"]
     async with copy_of(machine) as copy:
-        assert copy.kernel.carried == Carried((), {})
         assert "NameError" in await copy.error("x")
 
 

@@ -9,7 +9,7 @@ import pytest
 from lab import Lab, Speaker, Turns, cell
 
 from vers_rlm_mcp.machines import MachineSpec
-from vers_rlm_mcp.runs import events, prune
+from vers_rlm_mcp.runs import events, narrate, prune
 from vers_rlm_mcp.store import Journals
 from vers_rlm_mcp.values import Completion, Usage
 
@@ -153,3 +153,16 @@ async def test_pruning_keeps_the_latest_runs_and_their_checkpoints(lab: Lab, kee
     assert lab.journal_ids() == [result.run_id for result in done if result.run_id not in gone]
     assert len(await lab.fleet.commits()) == 2 * left
     assert await lab.fleet.snapshots() == []
+
+
+async def test_what_is_too_large_for_checkpoints_is_told_once(lab: Lab):
+    model = Turns(
+        cell("x = 'a' * 300_000_000; y = 1"), cell("print(y)"), cell("y"), cell("FINAL(len(x))")
+    )
+    result = await lab.run("-> n: int", model, settings={"checkpoints": "step"})
+    assert result.outputs == {"n": 300_000_000}
+    told = [message.content for message in model.asked[-1] if "without x" in message.content]
+    assert len(told) == 1
+    assert "keep in files what you need then" in told[0]
+    lines = [line for line in map(narrate, lab.events) if line and "without x" in line]
+    assert len(lines) == 1

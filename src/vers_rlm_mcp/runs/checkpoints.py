@@ -12,10 +12,12 @@ import anyio
 from vers_rlm_mcp.errors import KernelError, MachineError, UsageError
 
 from . import events
-from .notes import not_carried
+from .notes import listed, not_carried
 from .workbench import DELETE_SECONDS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vers_rlm_mcp import rlm
     from vers_rlm_mcp.kernel import Carried
 
@@ -28,6 +30,9 @@ SHARE = 0.1
 
 ALLOWANCE = 1.0
 """Seconds that they may take in any case, so that short runs get some."""
+
+TOO_LARGE = ("OverflowError", "MemoryError")
+"""How the reasons begin why large variables are not in a checkpoint."""
 
 DESTRUCTIVE = re.compile(
     r"""\brm\s+-|rmtree|os\.(?:remove|unlink|rename|replace)|\.unlink\(|\bmv\s|\bshred\b|\bdd\s
@@ -67,6 +72,13 @@ class Checkpoints:
         self._recoveries_left = run.settings.max_recoveries
         self._started = time.monotonic()
         self._spent = 0.0
+        self._told: set[str] = set()
+        self._notes: list[str] = []
+
+    def take_notes(self) -> Sequence[str]:
+        """Sentences for the model that it was not told yet."""
+        notes, self._notes = self._notes, []
+        return notes
 
     async def commit_after_step(
         self, step: int, messages: int, exchange: str, children: int
@@ -161,8 +173,23 @@ class Checkpoints:
             used=self._budget.used(started) | {"iterations": step},
             children=children,
             not_carried=tuple(not_carried(made.carried)),
+            too_large=self._describe_too_large(made.carried),
             seconds=time.monotonic() - started,
         )
+
+    def _describe_too_large(self, carried: Carried | None) -> str:
+        """A sentence on variables that are too large for checkpoints, if they were not told yet."""
+        lost = carried.lost if carried else {}
+        names = [name for name, why in lost.items() if why.startswith(TOO_LARGE)]
+        if self._told.issuperset(names):
+            return ""
+        self._told.update(names)
+        sentence = (
+            f"Checkpoints of this run are without {listed(names, ', ')}: too large to be saved. "
+            "They are lost if the machine has to be put back; keep in files what you need then."
+        )
+        self._notes.append(sentence)
+        return sentence
 
 
 async def restore(bench: Workbench, checkpoint: events.CheckpointMade) -> tuple[str, ...]:
@@ -182,8 +209,7 @@ async def restore(bench: Workbench, checkpoint: events.CheckpointMade) -> tuple[
 
 
 def _disk_failed(carried: Carried) -> bool:
-    reasons = set(carried.lost.values())
-    return not carried.kept and len(reasons) == 1 and "OSError" in reasons.pop()
+    return any(reason.startswith("OSError") for reason in carried.lost.values())
 
 
 def _at_the_end_of(step: int) -> str:

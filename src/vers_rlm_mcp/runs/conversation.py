@@ -259,7 +259,7 @@ class Conversation:
         """
         known = self.run.replies.past.cell(self.path, asked.step, asked.code)
         difference = known and _difference(known, reply)
-        notes = self._calls.take_notes()
+        notes = [*self._calls.take_notes(), *self._checkpoint_notes()]
         if known and not difference:
             # Notes that are not on record go to the model with the first new cell.
             self._calls.note([note for note in notes if note not in known.notes])
@@ -267,6 +267,9 @@ class Conversation:
         if difference:
             self.publish(events.Diverged(asked.step, difference))
         return replace(reply, notes=(*reply.notes, *notes, *self._budget_warning()))
+
+    def _checkpoint_notes(self) -> Sequence[str]:
+        return self._checkpoints.take_notes() if self._checkpoints else ()
 
     async def _verify(self, asked: rlm.Verify) -> rlm.Verdict:
         """Run the check in a temporary copy of the current machine."""

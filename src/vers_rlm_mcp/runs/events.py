@@ -328,6 +328,8 @@ class CheckpointMade(Event):
     """How many conversations the run had started."""
     not_carried: tuple[str, ...]
     """Whole sentences on variables that are not in it."""
+    too_large: str = ""
+    """A sentence on variables that it is the first to be without, since they are too large."""
     seconds: float
     """How long it took to make."""
 

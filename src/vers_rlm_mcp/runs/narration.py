@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import singledispatch
 
 from .events import (
+    CheckpointMade,
     ChildChosen,
     ChildFinished,
     ChildStarted,
@@ -160,6 +161,11 @@ def _(event: MachineSwitched) -> str:
 @narrate.register
 def _(event: CommitMade) -> str:
     return f"📸 vmSnapshot: committed → {event.commit_id}"
+
+
+@narrate.register
+def _(event: CheckpointMade) -> str | None:
+    return f"⚠️ {event.too_large}" if event.too_large else None
 
 
 @narrate.register

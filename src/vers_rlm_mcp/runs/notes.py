@@ -18,7 +18,7 @@ def not_carried(carried: Carried | None, where: str = "the copy") -> Sequence[st
     """Sentences on variables that a copy of a machine does not have."""
     if carried is None or not carried.lost:
         return ()
-    named = _listed([f"{name} ({reason})" for name, reason in carried.lost.items()], "; ")
+    named = listed([f"{name} ({reason})" for name, reason in carried.lost.items()], "; ")
     return (f"A kernel started in {where} will not have these variables: {named}.",)
 
 
@@ -26,10 +26,10 @@ def lost_variables(result: CellResult) -> Sequence[str]:
     """Sentences on variables that are lost because the kernel had to be restarted."""
     if not result.lost:
         return ()
-    return (f"These variables are lost: {_listed(result.lost, ', ')}. Files are still there.",)
+    return (f"These variables are lost: {listed(result.lost, ', ')}. Files are still there.",)
 
 
-def _listed(items: Sequence[str], between: str) -> str:
+def listed(items: Sequence[str], between: str) -> str:
     """The first of them, and how many more there are."""
     more = len(items) - MAX_LISTED
     return between.join([*items[:MAX_LISTED], *([f"and {more} more"] if more > 0 else ())])

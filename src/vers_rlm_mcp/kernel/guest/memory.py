@@ -45,7 +45,10 @@ class MemoryBound:
 
     @contextmanager
     def held(self) -> Generator[None, None, None]:
-        """Hold the process to the bound: for the code of a cell, not for the kernel's own."""
+        """Hold the process to the bound: for the code of cells and what they could not survive."""
+        if self._holds:
+            yield
+            return
         self._holds = True
         self._limit(threading.active_count())
         try:

@@ -25,6 +25,11 @@ SPARE_SIZE = 1024 * 1024
 
 MAX_REASON = 300
 
+TOO_LARGE = "it is too large to be saved with the others"
+
+FLAT = (str, bytes, bytearray)
+"""Types whose length is no more than the size of their pickles."""
+
 ARCHIVE = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 """The archive that this program runs from. It also holds cloudpickle."""
 
@@ -49,29 +54,39 @@ def write(
         most: Bytes that all values may have together; a value that exceeds them is not kept.
     """
     pickler = _pickler(functions)
-    spare, lost = _try_each(values, pickler, most)
-    header = {
-        "directory": here(),
-        "search": sys.path,
-        "names": list(spare),
-        "spare": {name: data for name, data in spare.items() if data is not None},
-        "lost": lost,
-        "extra": extra,
-    }
+    sinks, lost = _try_each(values, pickler, most)
     scratch = path + ".new"
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(scratch, "wb") as file:
-            pickle.dump(header, file)
-            out = _Timed(file, time.monotonic() + SAVE_SECONDS)
-            pickler(out).dump({name: values[name] for name in spare})
+        while True:
+            spare = {name: sink.data for name, sink in sinks.items() if sink.data is not None}
+            header = {
+                "directory": here(),
+                "search": sys.path,
+                "names": list(sinks),
+                "spare": spare,
+                "lost": lost,
+                "extra": extra,
+            }
+            try:
+                with open(scratch, "wb") as file:
+                    pickle.dump(header, file)
+                    out = _Timed(file, time.monotonic() + SAVE_SECONDS)
+                    pickler(out).dump({name: values[name] for name in sinks})
+                break
+            except MemoryError as error:  # all together take more than each alone
+                if not sinks:
+                    raise
+                largest = max(sinks, key=lambda name: sinks[name].size)
+                del sinks[largest]
+                lost[largest] = describe(error)
         os.replace(scratch, path)
     except Exception as error:  # noqa: BLE001 - the code of any class runs; the disk may be full
         for file in (scratch, path):  # an older one must not pass for this one
             with suppress(FileNotFoundError):
                 os.unlink(file)
         return [], dict.fromkeys(values, describe(error))
-    return list(spare), lost
+    return list(sinks), lost
 
 
 def read(path: str) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
@@ -95,21 +110,25 @@ def read(path: str) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
 
 def describe(error: BaseException) -> str:
     """Why a variable is lost."""
+    if isinstance(error, MemoryError):
+        return "MemoryError: there is not enough memory to save it"
     return f"{type(error).__name__}: {error}"[:MAX_REASON]
 
 
 def _try_each(
     values: dict[str, Any], pickler: Any, most: float
-) -> tuple[dict[str, bytes | None], dict[str, str]]:
-    """The values that can be pickled, with their pickles where these are small; why others not."""
+) -> tuple[dict[str, _Sink], dict[str, str]]:
+    """What the pickles of the values that have one come to, and why others have none."""
     deadline = time.monotonic() + SAVE_SECONDS
-    good: dict[str, bytes | None] = {}
+    good: dict[str, _Sink] = {}
     lost: dict[str, str] = {}
     for name, value in values.items():
         sink = _Sink(most)
         try:
+            if type(value) in FLAT and len(value) > most:  # pickling would copy it first
+                raise OverflowError(TOO_LARGE)
             pickler(_Timed(sink, deadline)).dump(value)
-            good[name] = sink.data
+            good[name] = sink
             most -= sink.size
         except Exception as error:  # noqa: BLE001 - the code of any class runs
             lost[name] = describe(error)
@@ -154,7 +173,7 @@ class _Sink:
     def write(self, data: bytes) -> int:
         self.size += len(data)
         if self.size > self._most:
-            raise OverflowError("it is too large to be saved with the others")
+            raise OverflowError(TOO_LARGE)
         if self.data is not None and len(self.data) + len(data) <= SPARE_SIZE:
             self.data += bytes(data)
         else:

@@ -307,7 +307,8 @@ class Kernel:
         return self._save() if self._saving else None
 
     def _save(self, most: float = inf) -> dict[str, Any]:
-        saved = self._variables.save(most)
+        with self._memory.held():  # a MemoryError costs one variable, and the system's killer all
+            saved = self._variables.save(most)
         lost = list(saved["lost"].items())[:MAX_NAMES]
         return {
             "kept": [name[:MAX_NAME] for name in saved["kept"][:MAX_NAMES]],

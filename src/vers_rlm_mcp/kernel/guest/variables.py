@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import codecs
 import json
+import marshal
 import mmap
 import os
 import reprlib
+import time
 import types
+from contextlib import suppress
+from itertools import islice
 from math import inf
 
 from .workplace import ROOT
@@ -19,6 +23,20 @@ if TYPE_CHECKING:
 MAX_LISTED = 1000
 MAX_PREVIEW = 200
 MAX_NAME = 80
+
+LONG = 1024 * 1024
+"""Characters or bytes from which on a text is saved in a file of its own."""
+
+PIECE = 1024 * 1024
+"""Characters or bytes that are written at a time."""
+
+TEXTS = ".texts"
+"""Ends the name of the directory of those files."""
+
+SURROGATES = "surrogatepass"
+
+MARKED_TOGETHER = 1000
+"""Parts of a JSON value that are marshalled at a time."""
 
 
 class Variables:
@@ -48,8 +66,7 @@ class Variables:
         """Make a variable of a file: a str (`text`), a JSON value (`json`) or bytes (`bytes`)."""
         path = ROOT + path
         value = self._namespace[name] = _read(path, form)
-        if form != "json":  # a JSON value may be changed, and then is not what is in the file
-            self._inputs[name] = _Input(value, path, form)
+        self._inputs[name] = _Input(value, path, form)
 
     def listing(self) -> list[dict[str, Any]]:
         """Name, type, length, preview and digest of every variable."""
@@ -69,17 +86,27 @@ class Variables:
     def save(self, most: float = inf) -> dict[str, Any]:
         """Save variables of at most so many bytes; return which were kept, and why others were not.
 
-        Unchanged inputs are not written: they are read from their files again.
+        Unchanged inputs are not written: they are read from their files again. Long texts get files
+        of their own, once, and are like inputs from then on.
         """
         from . import pickles
 
-        disk = self._disk() if self._inputs else None
-        inputs = {
-            name: (i.path, i.form) for name, i in self._inputs.items() if self._holds(name, disk)
-        }
-        values = {name: self._namespace[name] for name in self.names() if name not in inputs}
-        kept, lost = pickles.write(self._path, values, self._functions, inputs, most)
-        return {"kept": [*inputs, *kept], "lost": lost}
+        names = self.names()
+        disk = self._disk()
+        self._inputs = {name: i for name, i in self._inputs.items() if self._holds(name, disk)}
+        lost: dict[str, str] = {}
+        for name in names:
+            if name not in self._inputs and is_long(self._namespace[name]):
+                try:
+                    self._write_text(name, most)
+                except Exception as error:  # noqa: BLE001 - the disk may be full, or the memory
+                    lost[name] = pickles.describe(error)
+        self._remove_old_texts()
+        inputs = {name: (entry.path, entry.form) for name, entry in self._inputs.items()}
+        most -= sum(entry.size for entry in self._inputs.values() if self._is_own(entry))
+        values = {n: self._namespace[n] for n in names if n not in inputs and n not in lost}
+        kept, unsaved = pickles.write(self._path, values, self._functions, inputs, most)
+        return {"kept": [*inputs, *kept], "lost": {**lost, **unsaved}}
 
     def restore(self) -> dict[str, Any]:
         """Read back what `save` saved, if there is anything."""
@@ -100,6 +127,41 @@ class Variables:
                 lost[name] = pickles.describe(error)
         return {"kept": list(values), "lost": lost}
 
+    def _write_text(self, name: str, most: float) -> None:
+        """Write a long text or bytes into a file, in pieces; a copy of it might not fit."""
+        from .pickles import TOO_LARGE
+
+        value = self._namespace[name]
+        size = len(value)
+        taken = sum(entry.size for entry in self._inputs.values() if self._is_own(entry))
+        if taken + size > most:
+            raise OverflowError(TOO_LARGE)
+        directory = self._path + TEXTS
+        os.makedirs(directory, exist_ok=True)
+        path = os.path.join(directory, f"{time.time_ns()}")
+        try:
+            with open(path, "wb") as file:
+                for start in range(0, size, PIECE):
+                    piece = value[start : start + PIECE]
+                    file.write(piece.encode("utf-8", SURROGATES) if type(value) is str else piece)
+                    if taken + file.tell() > most:
+                        raise OverflowError(TOO_LARGE)
+            form = "str" if type(value) is str else "bytes"
+            self._inputs[name] = _Input(value, path, form)
+        except BaseException:
+            os.unlink(path)
+            raise
+
+    def _is_own(self, entry: _Input) -> bool:
+        return entry.path.startswith(self._path + TEXTS)
+
+    def _remove_old_texts(self) -> None:
+        used = {os.path.basename(entry.path) for entry in self._inputs.values()}
+        with suppress(OSError):  # there are none
+            for name in os.listdir(self._path + TEXTS):
+                if name not in used:
+                    os.unlink(os.path.join(self._path + TEXTS, name))
+
     def _disk(self) -> int | None:
         """The device of files that copies carry. A directory in an overlay reports another."""
         probe = self._path + ".probe"
@@ -115,10 +177,12 @@ class Variables:
         """Whether a copy of the machine will find the value of this input in its file."""
         entry = self._inputs[name]
         try:
+            # The device is another one after each snapshot, of a file as of the disk.
             return (
-                entry.disk == disk
+                os.stat(entry.path).st_dev == disk
                 and entry.state == _state(entry.path)
-                and self._namespace.get(name) is entry.value
+                and name in self._namespace
+                and entry.is_value(self._namespace[name])
             )
         except OSError:
             return False
@@ -128,11 +192,41 @@ class _Input:
     """A variable that came from a file."""
 
     def __init__(self, value: Any, path: str, form: str) -> None:
-        self.value = value
         self.path = path
         self.form = form
         self.state = _state(path)
-        self.disk = os.stat(path).st_dev
+        self.size = self.state[0]
+        self._mark = _mark(value)
+
+    def is_value(self, value: Any) -> bool:
+        """Whether this is the value that is in the file."""
+        return self._mark is not None and _mark(value) == self._mark
+
+
+def is_long(value: Any) -> bool:
+    """Whether this is a text or bytes of its own length."""
+    return type(value) in (str, bytes) and len(value) >= LONG
+
+
+def _mark(value: Any) -> Any:
+    """What tells a value from others, without holding it in memory; None if nothing does.
+
+    Of a text, which cannot change, the hash is computed once. Of a JSON value all of it is looked
+    at, since it may have changed.
+    """
+    if type(value) in (str, bytes):
+        return id(value), len(value), hash(value)
+    if type(value) not in (list, dict):
+        return None
+    parts = iter(value if type(value) is list else value.items())
+    found = 0
+    try:
+        while piece := list(islice(parts, MARKED_TOGETHER)):
+            # In this version, equal values have equal bytes.
+            found = hash((found, marshal.dumps(piece, 2)))
+    except (ValueError, MemoryError):  # it is not plain data any more
+        return None
+    return id(value), len(value), found
 
 
 def _state(path: str) -> tuple[int, int]:
@@ -149,8 +243,9 @@ def _read(path: str, form: str) -> Any:
             text = ""
         else:
             with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
-                text = codecs.utf_8_decode(view)[0]  # pyright: ignore[reportArgumentType]
-    return text if form == "text" else json.loads(text)
+                errors = SURROGATES if form == "str" else "strict"
+                text = codecs.utf_8_decode(view, errors)[0]  # pyright: ignore[reportArgumentType]
+    return json.loads(text) if form == "json" else text
 
 
 def _length(value: Any) -> int | None:
