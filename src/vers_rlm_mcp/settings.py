@@ -11,6 +11,7 @@ them, and `python -m vers_rlm_mcp.settings FILE` writes them between the marks i
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -58,6 +59,9 @@ SEPARATORS = {
     "toolsets": ",",
 }
 """Settings with several values, and the separator between them in the environment."""
+
+MODEL_FIELDS = frozenset({"messages", "model", "stream", "stream_options", "system"})
+"""Fields of requests to models that are not the user's to set."""
 
 MARKS = ("<!-- settings -->\n", "<!-- /settings -->\n")
 """Lines that enclose the tables in the README."""
@@ -194,6 +198,31 @@ class Settings(BaseModel):
     )
     max_seconds: float = Field(default=1800, gt=0, description="Seconds a run may take.")
     max_tokens: int | None = Field(default=None, gt=0, description="Tokens a run may use.")
+    max_reply_tokens: int = Field(
+        default=32_000,
+        gt=0,
+        description="Tokens of one reply of `model`, thoughts included. A smaller remainder of "
+        "`max_tokens` is the limit instead.",
+    )
+    max_sub_reply_tokens: int | None = Field(
+        default=None,
+        gt=0,
+        description="The same for `sub_model`. By default, as for `model`.",
+    )
+    model_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further fields of requests to `model`, as JSON: "
+        '`{"temperature": 0.6, "top_p": 0.95}`.',
+    )
+    sub_model_options: dict[str, Any] = Field(
+        default_factory=dict, description="The same for `sub_model`."
+    )
+    max_model_calls: int = Field(
+        default=32,
+        ge=1,
+        description="Requests to one model at once. It is halved when the provider is overloaded, "
+        "and recovers. A server that answers one request at a time needs `1`.",
+    )
     max_usd: float | None = Field(default=None, gt=0, description="Money a run may spend, in USD.")
     confirm_usd: float | None = Field(
         default=None,
@@ -276,11 +305,22 @@ class Settings(BaseModel):
             return tuple(part.strip() for part in parts if part.strip())
         return value
 
+    @field_validator("model_options", "sub_model_options", mode="before")
+    @classmethod
+    def _read_options(cls, value: object) -> object:
+        options: object = json.loads(value) if isinstance(value, str) else value
+        given = set(cast("dict[str, object]", options)) if isinstance(options, dict) else set[str]()
+        if ours := MODEL_FIELDS & given:
+            raise ValueError(f"{', '.join(sorted(ours))} cannot be set here")
+        return options
+
     def environment(self) -> dict[str, str]:
         """Environment variables that give a child process the same settings."""
         values = {name: getattr(self, name) for name in self.model_fields_set}
         for name in values.keys() & SEPARATORS.keys():
             values[name] = SEPARATORS[name].join(map(str, values[name]))
+        for name in values.keys() & {"model_options", "sub_model_options"}:
+            values[name] = json.dumps(values[name])
         return {variable(name): str(value) for name, value in values.items() if value is not None}
 
 

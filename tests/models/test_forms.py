@@ -211,11 +211,18 @@ async def test_a_limit_above_the_models_own_is_lowered(message: str):
     assert 1024 < server.requests[-1].body["max_tokens"] <= 16_384
 
 
-async def test_a_limit_that_does_not_fit_this_prompt_is_not_lowered_for_others():
-    words = (
-        "'max_tokens' is too large: 32000. This model's maximum context length is 8192 tokens "
-        "and your request has 7000 input tokens (32000 > 8192 - 7000)."
-    )
+@pytest.mark.parametrize(
+    "words",
+    [
+        "'max_tokens' is too large: 32000. This model's maximum context length is 8192 tokens and "
+        "your request has 7000 input tokens (32000 > 8192 - 7000).",
+        "This model's maximum context length is 8192 tokens. However, you requested 39000 tokens "
+        "(7000 in the messages, 32000 in the completion). Please reduce the length of either.",
+        "`inputs` tokens + `max_new_tokens` must be <= 8192. Given: 7000 `inputs` tokens and 32000 "
+        "`max_new_tokens`",
+    ],
+)
+async def test_a_limit_that_does_not_fit_this_prompt_is_not_lowered_for_others(words: str):
     refused = Failure(400, error(words))
     async with OpenAIServer(refuses(lambda body: body["max_tokens"] == 32_000, refused)) as server:
         model = open_at(server)
@@ -223,7 +230,7 @@ async def test_a_limit_that_does_not_fit_this_prompt_is_not_lowered_for_others()
             await model.complete(SYSTEM, max_tokens=32_000)
             await model.complete(SYSTEM, max_tokens=9_000)
         await model.aclose()
-    assert [request.body["max_tokens"] for request in server.requests] == [32_000, 8192, 9_000]
+    assert [request.body["max_tokens"] for request in server.requests] == [32_000, 1192, 9_000]
 
 
 async def test_sampling_parameters_are_sent_and_left_out_if_the_model_does_not_take_them():

@@ -55,6 +55,7 @@ _TOO_MUCH = re.compile(
     r"too (?:large|big|high|many|long)|less than|at most|maximum|exceed|range|<=|>|greater|larger"
 )
 _CONTEXT = re.compile(r"context|prompt|input|too long")
+_OTHER_LIMIT = re.compile(r"max_(?:new|output)_tokens|maxoutputtokens|in the completion")
 _STREAM = re.compile(r"\bstream(?:ing|ed)?\b")
 _STREAM_REFUSED = re.compile(_NOT_TAKEN + r"|verif|must be false|without stream|non-stream")
 _SYSTEM = re.compile(
@@ -76,8 +77,10 @@ def next_form(form: Form, request: Mapping[str, object], refusal: Refusal) -> Fo
     words = refusal.words.lower()
     fields = request.keys() - {"model", "messages", "system", "stream"}
     limits = [name for name in LIMITS if name in fields and name in words]
-    if limits and _TOO_MUCH.search(words) and not _IS_NOT_TAKEN.search(words):
-        lower = _lower_limit(words, int(str(request[limits[0]])))
+    asked = next((int(str(request[name])) for name in LIMITS if name in fields), None)
+    is_size = _TOO_MUCH.search(words) and not _IS_NOT_TAKEN.search(words)
+    if asked and is_size and (limits or _OTHER_LIMIT.search(words)):
+        lower = _lower_limit(words, asked)
         return None if lower is None else replace(form, max_tokens=lower)
     if refused := _refused_fields(words, fields, limits):
         return replace(form, without=form.without | refused)
@@ -102,10 +105,17 @@ def _refused_fields(words: str, fields: AbstractSet[str], limits: list[str]) -> 
 
 
 def _lower_limit(words: str, asked: int) -> int | None:
-    """A limit below the refused one: the largest that the words name, or half."""
-    named = [int(number) for number in re.findall(r"\d{3,9}", words.replace(",", ""))]
-    lower = max((number for number in named if number < asked), default=asked // 2)
-    return lower if named or lower >= MIN_LIMIT else None
+    """A limit below the refused one, from the numbers in the words, or half of it."""
+    named = {int(number) for number in re.findall(r"\d{2,9}", words.replace(",", ""))}
+    if is_about_context(words):
+        # Without the limit itself, and the sum of it and the prompt.
+        sizes = sorted(size for size in named - {asked} if size - asked not in named)
+        lower = sizes[-1] - sum(sizes[-2:-1]) if sizes else 0
+    else:
+        lower = max((size for size in named if size < asked), default=0)
+    if 0 < lower < asked:
+        return lower
+    return asked // 2 if asked // 2 >= MIN_LIMIT else None
 
 
 def _unnamed(form: Form, fields: AbstractSet[str], status: int, words: str) -> Form | None:

@@ -28,6 +28,7 @@ from .refusals import Refusal
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vers_rlm_mcp.settings import Settings
     from vers_rlm_mcp.values import Message
 
     from .forms import Form
@@ -43,6 +44,16 @@ class ModelOptions:
     """Calls in flight at once, for the whole process."""
     fields: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
     """Further fields of requests, such as ``temperature``."""
+
+    @classmethod
+    def of_root(cls, settings: Settings) -> ModelOptions:
+        """Those of the model that writes the code."""
+        return cls(max_calls=settings.max_model_calls, fields=settings.model_options)
+
+    @classmethod
+    def of_sub(cls, settings: Settings) -> ModelOptions:
+        """Those of the model that answers sub-calls."""
+        return cls(max_calls=settings.max_model_calls, fields=settings.sub_model_options)
 
 
 class Client(Protocol):

@@ -11,7 +11,7 @@ import anyio
 
 from vers_rlm_mcp import rlm, runs
 from vers_rlm_mcp.errors import InputError
-from vers_rlm_mcp.models import Model, open_model
+from vers_rlm_mcp.models import Model, ModelOptions, open_model
 from vers_rlm_mcp.store import Journals
 
 from .run_stream import RunStream
@@ -60,7 +60,7 @@ class RLM(Session):
     ) -> None:
         named = {"model": model, "sub_model": sub_model}
         super().__init__(settings | {name: value for name, value in named.items() if value})
-        self._models: dict[str | None, Model] = {}
+        self._models: dict[tuple[str | None, bool], Model] = {}
         self._tasks: TaskGroup | None = None
 
     async def __aenter__(self) -> Self:
@@ -203,7 +203,7 @@ class RLM(Session):
         past = runs.load_past(Journals(own.state_dir, principal).of(run_id))
         return (
             self._model(own.model or past.model),
-            self._model(own.sub_model or own.model or past.sub_model),
+            self._model(own.sub_model or own.model or past.sub_model, is_sub=True),
         )
 
     async def _perform(
@@ -235,16 +235,17 @@ class RLM(Session):
                 beginning=beginning,
                 fleet=fleet,
                 model=self._model(settings.model),
-                sub_model=self._model(settings.sub_model or settings.model),
+                sub_model=self._model(settings.sub_model or settings.model, is_sub=True),
                 settings=settings,
                 on_event=publish,
             )
 
-    def _model(self, name: str | None) -> Model:
-        if name not in self._models:
-            model = self._models[name] = open_model(name)
+    def _model(self, name: str | None, *, is_sub: bool = False) -> Model:
+        if (name, is_sub) not in self._models:
+            of_role = ModelOptions.of_sub if is_sub else ModelOptions.of_root
+            model = self._models[name, is_sub] = open_model(name, options=of_role(self._settings))
             self._resources.push_async_callback(model.aclose)
-        return self._models[name]
+        return self._models[name, is_sub]
 
 
 def _split(signature: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -145,6 +145,15 @@ class Budget:
         for budget in self._ancestry():
             budget._check_own(now)
 
+    def tokens_left(self, now: float) -> int | None:
+        """The tokens until the nearest limit, at least 0; None without one."""
+        return _whole(min(self._all_left("tokens", now), default=None))
+
+    def release_sub_calls(self, count: int) -> None:
+        """Release `count` sub-calls that were reserved and never answered."""
+        for budget in self._ancestry():
+            budget._counts["sub_calls"] -= count
+
     def seconds_left(self, now: float) -> float | None:
         """The time until the nearest limit, at least 0; None without one."""
         left = [

@@ -21,11 +21,7 @@ if TYPE_CHECKING:
     from .request import RunRequest
 
 CONCURRENT_SUB_CALLS = 32
-"""Sub-calls of one run in flight at once: what providers commonly allow one key."""
-
-
-def _sub_calls() -> anyio.Semaphore:
-    return anyio.Semaphore(CONCURRENT_SUB_CALLS)
+"""Sub-calls of one run in flight at once, unless models are allowed more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +35,13 @@ class RunContext:
     journal: Journal
     on_event: Callable[[Event], None]
     """Called with each event once it is in the journal. Must not block."""
-    sub_calls: anyio.Semaphore = field(default_factory=_sub_calls)
+    sub_calls: anyio.Semaphore = field(init=False)
+    """Limits the sub-calls in flight."""
+
+    def __post_init__(self) -> None:
+        """Allow sub-calls what an endpoint may be allowed; models wait where it allows less."""
+        most = max(CONCURRENT_SUB_CALLS, self.settings.max_model_calls)
+        object.__setattr__(self, "sub_calls", anyio.Semaphore(most))
 
     @property
     def run_id(self) -> str:

@@ -17,6 +17,7 @@ from vers_rlm_mcp.errors import (
     KernelError,
     MachineError,
     ModelError,
+    ModelFailed,
     ModelUnavailable,
 )
 from vers_rlm_mcp.machines import find_files, run_command
@@ -26,7 +27,7 @@ from . import events
 from .exchange import Exchange
 from .notes import lost_variables
 from .repl_handlers import CellCalls
-from .reply_source import Answer
+from .reply_source import Answer, is_empty, problem_with
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -194,7 +195,9 @@ class Conversation:
                     *(done, len(asked.messages), self._asked, self.children),
                 )
             try:
-                answer = await self.run.replies.ask_model(asked, self.path, self._exchanges)
+                answer = await self.run.replies.ask_model(
+                    asked, self.path, self._exchanges, self._reply_limit()
+                )
             except ModelError as error:
                 answer = error
         assert answer  # set, unless the task group was cancelled and raised
@@ -313,6 +316,12 @@ class Conversation:
         low = self.budget.low(time.monotonic())
         return (low,) if low else ()
 
+    def _reply_limit(self, setting: int | None = None) -> int:
+        """The tokens that a reply may have: as set, within what the budget leaves."""
+        limit = setting or self.run.settings.max_reply_tokens
+        left = self.budget.tokens_left(time.monotonic())
+        return limit if left is None else max(1, min(limit, left))
+
     def _deadline(self) -> float:
         """The end of the conversation's time, on the event loop's clock."""
         left = self.budget.seconds_left(time.monotonic())
@@ -329,22 +338,41 @@ class Conversation:
     # For its cells, through `CellCalls`.
 
     async def ask_sub_model(self, prompt: str) -> str:
-        """Ask the sub-model for a cell, which has reserved the call. Raises `ModelError`."""
+        """Ask the sub-model for a cell, which has reserved the call.
+
+        An empty reply is asked for once more. A call without any reply is released in the budget.
+
+        Raises:
+            ModelError: There is no reply, or it is no answer.
+        """
         async with self.run.sub_calls:
-            # Checked again: what is under way may have used up the tokens or the money.
-            self.budget.check(time.monotonic())
-            self._sub_calls += 1
-            number, started = self._sub_calls, time.monotonic()
-            self.publish(events.SubCallStarted(self.cell.step, number, prompt))
             try:
-                answer = await self.run.replies.ask_sub_model(prompt)
-            except ModelError as error:
-                nothing = Answer(Completion("", Usage()), "", recorded=False)
-                self._sub_call_finished(number, started, nothing, str(error))
+                reply = await self._sub_call(prompt)
+                if is_empty(reply):
+                    reply = await self._sub_call(prompt)
+            except ModelError:
+                self.budget.release_sub_calls(1)
                 raise
-            self.budget.settle(answer.completion.usage, recorded=answer.recorded)
-            self._sub_call_finished(number, started, answer)
-            return answer.completion.text
+        if problem := problem_with(reply):
+            raise ModelFailed(problem)
+        return reply.text
+
+    async def _sub_call(self, prompt: str) -> Completion:
+        # Checked again: what is under way may have used up the tokens or the money.
+        self.budget.check(time.monotonic())
+        self._sub_calls += 1
+        number, started = self._sub_calls, time.monotonic()
+        self.publish(events.SubCallStarted(self.cell.step, number, prompt))
+        limit = self._reply_limit(self.run.settings.max_sub_reply_tokens)
+        try:
+            answer = await self.run.replies.ask_sub_model(prompt, limit)
+        except ModelError as error:
+            nothing = Answer(Completion("", Usage()), "", recorded=False)
+            self._sub_call_finished(number, started, nothing, str(error))
+            raise
+        self.budget.settle(answer.completion.usage, recorded=answer.recorded)
+        self._sub_call_finished(number, started, answer, problem_with(answer.completion))
+        return answer.completion
 
     def _sub_call_finished(
         self, number: int, started: float, answer: Answer, error: str | None = None

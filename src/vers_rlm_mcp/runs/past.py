@@ -157,7 +157,8 @@ class Past:
         match event:
             case ModelReplied():
                 self._model_replied(event, path)
-            case SubCallFinished(error=None):
+            # One with an error and a request has a reply, which is no answer but was paid for.
+            case SubCallFinished() if event.error is None or event.request:
                 self._count(event, _completion(event), event.request)
             case CellStarted():
                 self._code[path, event.step] = event.code

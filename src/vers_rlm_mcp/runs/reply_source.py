@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from .exchange import Exchange
 
 
+BEGINNING = 300
+"""Characters of a reply that an error quotes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A reply, and where it comes from."""
@@ -46,29 +50,30 @@ class Replies:
         self.past = past or Past()
 
     async def ask_model(
-        self, asked: rlm.CallModel, path: str, exchanges: Sequence[Exchange]
+        self, asked: rlm.CallModel, path: str, exchanges: Sequence[Exchange], max_tokens: int
     ) -> Answer:
         """Reply to the conversation with this path. Raises `ModelError`.
 
         `exchanges` are what was said in it so far, in each way that a journal may know it.
         """
         del path  # the same for all
-        return await self._ask_model(asked, exchanges)
+        return await self._ask_model(asked, exchanges, max_tokens)
 
-    async def ask_sub_model(self, prompt: str) -> Answer:
+    async def ask_sub_model(self, prompt: str, max_tokens: int) -> Answer:
         """Reply to a sub-call. Raises `ModelError`."""
         messages = [Message("user", prompt)]
         request = rlm.fingerprint(messages, self.sub_model.name)
-        return await self._ask(self.sub_model, messages, [request])
+        return await self._ask(self.sub_model, messages, [request], max_tokens)
 
     async def _ask_model(
         self,
         asked: rlm.CallModel,
         exchanges: Sequence[Exchange],
+        max_tokens: int,
         otherwise: Completion | None = None,
     ) -> Answer:
         known_as = [each.fingerprint(self.model.name) for each in exchanges]
-        answer = await self._ask(self.model, asked.messages, known_as, otherwise)
+        answer = await self._ask(self.model, asked.messages, known_as, max_tokens, otherwise)
         return replace(answer, exchange=known_as[0])
 
     async def _ask(
@@ -76,12 +81,14 @@ class Replies:
         model: Model,
         messages: Sequence[Message],
         known_as: Sequence[str],
+        max_tokens: int,
         otherwise: Completion | None = None,
     ) -> Answer:
         request = rlm.fingerprint(messages, model.name)
         if known := self.past.take(*known_as) or otherwise:
             return Answer(known, request, recorded=True)
-        return Answer(await model.complete(messages), request, recorded=False)
+        completion = await model.complete(messages, max_tokens=max_tokens)
+        return Answer(completion, request, recorded=False)
 
 
 class ReplayedReplies(Replies):
@@ -99,19 +106,19 @@ class ReplayedReplies(Replies):
         self._live_from = live_from if live else inf
 
     async def ask_model(
-        self, asked: rlm.CallModel, path: str, exchanges: Sequence[Exchange]
+        self, asked: rlm.CallModel, path: str, exchanges: Sequence[Exchange], max_tokens: int
     ) -> Answer:
         """Reply to the conversation with this path. Raises `ModelError`."""
         if path:
-            return await super().ask_model(asked, path, exchanges)
+            return await super().ask_model(asked, path, exchanges, max_tokens)
         if asked.step < self._live_from:
             by_step = self.past.said.get((asked.step, asked.purpose))
-            return await self._ask_model(asked, exchanges, by_step)
+            return await self._ask_model(asked, exchanges, max_tokens, by_step)
         if self._live:
             # From here it is another run, where the same request may get another reply.
             (self.model, self.sub_model), self._live = self._live, None
             self.past = Past()
-        return await super().ask_model(asked, path, exchanges)
+        return await super().ask_model(asked, path, exchanges, max_tokens)
 
 
 class Recorded(Model):
@@ -131,3 +138,32 @@ class Recorded(Model):
 
     async def aclose(self) -> None:
         """There is nothing to close."""
+
+
+def is_empty(reply: Completion) -> bool:
+    """Whether a model has ended its reply without saying anything."""
+    return reply.stop_reason == "end" and not reply.text.strip()
+
+
+def problem_with(reply: Completion) -> str | None:
+    """Why a sub-model's reply is no answer to hand over; None if it is one."""
+    said = reply.text.strip()
+    begins = f" It begins: {said[:BEGINNING]}" if said else ""
+    match reply.stop_reason:
+        case "length":
+            return (
+                "The sub-model's reply was cut off at its limit of length. Ask for a shorter "
+                f"answer, or about less text.{begins}"
+            )
+        case "refusal":
+            return f"The sub-model refused to answer. Ask in another way.{begins}"
+        case "unknown":
+            return (
+                "The sub-model's reply ended for a reason that is not known, so it may be "
+                f"incomplete. Ask again.{begins}"
+            )
+        case _ if not said:
+            thoughts = " but thoughts" if reply.thoughts else ""
+            return f"The sub-model's reply held nothing{thoughts}. Ask in another way."
+        case _:
+            return None

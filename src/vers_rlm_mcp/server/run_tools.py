@@ -136,7 +136,7 @@ async def vers_rlm(
         )
         beginning = check_request(request)
         models = choose_models(
-            context, (model, settings.model), (subModel, settings.sub_model), resources
+            context, settings, (model, settings.model), (subModel, settings.sub_model), resources
         )
         journal = resources.enter_context((await app.journals()).new())
         perform = partial(
@@ -274,7 +274,9 @@ async def resume_run(
     app.live_runs.admit(fleet.principal)
     changes = Changes(max_seconds=limit.seconds, max_tokens=limit.tokens, max_usd=limit.usd)
     async with AsyncExitStack() as resources:
-        models = choose_models(context, (model, past.model), (model, past.sub_model), resources)
+        models = choose_models(
+            context, settings, (model, past.model), (model, past.sub_model), resources
+        )
         perform = partial(
             resume, runId, step=step, changes=changes, fleet=fleet, settings=settings, **models
         )

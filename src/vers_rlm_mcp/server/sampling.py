@@ -20,7 +20,13 @@ from mcp_types import (
 from pydantic import ValidationError
 
 from vers_rlm_mcp.errors import ModelFailed, ModelUnavailable, UsageError
-from vers_rlm_mcp.models import SAMPLING, Model, open_model, read_stop_reason_of_sampling
+from vers_rlm_mcp.models import (
+    SAMPLING,
+    Model,
+    ModelOptions,
+    open_model,
+    read_stop_reason_of_sampling,
+)
 from vers_rlm_mcp.values import Completion, Usage
 
 if TYPE_CHECKING:
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
     from mcp.server.mcpserver import Context
     from mcp.server.session import ServerSession
 
+    from vers_rlm_mcp.settings import Settings
     from vers_rlm_mcp.values import Message
 
 MAX_TOKENS = 8192
@@ -44,26 +51,37 @@ Names = tuple[str | None, str | None]
 
 
 def choose_models(
-    context: Context[Any, Any], root: Names, sub: Names, resources: AsyncExitStack
+    context: Context[Any, Any],
+    settings: Settings,
+    root: Names,
+    sub: Names,
+    resources: AsyncExitStack,
 ) -> dict[str, Model]:
     """A run's model and its sub-calls' model, which are closed with the resources.
 
     Raises the same as `choose_model`.
     """
-    model = choose_model(*root, context)
+    model = choose_model(*root, context, ModelOptions.of_root(settings))
     resources.push_async_callback(model.aclose)
-    sub_model = choose_model(sub[0], sub[1] or model.name, context)
+    options = ModelOptions.of_sub(settings)
+    sub_model = choose_model(sub[0], sub[1] or model.name, context, options)
     resources.push_async_callback(sub_model.aclose)
     return {"model": model, "sub_model": sub_model}
 
 
-def choose_model(asked: str | None, default: str | None, context: Context[Any, Any]) -> Model:
+def choose_model(
+    asked: str | None,
+    default: str | None,
+    context: Context[Any, Any],
+    options: ModelOptions = ModelOptions(),  # noqa: B008 - immutable
+) -> Model:
     """The model named in the call, the default, one with a key, or the client's own.
 
     Args:
         asked: The tool's argument. It cannot name a script, which is a file of the host.
         default: The setting.
         context: The call, for its client.
+        options: What the user sets for the model.
 
     Raises:
         UsageError: The argument names a script.
@@ -84,7 +102,7 @@ def choose_model(asked: str | None, default: str | None, context: Context[Any, A
             )
         return SamplingModel(context)
     try:
-        return open_model(name)
+        return open_model(name, options=options)
     except ModelUnavailable:
         if name is None and _offers_sampling(context.session):
             return SamplingModel(context)
