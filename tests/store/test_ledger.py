@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -17,7 +19,7 @@ from vers_rlm_mcp.store import CommitRecord, Ledger
 from vers_rlm_mcp.store.ledger import SCHEMA
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 COMMIT = CommitRecord(
@@ -187,11 +189,109 @@ def test_many_servers_write_at_the_same_time(tmp_path: Path) -> None:
     ledger.close()
 
 
-def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "ledger.sqlite3").write_bytes(b"this is no database" * 1000)
-    with pytest.raises(BackendUnavailable, match=r"ledger.sqlite3, cannot be used.*move a damaged"):
-        Ledger(tmp_path)
+def overwrite(path: Path, data: bytes, place: int = 0) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(data)
+
+
+def change(statement: str) -> Callable[[Path], object]:
+    def damage(path: Path) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as database:
+            database.execute(statement)
+
+    return damage
+
+
+def in_its_place(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "no database": lambda path: path.write_bytes(b"this is no database" * 1000),
+    "NULs": lambda path: path.write_bytes(b"\0" * path.stat().st_size),
+    "a damaged page": lambda path: overwrite(path, b"\xff" * 4096, 4096),
+    "cut short": lambda path: os.truncate(path, 5000),
+    "a table is missing": change("DROP TABLE commits"),
+    "a column is missing": change("ALTER TABLE machines DROP COLUMN parent"),
+    "a directory": in_its_place,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_set_aside_and_told(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(Ledger(tmp_path)) as ledger:
+        assert ledger.ask("fake", limit=1)
+    DAMAGES[damage](tmp_path / "ledger.sqlite3")
+    for _ in range(2):
+        with closing(Ledger(tmp_path)) as ledger:
+            assert ledger.live("fake") == []
+    (message,) = caplog.messages
+    assert f"{tmp_path}/ledger.sqlite3 cannot be used" in message
+    assert len(list(tmp_path.glob("ledger.sqlite3.damaged-*"))) == 1
     assert list((tmp_path / "owners").iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_file_that_a_crash_left_empty_is_used(tmp_path: Path, size: int) -> None:
+    (tmp_path / "ledger.sqlite3").write_bytes(b"\0" * size)
+    with closing(Ledger(tmp_path)) as ledger:
+        assert ledger.ask("fake", limit=1)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE machines SET asked_at = 'yesterday' WHERE number = 1",
+        "UPDATE machines SET kept = 'perhaps' WHERE number = 1",
+        "UPDATE machines SET intent = x'ff' WHERE number = 1",
+        "UPDATE machines SET parent = CAST(x'ff' AS TEXT), asked_at = x'00' WHERE number = 1",
+    ],
+)
+def test_a_damaged_row_is_left_out_and_told_once(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(Ledger(tmp_path)) as ledger:
+        ledger.ask("fake", limit=2)
+        ledger.ask("fake", limit=2)
+        change(damage)(ledger.path)
+        change("ALTER TABLE machines ADD COLUMN later TEXT")(ledger.path)
+        for _ in range(2):
+            assert [record.number for record in ledger.live("fake")] == [2]
+    (message,) = caplog.messages
+    assert "damaged row" in message
+
+
+def test_a_ledger_whose_directory_was_removed_says_so(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "state")
+    shutil.rmtree(tmp_path / "state")
+    with pytest.raises(BackendUnavailable, match=r"removed or replaced.*Start this server again"):
+        ledger.ask("fake", limit=1)
+    ledger.close()
+
+
+def test_a_locked_ledger_says_so_in_time(ledger: Ledger) -> None:
+    with closing(sqlite3.connect(ledger.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(BackendUnavailable, match="Another process holds it locked"):
+            ledger.ask("fake", limit=1)
+    assert ledger.ask("fake", limit=1)
+
+
+@pytest.mark.parametrize("mask", [0, 0o777])
+def test_no_one_else_can_read_it_whatever_the_umask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        with closing(Ledger(tmp_path / "state")) as ledger:
+            ledger.ask("fake", limit=1)
+            for path in [tmp_path / "state", *(tmp_path / "state").rglob("*")]:
+                mode = stat.S_IMODE(path.stat().st_mode)
+                assert mode == (0o700 if path.is_dir() else 0o600), path
+    finally:
+        os.umask(before)
 
 
 def test_a_file_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """The ledger: every machine and commit, recorded before it exists, so that none is forgotten.
 
-It is one SQLite file, shared by all servers that use a state directory. Calls are synchronous: a
-write is one small transaction, made once per machine rather than per command, and flushed to the
-disk because a remote machine outlives a power cut.
+It is one SQLite file, shared by all servers that use a state directory. Calls are synchronous, and
+may wait for another server for `BUSY_SECONDS`: an event loop makes them in a thread. A write is one
+small transaction, made once per machine rather than per command, and flushed to the disk because a
+remote machine outlives a power cut. A damaged file is set aside, and a new one is begun.
 
 A server's claim on its machines is a file lock that it holds while it lives. The operating system
 releases it however the process ends. Process ids would not do: they are reused, and mean nothing
@@ -16,22 +17,38 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import secrets
 import sqlite3
+import threading
 import time
 import uuid
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from vers_rlm_mcp.errors import BackendUnavailable
+
+from .files import make_directory, open_private, set_aside
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
     from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
 BUSY_SECONDS: Final = 5.0
 """How long to wait for another server's transaction. One takes milliseconds."""
+
+POLL_SECONDS: Final = 0.01
+"""Between two attempts to lock a file."""
+
+DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+LOCKED: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+"""Codes of SQLite's errors."""
 
 SCHEMA: Final = (
     """
@@ -126,6 +143,15 @@ class CommitIntent:
     asked_at: float
 
 
+Record = TypeVar("Record", MachineRecord, CommitRecord, CommitIntent)
+
+TABLES: Final = {
+    "machines": MachineRecord,
+    "commits": CommitRecord,
+    "asked_commits": CommitIntent,
+}
+
+
 class Ledger:
     """The ledger of one state directory, opened by one server.
 
@@ -146,11 +172,13 @@ class Ledger:
         self.path = directory / "ledger.sqlite3"
         self._owners = directory / "owners"
         with self._translated():
-            self._owners.mkdir(parents=True, exist_ok=True)
+            make_directory(self._owners)
             self._lock = _locked(self._owners / self.owner, os.O_CREAT)
+        self._mutex = threading.Lock()
         try:
             with self._translated():
-                self._database = _open_database(self.path)
+                self._database = _open_usable(self.path)
+                self._place = _place(self.path)
         except BaseException:
             self._release()
             raise
@@ -310,22 +338,21 @@ class Ledger:
 
     def commits(self, backend: str) -> Sequence[CommitRecord]:
         """Every commit, deleted ones included, oldest first."""
-        rows = self._rows("SELECT * FROM commits WHERE backend = ? ORDER BY created_at", backend)
-        return [CommitRecord(**row) for row in rows]
+        query = "SELECT * FROM commits WHERE backend = ? ORDER BY created_at"
+        return self._records(CommitRecord, query, backend)
 
     def checkpoints(self, backend: str | None = None) -> Sequence[CommitRecord]:
         """The commits that runs made at their steps and that are not deleted, oldest first."""
-        rows = self._rows(
+        query = (
             "SELECT * FROM commits WHERE step IS NOT NULL AND deleted_at IS NULL"
-            " AND backend = coalesce(?, backend) ORDER BY created_at",
-            backend,
+            " AND backend = coalesce(?, backend) ORDER BY created_at"
         )
-        return [CommitRecord(**row) for row in rows]
+        return self._records(CommitRecord, query, backend)
 
     def commit_intents(self, backend: str) -> Sequence[CommitIntent]:
         """The commits that were asked for and are not recorded as made."""
-        rows = self._rows("SELECT * FROM asked_commits WHERE backend = ?", backend)
-        return [CommitIntent(**row) for row in rows]
+        query = "SELECT * FROM asked_commits WHERE backend = ?"
+        return self._records(CommitIntent, query, backend)
 
     def is_alive(self, owner: str) -> bool:
         """Whether the server that this ledger calls `owner` still runs."""
@@ -335,9 +362,9 @@ class Ledger:
         with self._translated():
             try:
                 descriptor = _locked(lock)
-            except FileNotFoundError:
+            except (FileNotFoundError, IsADirectoryError):
                 return False
-            except BlockingIOError:
+            except (BlockingIOError, PermissionError):
                 return True
             lock.unlink(missing_ok=True)
             os.close(descriptor)
@@ -354,11 +381,19 @@ class Ledger:
 
     def _machines(self, condition: str, *values: str) -> Sequence[MachineRecord]:
         query = f"SELECT * FROM machines WHERE {condition} ORDER BY number"  # noqa: S608 - ours
-        return [_machine_record(row) for row in self._rows(query, *values)]
+        return self._records(MachineRecord, query, *values)
 
-    def _rows(self, query: str, *values: str | None) -> Sequence[dict[str, Any]]:
-        with self._translated():
-            return [dict(row) for row in self._database.execute(query, values)]
+    def _records(self, kind: type[Record], query: str, *values: str | None) -> Sequence[Record]:
+        """The rows of a table. Those that are no record are left out, which is logged once."""
+        with self._translated(), self._alone():
+            rows = [dict(row) for row in self._database.execute(query, values)]
+        records: list[Record] = []
+        for row in rows:
+            try:
+                records.append(_adapter(kind).validate_python(row))
+            except ValidationError as error:
+                _report(self.path, f"{kind.__name__} {tuple(row.values())}: {error.errors()[0]}")
+        return records
 
     def _write(self, statement: str, *values: str | float | None) -> None:
         with self._transaction() as database:
@@ -366,9 +401,22 @@ class Ledger:
 
     @contextlib.contextmanager
     def _transaction(self) -> Generator[sqlite3.Connection]:
-        with self._translated(), self._database:
-            self._database.execute("BEGIN IMMEDIATE")
-            yield self._database
+        with self._translated(), self._alone():
+            if _place(self.path) != self._place:
+                raise FileNotFoundError("the file was removed or replaced while it was in use")
+            with self._database:
+                self._database.execute("BEGIN IMMEDIATE")
+                yield self._database
+
+    @contextlib.contextmanager
+    def _alone(self) -> Generator[None]:
+        """Keep other threads from the connection, which knows one transaction at a time."""
+        if not self._mutex.acquire(timeout=2 * BUSY_SECONDS):
+            raise TimeoutError("other calls of this server wait for it")
+        try:
+            yield
+        finally:
+            self._mutex.release()
 
     @contextlib.contextmanager
     def _translated(self) -> Generator[None]:
@@ -377,14 +425,13 @@ class Ledger:
         except (sqlite3.Error, OSError) as error:
             raise BackendUnavailable(
                 f"The ledger of machines, {self.path}, cannot be used ({error}), and without it "
-                "none is made. Make its directory writable, free space on its disk, move a damaged "
-                "file away, or choose another state directory (VERS_RLM_STATE_DIR)."
+                f"none is made. {_advise(error)}"
             ) from error
 
 
 def _locked(path: Path, flags: int = 0) -> int:
     """Open and lock a file. Raises BlockingIOError if another process holds the lock."""
-    descriptor = os.open(path, os.O_RDWR | flags, 0o600)
+    descriptor = open_private(path, os.O_RDWR | flags)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:
@@ -393,19 +440,110 @@ def _locked(path: Path, flags: int = 0) -> int:
     return descriptor
 
 
-def _machine_record(row: dict[str, Any]) -> MachineRecord:
-    row["kept"] = bool(row["kept"])  # SQLite has no booleans
-    return MachineRecord(**row)
+def _advise(error: Exception) -> str:
+    """What to do about an error."""
+    if isinstance(error, FileNotFoundError):
+        return "Start this server again."
+    if _code(error) in LOCKED or isinstance(error, TimeoutError):
+        return "Another process holds it locked: try again, or end that process."
+    if isinstance(error, _NewerVersion):
+        return "Use that version, or choose another state directory (VERS_RLM_STATE_DIR)."
+    if _is_damage(error):
+        return "Start this server again, which sets a damaged file aside."
+    return (
+        "Make its directory writable, free space on its disk, or choose another state directory "
+        "(VERS_RLM_STATE_DIR)."
+    )
+
+
+@cache
+def _adapter(kind: type[Record]) -> TypeAdapter[Record]:
+    return TypeAdapter(kind)
+
+
+@cache
+def _report(path: Path, fault: str) -> None:
+    """Log, once, a row that cannot be read."""
+    logger.warning("%s has a damaged row, which is left out: %s", path, fault)
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    """What a path stands for; None if there is no such file."""
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        return None
+    return about.st_dev, about.st_ino
+
+
+def _code(error: Exception) -> int:
+    """The primary code of SQLite's error; 0 for others."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _is_damage(error: Exception) -> bool:
+    return isinstance(error, _Damaged) or _code(error) in DAMAGE
+
+
+class _Damaged(sqlite3.DatabaseError):
+    """The file is a database, but not a whole ledger."""
+
+
+class _NewerVersion(sqlite3.DatabaseError):
+    """A newer version of this program made the file."""
+
+
+def _open_usable(path: Path) -> sqlite3.Connection:
+    """Open the file. A damaged one is set aside first."""
+    try:
+        return _open_database(path)
+    except sqlite3.Error as error:
+        if not _is_damage(error) and not path.is_dir():
+            raise
+    with _locked_for_a_while(path.with_suffix(".lock")):
+        try:
+            return _open_database(path)  # another server may have set it aside by now
+        except sqlite3.Error as error:
+            advice = "Machines that it recorded are found again, and named by `machines list`"
+            set_aside(path, error, advice)
+            for part in ("-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    path.with_name(path.name + part).unlink()
+        return _open_database(path)
+
+
+@contextlib.contextmanager
+def _locked_for_a_while(path: Path) -> Generator[None]:
+    """Lock a file, but do not wait for it longer than `BUSY_SECONDS`."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            descriptor = _locked(path, os.O_CREAT)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{path} is locked") from None
+            time.sleep(POLL_SECONDS)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _open_database(path: Path) -> sqlite3.Connection:
+    with contextlib.suppress(IsADirectoryError):  # SQLite will say so
+        os.close(open_private(path, os.O_RDWR | os.O_CREAT))
     # The module would begin a transaction at its first write, too late to lock what was read.
-    database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+    database = sqlite3.connect(
+        path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
     try:
         database.row_factory = sqlite3.Row
+        database.text_factory = lambda data: data.decode(errors="replace")  # pyright: ignore
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
         _migrate(database)
+        _check(database)
     except BaseException:
         database.close()
         raise
@@ -418,8 +556,19 @@ def _migrate(database: sqlite3.Connection) -> None:
         database.execute("BEGIN IMMEDIATE")
         (version,) = database.execute("PRAGMA user_version").fetchone()
         if version > len(SCHEMA):
-            raise sqlite3.DatabaseError(f"a newer version of this program made it: {version}")
+            raise _NewerVersion(f"a newer version of this program made it: {version}")
         for change in SCHEMA[version:]:
             for statement in change.split(";\n"):
                 database.execute(statement)
         database.execute(f"PRAGMA user_version = {len(SCHEMA)}")
+
+
+def _check(database: sqlite3.Connection) -> None:
+    """Check that the file is whole. Raises `sqlite3.Error`."""
+    (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise _Damaged(found)
+    for table, kind in TABLES.items():
+        columns = {row["name"] for row in database.execute(f"PRAGMA table_info({table})")}
+        if missing := {field.name for field in fields(kind)} - columns:
+            raise _Damaged(f"{table} lacks {', '.join(sorted(missing))}")
