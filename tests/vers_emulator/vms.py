@@ -10,7 +10,7 @@ import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import anyio
 import asyncssh
@@ -176,8 +176,10 @@ class Cloud:
 
     def foreign_vm(self, vm_id: str) -> Any:
         """A machine of others, if there is one of this id."""
-        own = [vm for vm in self.foreign if isinstance(vm, dict) and vm.get("vm_id") == vm_id]
-        return own[0] if own else None
+        for vm in self.foreign:
+            if isinstance(vm, dict) and cast("dict[str, Any]", vm).get("vm_id") == vm_id:
+                return cast("Any", vm)
+        return None
 
     def running(self, vm_id: str) -> Vm:
         """A machine that can be asked to do something; a 409 if it is paused."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vers_rlm_mcp import retries
-from vers_rlm_mcp.machines.vers import reach
+from vers_rlm_mcp.machines.vers import api, making, reach
 
 if TYPE_CHECKING:
     import pytest
@@ -19,3 +19,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "FIRST_DELAY", 0.01)
     monkeypatch.setattr(reach, "FIRST_PAUSE", 0.02)
     monkeypatch.setattr(reach, "LAST_PAUSE", 0.1)
+    monkeypatch.setattr(making, "VISIBLE_PAUSE", 0.05)
+    monkeypatch.setattr(making, "VISIBLE_SECONDS", 0.2)
+    monkeypatch.setattr(api, "GONE_PAUSE", 0.05)
+    monkeypatch.setattr(api, "GONE_SECONDS", 0.2)

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import re
-import time
 import uuid
 from collections import defaultdict
 from contextlib import suppress
@@ -21,7 +20,17 @@ from ..base import Capabilities, Commit, MachineInfo, MachineSpec
 from ..daemon import Daemon, DaemonBackend, DaemonMachine, deleted
 from .api import VersApi
 from .faults import NotThere, Refused
-from .making import OWN_LABELS, PARENT, REQUEST, Maker, Making, Origin, copies_of, unlabelled
+from .making import (
+    OWN_LABELS,
+    PARENT,
+    REQUEST,
+    Claim,
+    CommitClaim,
+    Maker,
+    Making,
+    Origin,
+    unlabelled,
+)
 from .reach import STOPPED, reach
 from .schema import UUID_PATTERN, VmMetadata
 from .shielded import run_all
@@ -93,10 +102,16 @@ class VersBackend(DaemonBackend):
         async def post() -> Sequence[str]:
             return [await self._api.create(config)]
 
-        async def find() -> Sequence[str]:
-            return [vm.vm_id for vm in await self._api.vms() if vm.labels.get(REQUEST) == request]
-
-        making = Making(post, find=find, delete=self.delete, finish=self._ready, lasting=True)
+        claim = Claim(self._api, request, None, self._metadata)
+        await claim.begin()
+        making = Making(
+            post,
+            check=claim.check,
+            find=claim.find,
+            delete=self.delete,
+            finish=self._ready,
+            lasting=True,
+        )
         (machine_id,) = await self._maker.make(making)
         return self.handle(machine_id)
 
@@ -196,23 +211,24 @@ class VersBackend(DaemonBackend):
         async def post() -> Sequence[str]:
             return [await self._api.commit(machine_id, name, f"Of machine {machine_id}")]
 
-        async def find() -> Sequence[str]:
-            return [info.commit_id async for info in self._api.commits() if info.name == name]
-
-        made: list[Commit] = []
+        claim = CommitClaim(self._api, name)
 
         async def finish(ids: Sequence[str]) -> None:
             self._connector.pins.inherit(ids[0], machine_id)
-            made.append(await self._describe_commit(ids[0], machine_id, intent))
 
         making = Making(
-            post, find=find, delete=self._api.delete_commit, finish=finish, lasting=True
+            post,
+            check=claim.check,
+            find=claim.find,
+            delete=self._api.delete_commit,
+            finish=finish,
+            lasting=True,
         )
         try:
-            await self._maker.make(making)
+            (commit_id,) = await self._maker.make(making)
         except NotThere:
             raise deleted(machine_id) from None
-        return made[0]
+        return self._commit(claim.made[commit_id])
 
     async def branch(
         self, machine_id: str, count: int, labels: Mapping[str, str]
@@ -241,15 +257,17 @@ class VersBackend(DaemonBackend):
         count: int = 1,
         fs_size_mib: int | None = None,
     ) -> Sequence[DaemonMachine]:
-        marks = {**(labels or {}), REQUEST: uuid.uuid4().hex}
-        if not origin.is_name:  # a name is resolved by the metadata
-            marks[PARENT] = origin.id
-
+        request = uuid.uuid4().hex
+        claim = Claim(self._api, request, origin, self._metadata)
+        marks = {**(labels or {}), REQUEST: request}
         copies: list[DaemonMachine] = []
 
         async def finish(machine_ids: Sequence[str]) -> None:
             for machine_id in machine_ids:  # first, since unlabelled copies are hard to find again
-                await self._api.label(machine_id, marks)
+                parent = origin.id
+                if origin.is_name:
+                    parent = (await self._metadata(machine_id)).parent_commit_id or parent
+                await self._api.label(machine_id, {**marks, PARENT: parent})
                 self._connector.pins.inherit(machine_id, origin.id)
             if fs_size_mib:
                 for machine_id in machine_ids:
@@ -259,8 +277,15 @@ class VersBackend(DaemonBackend):
             await run_all([partial(_renew, copy) for copy in copies])
 
         async with self._copying[origin.id]:
-            find = await copies_of(self._api, origin)
-            making = Making(post, find=find, delete=self.delete, finish=finish, count=count)
+            await claim.begin()
+            making = Making(
+                post,
+                check=claim.check,
+                find=None if origin.is_name else claim.find,
+                delete=self.delete,
+                finish=finish,
+                count=count,
+            )
             await self._maker.make(making)
         return copies
 
@@ -295,20 +320,6 @@ class VersBackend(DaemonBackend):
             intent=ours.group(1) if (ours := _COMMIT_NAME.fullmatch(info.name or "")) else None,
         )
 
-    async def _describe_commit(self, commit_id: str, machine_id: str, intent: str) -> Commit:
-        """A commit that was just taken, with the time that the service gave it."""
-        with suppress(MachineError):  # the commit exists even if it cannot be listed
-            async for info in self._api.commits():
-                if info.commit_id == commit_id:
-                    return self._commit(info)
-        return Commit(
-            id=commit_id,
-            machine_id=machine_id,
-            created_at=time.time(),
-            fidelity=self.config.fidelity,
-            intent=intent,
-        )
-
     # Commits that the service does not delete yet
 
     async def _doom(self, commit_id: str) -> None:
@@ -320,10 +331,12 @@ class VersBackend(DaemonBackend):
                 return
 
     async def _delete_doomed(self) -> None:
-        for commit_id in list(self._doomed):
+        async def delete(commit_id: str) -> None:
             with suppress(MachineError):  # its machines are still there; the next time, then
                 await self._api.delete_commit(commit_id)
                 self._doomed.discard(commit_id)
+
+        await run_all([partial(delete, commit_id) for commit_id in self._doomed])
 
 
 async def _renew(copy: DaemonMachine) -> None:

@@ -1,17 +1,21 @@
-"""Makes things without losing any: before an attempt is repeated, its result is looked up.
+"""Makes things without losing any, and without taking another's for ours.
 
 The service is not known to honour an idempotency key, so when the response to a request is lost,
-the thing may or may not exist. Ours are recognized as follows:
+the thing may or may not exist: before an attempt is repeated, its result is looked up. And what a
+response names may be another's machine, or none. So a `Claim` tells ours from all others:
 
+- It was not listed before the request.
 - A fresh machine has the label of this request, `REQUEST`, from the beginning.
-- A commit has a unique name.
 - A branch or a machine from a commit cannot be labelled in the request; it is labelled right
-  afterwards. Until then it is ours if it was not listed before the request, its metadata name the
-  machine or commit that was copied, and it has no other request's label. Requests for copies of the
-  same thing wait for each other, so that their copies are not confused. Unlabelled copies are not
-  looked for later, when they might be anyone's, with one exception: `unlabelled` finds those of a
-  process that was killed. What remains is a copy of which the service told us nothing, in a minute
-  in which it answered nothing else either.
+  afterwards. Until then it is ours if it was made since, its metadata name the machine or commit
+  that was copied, and it has no other request's label. Requests for copies of the same thing wait
+  for each other, so that their copies are not confused.
+- A commit has a unique name.
+
+What is not ours is not used and not deleted, whatever names it. Unlabelled copies are not looked
+for later, when they might be anyone's, with one exception: `unlabelled` finds those of a process
+that was killed. What remains is a copy of which the service told us nothing, in a minute in which
+it answered nothing else either.
 """
 
 from __future__ import annotations
@@ -20,21 +24,23 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import anyio
 
-from vers_rlm_mcp.errors import MachineError
+from vers_rlm_mcp.errors import BackendUnavailable, MachineError
 from vers_rlm_mcp.retries import with_retries
 
-from .faults import PassingVersFault
+from .faults import NotThere, PassingVersFault, Refused
 from .shielded import finish_or_undo
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from .api import VersApi
-    from .schema import VmMetadata
+    from .schema import CommitInfo, Vm, VmMetadata
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +61,20 @@ LATE_SECONDS: Final = 600.0
 CLOCK_SECONDS: Final = 60.0
 """How far the service's clock may be from ours."""
 
+VISIBLE_SECONDS: Final = 3.0
+"""How long a machine that was just made may be unknown to the service."""
+
+VISIBLE_PAUSE: Final = 0.3
+
+REPEAT_SECONDS: Final = 120.0
+"""How long a request is repeated: as long as one attempt may take."""
+
 CLEAN_SECONDS: Final = 15.0
 """To delete what a failed request made; the rest is deleted by the next call."""
+
+
+class NotOurs(MachineError):
+    """What the service named as made by a request was not made by it."""
 
 
 class Making:
@@ -64,6 +82,7 @@ class Making:
 
     Args:
         post: Requests them once and returns their ids.
+        check: Raises `NotOurs` unless all of these ids are of things that this request made.
         find: Returns the ids of what this request has visibly made so far. None if that cannot be
             found out: then the request is not repeated.
         finish: Prepares them for use: labels them, waits until they can be reached.
@@ -77,6 +96,7 @@ class Making:
         self,
         post: Callable[[], Awaitable[Sequence[str]]],
         *,
+        check: Callable[[Sequence[str]], Awaitable[None]],
         find: Callable[[], Awaitable[Sequence[str]]] | None,
         delete: Callable[[str], Awaitable[None]],
         finish: Callable[[Sequence[str]], Awaitable[None]] | None = None,
@@ -84,6 +104,7 @@ class Making:
         count: int = 1,
     ) -> None:
         self._post = post
+        self._check = check
         self._find = find
         self._delete = delete
         self._finish = finish
@@ -91,10 +112,10 @@ class Making:
         self._count = count
         self._started = time.monotonic()
         self._reported: set[str] = set()
-        """Ids that the service reported, as long as they may have to be deleted."""
+        """Ids of what was certainly made, as long as they may have to be deleted."""
         self._kept: set[str] = set()
         self._doubtful = False
-        """Whether the service may have made something without reporting it."""
+        """Whether the service may have made something that is not known yet."""
 
     async def run(self) -> Sequence[str]:
         """Make exactly `count` things, or raise; `clean` removes everything else."""
@@ -130,21 +151,34 @@ class Making:
         if self._doubtful and self._find and len(found := await self._find()) >= self._count:
             self._reported.update(found)
             return found
+        was_doubtful, self._doubtful = self._doubtful, True
         try:
-            return await finish_or_undo(self._ask, seconds=FINISH_SECONDS)
+            made = await finish_or_undo(self._ask, seconds=FINISH_SECONDS)
+        except (NotThere, Refused, BackendUnavailable):  # so nothing was made
+            self._doubtful = was_doubtful
+            raise
         except PassingVersFault as fault:
-            self._doubtful = True
             if self._find is None:
                 raise MachineError(
                     f"{fault} It may have been made all the same: list it."
                 ) from None
+            if time.monotonic() > self._started + REPEAT_SECONDS:
+                raise MachineError(f"{fault} Try again later.") from None
             raise
         except anyio.get_cancelled_exc_class():
-            self._doubtful = self._doubtful or not self._reported
+            self._doubtful = was_doubtful or not self._reported
             raise
+        self._doubtful = was_doubtful
+        return made
 
     async def _ask(self) -> Sequence[str]:
         made = await self._post()
+        try:
+            await self._check(made)
+        except NotOurs:
+            raise
+        except MachineError as error:
+            raise MachineError(f"What Vers has made cannot be looked at: {error}") from None
         self._reported.update(made)
         if len(made) < self._count and self._find:  # an older service reports only one
             made = await self._find()
@@ -200,30 +234,128 @@ class Origin:
         return self.kind in {"ref", "tag_name"}
 
     def is_origin_of(self, metadata: VmMetadata) -> bool:
-        """Whether these are the metadata of a copy."""
+        """Whether these are the metadata of a copy; with a name, of one of any commit."""
         if self.kind == "machine":
             return metadata.grandparent_vm_id == self.id
+        if self.is_name:
+            return metadata.parent_commit_id is not None
         return metadata.parent_commit_id == self.id
 
 
-async def copies_of(api: VersApi, origin: Origin) -> Callable[[], Awaitable[Sequence[str]]] | None:
-    """A function that finds unlabelled copies made from now on; None if `origin` is only a name."""
-    if origin.is_name:
-        return None
-    before = await api.vms()
-    old = {vm.vm_id for vm in before}
-    # Whether a copy has the labels of its original is not documented.
-    inherited = {vm.labels.get(REQUEST) for vm in before} | {None}
+class Claim:
+    """Tells the machines that one request makes from all others.
 
-    async def find() -> Sequence[str]:
-        new = [
-            vm.vm_id
-            for vm in await api.vms()
-            if vm.vm_id not in old and vm.labels.get(REQUEST) in inherited
-        ]
-        return [vm_id for vm_id in new if origin.is_origin_of(await api.metadata(vm_id))]
+    Args:
+        api: The service.
+        request: The request's own label.
+        origin: What is copied; None for a fresh machine.
+        describe: Returns a machine's metadata.
+    """
 
-    return find
+    def __init__(
+        self,
+        api: VersApi,
+        request: str,
+        origin: Origin | None,
+        describe: Callable[[str], Awaitable[VmMetadata]],
+    ) -> None:
+        self._api = api
+        self._request = request
+        self._origin = origin
+        self._describe = describe
+        self._began_at = time.time()
+        self._old: set[str] = set()
+        self._inherited: set[str | None] = {None}
+
+    async def begin(self) -> None:
+        """Note which machines there are before the request."""
+        before = await self._api.vms()
+        self._old = {vm.vm_id for vm in before}
+        # Whether a copy has the labels of its original is not documented.
+        self._inherited |= {vm.labels.get(REQUEST) for vm in before}
+
+    async def find(self) -> Sequence[str]:
+        """The machines that this request has visibly made so far."""
+        found: list[str] = []
+        for vm in await self._api.vms():
+            with suppress(MachineError):  # of which nothing can be learnt: it may be anyone's
+                if await self.covers(vm):
+                    found.append(vm.vm_id)
+        return found
+
+    async def check(self, machine_ids: Sequence[str]) -> None:
+        """Raise `NotOurs` unless all of these were made by this request, and each is another."""
+        if len(set(machine_ids)) < len(machine_ids):
+            raise NotOurs(f"Vers named one machine twice as new ones: {', '.join(machine_ids)}.")
+        for machine_id in machine_ids:
+            vm = await self._look_at(machine_id)
+            if vm is None or not await self.covers(vm):
+                raise NotOurs(
+                    f"Vers named machine {machine_id} as a new one, but this request did not make "
+                    "it. It was left as it is; try again later."
+                )
+
+    async def covers(self, vm: Vm) -> bool:
+        """Whether this request made a machine. Raises `MachineError` if that cannot be learnt."""
+        label = vm.labels.get(REQUEST)
+        if vm.vm_id in self._old:
+            return False
+        if label == self._request:
+            return True
+        made_at = self._api.made_at(vm)
+        if self._origin is None or label not in self._inherited:
+            return False
+        if made_at and made_at < self._began_at - CLOCK_SECONDS:
+            return False
+        return self._origin.is_origin_of(await self._describe(vm.vm_id))
+
+    async def _look_at(self, machine_id: str) -> Vm | None:
+        async def look() -> Vm | None:
+            try:
+                return await self._api.status(machine_id)
+            except NotThere:
+                return None
+
+        return None if machine_id in self._old else await wait_for(look)
+
+
+class CommitClaim:
+    """Tells the commit that one request takes from all others, by its name."""
+
+    def __init__(self, api: VersApi, name: str) -> None:
+        self.made: dict[str, CommitInfo] = {}
+        """The commits of this name, as far as they are known."""
+        self._api = api
+        self._name = name
+
+    async def find(self, until: Sequence[str] = ()) -> Sequence[str]:
+        """The commits of this name. Stops looking when it has found all of `until`."""
+        async for info in self._api.commits():
+            if info.name == self._name:
+                self.made[info.commit_id] = info
+                if until and self.made.keys() >= set(until):
+                    break
+        return list(self.made)
+
+    async def check(self, commit_ids: Sequence[str]) -> None:
+        """Raise `NotOurs` unless all of these have this name."""
+
+        async def look() -> bool | None:
+            return set(commit_ids) <= set(await self.find(commit_ids)) or None
+
+        if not await wait_for(look):
+            raise NotOurs(
+                f"Vers named commit {commit_ids[0]} as a new one, but lists none of this id and "
+                "name. It was left as it is; try again later."
+            )
+
+
+async def wait_for(look: Callable[[], Awaitable[T | None]]) -> T | None:
+    """Look for what was just made, of which the service may tell only some seconds later."""
+    until = anyio.current_time() + VISIBLE_SECONDS
+    while (found := await look()) is None and anyio.current_time() < until:  # noqa: ASYNC110 - a service gives no event
+        await anyio.sleep(VISIBLE_PAUSE)
+    return found
 
 
 async def unlabelled(api: VersApi, parent: str, asked_at: float) -> Sequence[str]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, cast
 
 from pydantic import (
     AfterValidator,
@@ -57,9 +56,9 @@ def _utc(value: object) -> object:
 
 def _readable(value: object) -> object:
     """The labels that can be read: texts, whose characters are whole."""
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         return {}
-    labels: Mapping[object, object] = value
+    labels = cast("dict[object, object]", value)
     return {name: text for name, text in labels.items() if _is_text(name) and _is_text(text)}
 
 
@@ -150,7 +149,7 @@ class Page(Reply):
             return cls.model_validate({"items": data, "is_all": True})
         if not isinstance(data, dict):
             raise ValueError("it is no list")  # noqa: TRY004 - like any other that cannot be read
-        page: dict[str, Any] = data
+        page = cast("dict[str, Any]", data)
         return cls.model_validate({"items": page.get(name), "total": page.get("total")})
 
     def has_next(self, seen: int, limit: int) -> bool:
