@@ -190,6 +190,18 @@ class Settings(BaseModel):
         ge=0,
         description="How often a run may restore a machine that it broke from a checkpoint.",
     )
+    repeats_told: int = Field(
+        default=3,
+        ge=0,
+        description="After how many equal failures in a row a model is told to take another way; "
+        "0 for never.",
+    )
+    repeats_ended: int = Field(
+        default=5,
+        ge=0,
+        description="After how many equal failures in a row a run stops and extracts its outputs; "
+        "0 for never.",
+    )
     max_record_mib: int = Field(
         default=1024,
         ge=1,

@@ -234,7 +234,6 @@ def test_what_a_cell_did_is_told(cell: CellResult, told: str) -> None:
 @pytest.mark.parametrize(
     ("reply", "told"),
     [
-        (Completion("  \n"), "Your reply was empty"),
         (Completion("The answer is 42."), "no code that can be run"),
         (Completion("```python\nprint(", stop_reason="length"), "cut off"),
         (Completion("Thinking on", stop_reason="length"), "cut off"),
@@ -654,3 +653,69 @@ def test_what_was_read_otherwise_than_written_is_told() -> None:
     shell = "```bash\nls\n```\n" + BLOCK
     played = play([Completion(shell), printed("1"), Stop("Enough.")])
     assert "The bash block of your reply was not run" in played.told[0]
+
+
+def test_an_empty_reply_is_no_step() -> None:
+    played = play([Completion(""), Completion(" \n"), model(), final("x")], steps=1)
+    assert played.outcome.status == "finished"
+    assert [call.step for call in played.calls] == [1, 1, 1]
+    assert "Your reply was empty" in played.told[0]
+    assert len(played.outcome.steps) == 1
+    assert [type(event) for event in played.events] == [Feedback, Feedback, StepFinished]
+
+
+def test_empty_replies_without_end_lead_to_the_extraction() -> None:
+    played = play([Completion("")] * 3 + [model('{"answer": "x"}')])
+    assert played.outcome.status == "extracted"
+    assert played.outcome.reason.startswith("3 replies in a row held no code.")
+
+
+def test_a_reply_of_thoughts_alone_is_a_step_and_is_told_apart_from_an_empty_one() -> None:
+    played = play([Completion("", thoughts="Hm."), model(), final("x")])
+    assert "Your reply held thoughts only" in played.told[0]
+    assert len(played.outcome.steps) == 2
+
+
+FAILED = CellResult("error", error="Traceback\nZeroDivisionError: division by zero")
+SPACED = model("Again.\n```python\nprint(1)  \n\n```")
+
+
+@pytest.mark.parametrize(
+    ("turns", "signature"),
+    [
+        ([model(), FAILED, SPACED, FAILED], "-> answer"),
+        ([model(), final(b=1), SPACED, final(b=2)], "-> answer"),
+    ],
+)
+def test_the_same_failure_again_and_again_is_told_and_then_ends_the_run(
+    turns: list[Reply], signature: str
+) -> None:
+    replies = [*turns, *turns, *turns[:2], model('{"answer": "x"}')]
+    played = play(replies, signature)
+    told = ["times in a row" in each for each in played.told]
+    assert told == [False, False, True, False, True], "the last one asks for the outputs"
+    assert "3 times in a row" in played.told[2]
+    assert "```python\n" in played.told[2]
+    assert played.outcome.status == "extracted"
+    assert played.outcome.reason.startswith("The same cell failed in the same way 5 times in a row")
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        [model("```python\nprint(2)\n```"), FAILED],
+        [model(), printed("1")],
+        [model(), CellResult("error", error="ValueError: no")],
+    ],
+)
+def test_another_failure_or_none_starts_the_count_again(between: list[Reply]) -> None:
+    turns: list[Reply] = [model(), FAILED, model(), FAILED, *between] * 3
+    played = play([*turns, model(), final("x")])
+    assert played.outcome.status == "finished"
+    assert not any("times in a row" in told for told in played.told)
+
+
+def test_a_cell_that_prints_the_same_again_and_again_is_no_failure() -> None:
+    played = play([model(), printed("waiting")] * 8 + [model(), final("x")])
+    assert played.outcome.status == "finished"
+    assert not any("times in a row" in told for told in played.told)

@@ -6,6 +6,7 @@ produce the same requests, events and outcome. Tests, replay and resume all feed
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -74,6 +75,12 @@ class _Turn:
     message: str
     outputs: dict[str, JsonValue] | None = None
 
+    @property
+    def failure(self) -> str:
+        """Identifies what failed, without white space and numbers; empty if nothing did."""
+        error = re.sub(r"[0-9]+", "", (self.step.error or "").rstrip().rpartition("\n")[2])
+        return " ".join(f"{self.step.code}\n{error}".split()) if error else ""
+
 
 class _Engine:
     def __init__(self, task: Task) -> None:
@@ -90,20 +97,26 @@ class _Engine:
             return self._outcome("partial", self._right, str(end))
 
     def _loop(self) -> Run:
-        silent = 0
+        silent, repeats, failure = 0, 0, ""
         while True:
-            number = len(self._steps) + 1
-            turn = yield from self._step(number)
+            turn = yield from self._step(len(self._steps) + 1)
             if turn.outputs is not None:
                 return self._outcome("finished", turn.outputs, "The model called FINAL.")
             silent = 0 if turn.step.code else silent + 1
-            if why := self._exhausted(number, silent):
-                return (yield from self._extract(turn.message, why))
-            self._transcript.add_message(turn.message)
+            repeats = repeats + 1 if turn.failure and turn.failure == failure else 1
+            failure, message = turn.failure, turn.message
+            if why := self._exhausted(silent, repeats):
+                return (yield from self._extract(message, why))
+            if repeats == self._task.repeats_told:
+                message += "\n" + feedback.repeated(self._task, repeats)
+            self._transcript.add_message(message)
 
-    def _exhausted(self, number: int, silent: int) -> str | None:
-        if number == self._task.max_iterations:
-            return f"All {number} steps are used."
+    def _exhausted(self, silent: int, repeats: int) -> str | None:
+        steps = len(self._steps)
+        if steps == self._task.max_iterations:
+            return f"All {steps} steps are used."
+        if repeats == self._task.repeats_ended:
+            return f"The same cell failed in the same way {repeats} times in a row."
         return f"{silent} replies in a row held no code." if silent == MAX_SILENT else None
 
     def _step(self, number: int) -> Generator[Request, Reply, _Turn]:
@@ -111,8 +124,11 @@ class _Engine:
         parsed = parse_reply(reply.text)
         problem = feedback.not_run(self._task, reply, parsed)
         if problem:
-            turn = self._silent_turn(number, parsed, problem)
+            is_step = bool(reply.text.strip() or reply.thoughts)
+            turn = self._silent_turn(number, parsed, problem, is_step=is_step)
             yield from self._emit(Feedback(number, problem))
+            if not is_step:
+                return turn
         else:
             cell = yield from self._run_cell(number, parsed)
             turn = yield from self._cell_turn(number, parsed, cell)
@@ -120,8 +136,10 @@ class _Engine:
         yield from self._emit(self._step_finished(turn, reply))
         return turn
 
-    def _silent_turn(self, number: int, parsed: ParsedReply, problem: str) -> _Turn:
-        message = feedback.reminder(self._task, problem, number)
+    def _silent_turn(
+        self, number: int, parsed: ParsedReply, problem: str, *, is_step: bool
+    ) -> _Turn:
+        message = feedback.reminder(self._task, problem, number if is_step else number - 1)
         return _Turn(
             Step(
                 number=number,

@@ -20,6 +20,10 @@ _FEW_STEPS = 3
 """From this many on, each message says how many steps are left."""
 
 _EMPTY = "Your reply was empty. Write one ```python block: its code is run, and you see the output."
+_ONLY_THOUGHTS = (
+    "Your reply held thoughts only, which are not read. Write one ```python block behind them: its "
+    "code is run, and you see the output."
+)
 _CUT_OFF = (
     "Your reply was cut off at the model's output limit, so nothing was run. Write a shorter one: "
     "less text, and less code per step."
@@ -70,7 +74,7 @@ def not_run(task: Task, reply: Completion, parsed: ParsedReply) -> str | None:
     if reply.stop_reason != "end":
         return f"{_BROKEN_OFF} {_example(task, parsed)}"
     if not reply.text.strip():
-        return f"{_EMPTY} {_example(task, parsed)}"
+        return f"{_ONLY_THOUGHTS if reply.thoughts else _EMPTY} {_example(task, parsed)}"
     if parsed.code:
         return None
     return (
@@ -79,10 +83,10 @@ def not_run(task: Task, reply: Completion, parsed: ParsedReply) -> str | None:
     )
 
 
-def _example(task: Task, parsed: ParsedReply) -> str:
+def _example(task: Task, parsed: ParsedReply | None) -> str:
     """A block to copy, made of what the task has: models follow it where words do not help."""
     names = ", ".join(f"{field.name}=..." for field in task.signature.outputs)
-    code = parsed.example
+    code = parsed.example if parsed else ""
     if not code and task.inputs:
         code = f"print(str({task.inputs[0].name})[:1000])"
     code = code or 'print(exec("ls"))'
@@ -91,10 +95,20 @@ def _example(task: Task, parsed: ParsedReply) -> str:
     )
 
 
+def repeated(task: Task, count: int) -> str:
+    """The message about a reply that failed in the same way as the ones before it."""
+    return (
+        f"This is the same failure, {count} times in a row; to repeat the cell will not change it. "
+        "Take another way: look at the values that it works with, or do a smaller part first. "
+        f"{_example(task, None)}"
+    )
+
+
 def reminder(task: Task, text: str, step: int) -> str:
     """The message about a reply that was not run."""
     most = task.max_iterations
-    return "\n".join([f"Step {step} of {most}.", text, *_steps_left(most - step)])
+    head = [f"Step {step} of {most}."] if step else []
+    return "\n".join([*head, text, *_steps_left(most - step)])
 
 
 def refusal(task: Task, faults: Sequence[str]) -> str:

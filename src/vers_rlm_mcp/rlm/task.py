@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp.values import Message, ReplFunction
 
+_CONDUCT = ("mark", "repeats_told", "repeats_ended")
+"""Fields of a task that say how its conversation is conducted, not what it is about."""
 MAX_ITERATIONS = 20
 MAX_SUB_CALLS = 30
 """What a task is allowed by default."""
@@ -94,13 +96,18 @@ class Task:
     mark: str = ""
     """Drawn for each run and part of the tags around data in prompts, so that data cannot contain
     them. Without one, the tags have none."""
+    repeats_told: int = 3
+    repeats_ended: int = 5
+    """How often the same failing reply may come in a row until the model is told so, and until the
+    outputs are extracted; 0 for never."""
 
     def to_json(self) -> dict[str, JsonValue]:
         """The task of a run's own conversation, for `from_json`."""
-        names = [f.name for f in fields(self) if f.name not in ("branch", "functions", "mark")]
+        names = [f.name for f in fields(self) if f.name not in ("branch", "functions")]
         values = {name: getattr(self, name) for name in names}
-        if self.mark:  # older journals hold none
-            values["mark"] = self.mark
+        for name in _CONDUCT:  # older journals hold none of these
+            if not values[name]:
+                del values[name]
         return {
             **values,
             "signature": str(self.signature),
@@ -108,6 +115,10 @@ class Task:
             "files": [asdict(each) for each in self.files],
             "machine": asdict(self.machine),
         }
+
+    def about(self) -> dict[str, JsonValue]:
+        """What the task is about, without how its conversation is conducted."""
+        return {name: value for name, value in self.to_json().items() if name not in _CONDUCT}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], functions: tuple[ReplFunction, ...]) -> Task:
@@ -122,6 +133,8 @@ class Task:
             "files": tuple(InputFile(**each) for each in values["files"]),
             "machine": MachineFacts(**machine),
             "functions": functions,
+            "repeats_told": values.get("repeats_told", 0),
+            "repeats_ended": values.get("repeats_ended", 0),
         }
         return cls(**{**values, **parts})
 

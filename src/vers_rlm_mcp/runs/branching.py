@@ -284,6 +284,8 @@ class Children:
             functions=repl_functions(),
             branch=branch,
             mark=self._parent.task.mark,
+            repeats_told=self._parent.task.repeats_told,
+            repeats_ended=self._parent.task.repeats_ended,
         )
 
     async def _converse(

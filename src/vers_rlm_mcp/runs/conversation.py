@@ -98,6 +98,8 @@ class Conversation:
         self._calls.note(notes)
         self._cells = 0
         """How many cells have run."""
+        self._iteration = 0
+        """The step that was reserved last."""
         self._sub_calls = 0
         self._exchanges = [Exchange.of_task(task, origin)]
         if path:
@@ -152,8 +154,9 @@ class Conversation:
         return rlm.Stop(reason, "".join(self._output))
 
     async def _call_model(self, asked: rlm.CallModel) -> rlm.Reply:
-        if asked.purpose == "step":
+        if asked.purpose == "step" and asked.step != self._iteration:
             self.budget.reserve_iteration(time.monotonic())
+            self._iteration = asked.step  # an empty reply is asked for again, at no cost of a step
         else:
             self.budget.check(time.monotonic())
         self.publish(events.ModelAsked(asked.step, asked.purpose, len(asked.messages)))

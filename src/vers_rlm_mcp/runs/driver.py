@@ -276,6 +276,8 @@ class Driver:
             verify=request.verify,
             functions=repl_functions(),
             mark=secrets.token_hex(MARK_BYTES) if beginning.mark is None else beginning.mark,
+            repeats_told=run.settings.repeats_told,
+            repeats_ended=run.settings.repeats_ended,
         )
 
     async def _begin_at(self, checkpoint: events.CheckpointMade) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ class Exchange:
 
     A recorded reply answers the request at which the same was said and seen: so a version that
     words its prompts differently still finds the replies that older ones have paid for. Times do
-    not count, and neither does the mark of a run.
+    not count, and neither does how the conversation is conducted.
     """
 
     def __init__(self, *start: JsonValue) -> None:
@@ -29,7 +29,7 @@ class Exchange:
     @classmethod
     def of_task(cls, task: rlm.Task, origin: str = "") -> Exchange:
         """The exchange of a conversation that begins; `origin` is its parent's fingerprint."""
-        facts = {name: value for name, value in task.to_json().items() if name != "mark"}
+        facts = task.about()
         if branch := task.branch:
             return cls(facts, origin, branch.plan, branch.number, branch.count)
         return cls(facts)

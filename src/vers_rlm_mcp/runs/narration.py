@@ -36,7 +36,7 @@ _REASONING_CHARS = 500
 _CALL_CHARS = 120
 _ID_CHARS = 8
 
-_ENDINGS = {"finished": "✅", "extracted": "✅", "partial": "⚠️"}
+_ENDINGS = {"finished": "✅", "extracted": "⚠️", "partial": "⚠️"}
 
 
 @singledispatch

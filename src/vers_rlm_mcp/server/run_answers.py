@@ -219,7 +219,7 @@ def _headline(fields: RunFields) -> str:
         case "finished":
             return f"✅ Vers RLM completed in {steps}."
         case "extracted":
-            return f"✅ Vers RLM completed in {steps}; outputs extracted. {reason}"
+            return f"⚠️ Vers RLM ended after {steps}; its outputs are a guess. {reason}"
         case "partial":
             return f"⚠️ Vers RLM ended after {steps} with partial outputs. {reason}"
         case "running":
