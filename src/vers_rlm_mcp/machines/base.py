@@ -182,9 +182,11 @@ class Machine(ABC):
     ) -> int:
         """Write a regular file and return its size in bytes.
 
-        Missing parent directories are made. An existing file keeps its mode and loses its content,
-        even if writing fails. Raises `PathRefused` if the path is something else than a regular
-        file, and `MachineFull` if no space is left.
+        Missing parent directories are made. An existing file keeps its mode and owner, and has its
+        old content until it has the new one, also if writing fails, is cancelled or cut off. Only
+        where a directory admits no other file, or a file has several names, is it written in place.
+        Raises `PathRefused` if the path is something else than a regular file, and `MachineFull` if
+        no space is left.
         """
 
     @abstractmethod

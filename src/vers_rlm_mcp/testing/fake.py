@@ -56,11 +56,11 @@ from vers_rlm_mcp.machines.daemon.guest import sessions
 from .fake_host import (
     KILL_SECONDS,
     ROOT_VARIABLE,
+    Replacement,
     freeze,
     in_machine,
     kill,
     open_to_read,
-    open_to_write,
     send_signal,
     translated,
     write_all,
@@ -176,13 +176,15 @@ class FakeMachine(Machine):
             raise PathRefused(f"Cannot write {path!r}: only {', '.join(OWN)} can be written here.")
         size = 0
         with translated(path):
-            descriptor = await to_thread.run_sync(open_to_write, real, mode)
+            new = await to_thread.run_sync(Replacement, real, mode)
         try:
             async for chunk in _chunks(data):
                 with translated(path):  # not errors of the source
-                    size += await to_thread.run_sync(write_all, descriptor, chunk)
+                    size += await to_thread.run_sync(write_all, new.file, chunk)
+            with translated(path):
+                new.finish()
         finally:
-            os.close(descriptor)
+            new.discard()
         return size
 
     async def snapshot(self, *, intent: str | None = None) -> Commit:

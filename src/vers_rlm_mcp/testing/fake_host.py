@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import stat
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -42,7 +43,7 @@ def open_to_read(path: Path, offset: int) -> int:
     """Open a regular file at an offset. A negative one counts from the end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        _require_regular(descriptor)
+        _require_regular(os.fstat(descriptor))
         size = os.fstat(descriptor).st_size
         os.lseek(descriptor, max(0, size + offset) if offset < 0 else offset, os.SEEK_SET)
     except BaseException:
@@ -51,21 +52,27 @@ def open_to_read(path: Path, offset: int) -> int:
     return descriptor
 
 
-def open_to_write(path: Path, mode: int) -> int:
-    """Open a regular file and empty it. A new one gets this mode."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-    except FileNotFoundError:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, mode)
-        os.fchmod(descriptor, mode)
-    try:
-        _require_regular(descriptor)
-        os.ftruncate(descriptor, 0)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+class Replacement:
+    """The new content of a regular file, beside it until it is complete. A new one gets a mode."""
+
+    def __init__(self, path: Path, mode: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            info = path.stat()
+            _require_regular(info)
+            mode = stat.S_IMODE(info.st_mode)
+        self._path = Path(os.path.realpath(path))
+        self.file, self._temporary = tempfile.mkstemp(dir=self._path.parent)
+        os.fchmod(self.file, mode)
+
+    def finish(self) -> None:
+        """Take the place of the old content."""
+        Path(self._temporary).replace(self._path)
+
+    def discard(self) -> None:
+        """Close the file, and remove it if it has not taken its place."""
+        os.close(self.file)
+        Path(self._temporary).unlink(missing_ok=True)
 
 
 def write_all(descriptor: int, data: bytes) -> int:
@@ -76,8 +83,8 @@ def write_all(descriptor: int, data: bytes) -> int:
     return len(data)
 
 
-def _require_regular(descriptor: int) -> None:
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+def _require_regular(info: os.stat_result) -> None:
+    if not stat.S_ISREG(info.st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file")
 
 

@@ -166,6 +166,13 @@ async def test_what_many_write_at_once_is_refused_to_each_and_kills_none(small: 
     assert seen[-1] == "alive"
 
 
+async def test_a_write_without_room_leaves_the_old_file(small: Machine, sh: Shell) -> None:
+    await small.write("/workspace/file", b"old")
+    with pytest.raises(MachineFull):
+        await small.write("/workspace/file", bytes(80 << 20))
+    assert (await sh(small, "ls -A; cat file")).startswith("file\nold")
+
+
 async def test_what_is_frozen_in_commits_counts_as_written(state: Path, sh: Shell) -> None:
     async with BubblewrapBackend(state, SMALL) as backend:
         machine = await backend.create()

@@ -16,6 +16,7 @@ from vers_rlm_mcp.errors import MachineError, MachineFull, PathRefused
 
 from ..base import Capabilities, Commit, ExitStatus, Machine, MachineInfo, Process
 from ..paths import WORKSPACE, check_path
+from .guest.frames import COMPLETE
 from .guest.wire import FrameError
 
 if TYPE_CHECKING:
@@ -297,6 +298,8 @@ async def _feed(target: ByteSendStream, data: bytes | AsyncIterable[bytes], what
         async for chunk in _chunks(data) if isinstance(data, bytes) else data:
             with _patience(what):
                 await target.send(chunk)
+        with _patience(what):
+            await target.send(COMPLETE)
     await target.aclose()
 
 

@@ -203,6 +203,51 @@ async def writing_replaces(lab: Lab) -> None:
 
 
 @check
+async def a_broken_write_leaves_the_old_content(lab: Lab) -> None:
+    """A write that breaks, or is cancelled, leaves the file as it was, and nothing beside it."""
+    machine = await lab.create()
+    await sh(machine, "mkdir place; echo old > place/file; ln -s place/file link")
+    half_way = anyio.Event()
+
+    async def breaking() -> AsyncIterator[bytes]:
+        yield bytes(MIB)
+        raise ConnectionError("the source broke")
+
+    async def waiting() -> AsyncIterator[bytes]:
+        yield bytes(MIB)
+        half_way.set()
+        await anyio.sleep_forever()
+
+    for path in ("/workspace/place/file", "/workspace/link", "/workspace/place/new"):
+        write = machine.write(path, breaking())
+        await expect_error(ConnectionError, write, "a write whose source broke")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(machine.write, "/workspace/place/file", waiting())
+        await half_way.wait()
+        expect_equal(await sh(machine, "cat place/file"), "old\n", "the content during a write")
+        tasks.cancel_scope.cancel()
+    with anyio.fail_after(END_SECONDS):
+        while (found := await sh(machine, "ls -A place; cat link")) != "file\nold\n":
+            expect("new" not in found, "a new file is there with half of its content")
+            await anyio.sleep(0.01)
+
+
+@check
+async def readers_see_the_old_or_the_new_content(lab: Lab) -> None:
+    """While a file is written again and again, each read finds one whole content."""
+    machine = await lab.create()
+    contents = [bytes([letter]) * MIB for letter in b"abc"]
+    await machine.write("/workspace/file", contents[0])
+    script = "for i in $(seq 20); do cksum < file; done | sort -u | wc -l"
+    async with await machine.spawn(["sh", "-c", script]) as process:
+        for data in contents * 3:
+            await machine.write("/workspace/file", data)
+        with anyio.fail_after(COMMAND_SECONDS):
+            seen = int(await process.stdout.receive())
+    expect(seen <= len(contents), "a reader saw a part of a file")
+
+
+@check
 async def symlinks_are_followed(lab: Lab) -> None:
     """Reading and writing follow symlinks."""
     machine = await lab.create()
@@ -287,7 +332,7 @@ async def a_full_disk_is_reported(lab: Lab) -> None:
             yield bytes(MIB)
 
     await expect_error(MachineFull, machine.write("/workspace/big", endless()), "4 GiB in 64 MiB")
-    await sh(machine, "rm big")
+    await sh(machine, "rm -f big")
     await _expect_room(machine, "/workspace/small", b"fits")
     expect_equal(await read_bytes(machine, "/workspace/small", length=10), b"fits", "a small file")
 

@@ -402,12 +402,17 @@ class Daemon:
         return act
 
     def write(self, request: Request) -> Act:
-        """Copy standard input to a file, and report its size."""
+        """Copy standard input to a file, which then replaces the old one, and report its size."""
 
         def act() -> None:
-            file = file_tasks.open_to_write(encoded(request["path"]), request["mode"])
-            self.admit(file)
-            os.write(REPORT, b"%d" % file_tasks.receive(file))
+            new = file_tasks.Replacement(encoded(request["path"]), request["mode"])
+            try:
+                self.admit(new.file)
+                size = file_tasks.receive(new.file)
+                new.finish()
+            finally:
+                new.discard()
+            os.write(REPORT, b"%d" % size)
 
         return act
 

@@ -56,3 +56,6 @@ MAX_REQUEST = 4 * 1024 * 1024
 CHUNK = 64 * 1024 - 64
 """Bytes of the largest piece of a stream: with its header what a pipe holds, and two packets of
 SSH."""
+
+COMPLETE = b"\0vers-rlm: complete\0"
+"""Ends the input of a task that writes a file: without it, the file stays as it was."""
