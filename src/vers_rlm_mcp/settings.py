@@ -268,6 +268,11 @@ class Settings(BaseModel):
         description="Tools to offer: those for machines (`vm`), those for runs (`rlm`), or both. "
         "Separated by `,`.",
     )
+    always_load: bool = Field(
+        default=False,
+        description="Tell clients that defer tools behind a search (Claude Code) to load the most "
+        "important ones at once.",
+    )
     read_only: bool = Field(
         default=False, description="Offer only tools that create, change and delete nothing."
     )
@@ -279,6 +284,12 @@ class Settings(BaseModel):
         ge=0,
         description="Seconds after which a call that waits for a run answers that the run is "
         "still in progress. By default 50, or more for clients known to wait longer.",
+    )
+    answer_chars: int | None = Field(
+        default=None,
+        ge=4_000,
+        description="Characters of an answer, beyond which it is cut and the rest becomes a "
+        "resource. By default what the client is known to show, else 40000.",
     )
     max_requests: float = Field(
         default=50, gt=0, description="HTTP requests per second, per client."

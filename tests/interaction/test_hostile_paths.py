@@ -27,7 +27,7 @@ echo $! > /run/racer
 
 
 @pytest.mark.parametrize("path", [
-    "/proc/1/environ", "/proc/kmsg", "/dev/zero", "/dev/stdin", "/workspace",
+    "/proc/1/environ", "/proc/kmsg", "/dev/zero", "/dev/stdin",
     "/.vers/.vers/machine", "SECRET", "../../../../../../../..SECRET",
 ])  # fmt: skip
 async def test_a_path_that_leads_nowhere_good_is_refused_at_once(user: User, path: str):

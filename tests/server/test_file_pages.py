@@ -1,72 +1,67 @@
 """A file read a page at a time."""
 
 import base64
+import json
 
-import pytest
 from hypothesis import given, strategies as st
 
-from vers_rlm_mcp.server.command_tools import page_of
+from vers_rlm_mcp.server.file_tools import Page, decode_page
+
+ROOM = 10_000
 
 
-def read(content: bytes, offset: int, length: int):
-    """As the machine reads: a byte more than the page, a negative offset from the end."""
-    start = max(0, len(content) + offset) if offset < 0 else offset
-    return page_of("/f", content[start : start + length + 1], offset, length)
+def read(content: bytes, offset: int, length: int, room: int = ROOM) -> Page:
+    """As the machine reads: a byte more than the page."""
+    return decode_page(content[offset : offset + length + 1], offset, length, room)
 
 
-def read_all(content: bytes, length: int) -> bytes:
+def read_all(content: bytes, length: int, room: int) -> bytes:
     read_back, offset = b"", 0
     while True:
-        page = read(content, offset, length).fields
-        text = page["content"]
-        read_back += base64.b64decode(text) if page["encoding"] == "base64" else text.encode()
-        if page["next_offset"] is None:
+        page = read(content, offset, length, room)
+        assert page.offset == offset
+        if page.encoding == "base64":
+            read_back += base64.b64decode(page.content)
+        else:
+            read_back += page.content.encode(page.encoding)
+        offset += page.length
+        if not page.has_more:
             return read_back
-        assert page["next_offset"] > offset
-        offset = page["next_offset"]
+        assert page.length
 
 
-@given(st.binary(max_size=60) | st.text(max_size=30).map(str.encode), st.integers(1, 20))
-def test_following_the_offsets_reads_every_byte_once(content: bytes, length: int):
-    assert read_all(content, length) == content
+@given(
+    st.binary(max_size=60) | st.text(max_size=30).map(str.encode),
+    st.integers(1, 20),
+    st.integers(20, 60),
+)
+def test_following_the_pages_reads_every_byte_once(content: bytes, length: int, room: int):
+    assert read_all(content, length, room) == content
 
 
 def test_text_is_never_cut_within_a_character():
-    page = read("aé€😀".encode(), 0, 7)
-    assert (page.fields["content"], page.fields["encoding"], page.fields["next_offset"]) == (
-        "aé€",
-        "utf-8",
-        6,
-    )
+    text = "aé€😀".encode()
+    assert read(text, 0, 7) == Page("aé€", "utf-8", 0, 6, True)
+    tail = decode_page(text[2:], 2, 100, ROOM, from_end=True)
+    assert tail == Page("€😀", "utf-8", 3, 7, False)
+    assert read(text, 2, 100).encoding == "base64"  # no byte is lost, and none misread
 
 
-def test_binary_is_said_to_be_base64():
-    page = read(b"\xff\x00\xfe", 0, 100)
-    assert (page.fields["content"], page.fields["encoding"], page.fields["next_offset"]) == (
-        "/wD+",
-        "base64",
-        None,
-    )
-    assert "base64" in page.text
+def test_what_is_no_text_is_base64_and_old_texts_are_read_as_such():
+    for content, shown, encoding in [
+        (b"\xff\x00\xfe", "/wD+", "base64"),
+        (b"x\0y", "eAB5", "base64"),
+        ("café über".encode("latin-1"), "café über", "latin-1"),
+        ("“café”".encode("cp1252"), "“café”", "cp1252"),
+        (b"caf\xe9 \x81", "Y2Fm6SCB", "base64"),
+        (b"", "", "utf-8"),
+    ]:
+        page = read(content, 0, 100)
+        assert (page.content, page.encoding, page.has_more) == (shown, encoding, False)
 
 
-def test_the_tail_is_read_with_a_negative_offset_and_ends_there():
-    page = read(b"0123456789", -4, 100)
-    assert (page.fields["content"], page.fields["offset"], page.fields["next_offset"]) == (
-        "6789",
-        -4,
-        None,
-    )
-    page = read(b"0123456789", -4, 3)
-    assert (page.fields["content"], page.fields["next_offset"]) == ("678", -1)
-    assert read(b"0123456789", -1, 3).fields["content"] == "9"
-
-
-@pytest.mark.parametrize("offset", [0, 5])
-def test_a_page_beyond_the_end_is_empty(offset: int):
-    page = read(b"", offset, 10)
-    assert (page.fields["content"], page.fields["next_offset"], page.text) == ("", None, "(empty)")
-
-
-def test_the_text_alone_says_where_to_continue():
-    assert "offset 3" in read(b"abcdef", 0, 3).text
+def test_a_page_ends_where_its_json_would_be_longer_than_its_reader_shows():
+    for content in (b"\n" * 500, "é".encode() * 500, b'"' * 500, b"\xff\0" * 500):
+        page = read(content, 0, 1000, room=100)
+        assert page.has_more
+        assert len(json.dumps(page.content, ensure_ascii=False)) <= 110

@@ -47,11 +47,55 @@ async def test_exec_tells_how_a_command_ended_in_fields_and_in_text(client: Clie
     result = await client.call_tool("exec", {"command": "echo out; echo err >&2; exit 3"})
     assert result.structured_content
     assert result.structured_content["exit_code"] == 3
-    assert text_of(result) == "out\nerr\n[exit code: 3]"
+    text = text_of(result)
+    assert text.startswith("out\n[stderr]\nerr\n[exit code: 3]\n[VM ")
+    assert result.structured_content["vm_id"] in text
     result = await client.call_tool("exec", {"command": "sleep 60", "timeout": 0.1})
     assert result.structured_content
     assert result.structured_content["timed_out"]
     assert "time-out" in text_of(result)
+    assert "background" in text_of(result)
+
+
+async def test_a_command_gets_variables_input_and_a_directory_of_the_workspace(client: Client):
+    await call(client, "exec", command="mkdir -p sub/dir; cd sub; x=1")
+    command = {"command": "cat; echo $A $B; pwd", "stdin": "in\n", "env": {"A": "1 2", "B": 3}}
+    for cwd, where in [("~", ""), ("sub", "/sub"), ("~/sub/dir", "/sub/dir"), (None, "")]:
+        result = await call(client, "exec", **command, cwd=cwd)
+        assert result["stdout"] == f"in\n1 2 3\n/workspace{where}\n"
+    assert "A=B" in await error(client, "exec", command="true", env={"A=B": "1"})
+
+
+async def test_one_call_acts_in_several_machines_at_once(client: Client):
+    ids = (await call(client, "vmBranch", count=3))["vm_ids"]
+    with anyio.fail_after(10):
+        # Each waits for a file that the others' calls do not make.
+        result = await client.call_tool(
+            "exec", {"command": "hostname; sleep 1; cat missing; pwd", "vmIds": ids}
+        )
+    assert result.structured_content
+    results = result.structured_content["results"]
+    assert [each["vm_id"] for each in results] == ids
+    assert all(each["stdout"].endswith("/workspace\n") for each in results)
+    assert all(f"=== VM {vm_id}" in text_of(result) for vm_id in ids)
+    cells = await call(client, "python", code="6 * 7", vmId=ids[0], vmIds=ids)
+    assert [cell["output"] for cell in cells["results"]] == ["42\n"] * 3
+    assert "bw-0" in await error(client, "exec", command="touch ran", vmIds=[ids[0], "bw-0"])
+    assert (await call(client, "exec", command="ls", vmId=ids[0]))["stdout"] == ""
+
+
+async def test_cells_of_one_machine_wait_for_each_other(client: Client):
+    outputs: list[str] = []
+
+    async def run(number: int) -> None:
+        cell = f"import time; time.sleep(0.1); n = globals().get('n', 0) + 1; {number}"
+        outputs.append((await call(client, "python", code=cell))["output"])
+
+    async with anyio.create_task_group() as calls:
+        for number in range(4):
+            calls.start_soon(run, number)
+    assert sorted(outputs) == [f"{number}\n" for number in range(4)]
+    assert (await call(client, "python", code="n"))["output"] == "4\n"
 
 
 async def test_output_without_end_is_cut_to_its_head_and_tail(client: Client):
@@ -76,7 +120,7 @@ async def test_files_are_written_and_read_byte_for_byte_under_any_name(client: C
     assert (written["size"], page["encoding"]) == (256, "base64")
     assert base64.b64decode(page["content"]) == data
     tail = await call(client, "readFile", path=path, offset=-156, length=50)
-    assert (base64.b64decode(tail["content"]), tail["next_offset"]) == (data[100:150], -106)
+    assert (base64.b64decode(tail["content"]), tail["next_offset"]) == (data[100:150], 150)
 
 
 async def test_base64_is_taken_in_lines_for_urls_and_without_padding(client: Client):
@@ -86,6 +130,49 @@ async def test_base64_is_taken_in_lines_for_urls_and_without_padding(client: Cli
     for broken in ("a", "aGVsbG8!", "é"):
         arguments = {"path": "/workspace/a", "content": broken, "encoding": "base64"}
         assert "not base64" in await error(client, "writeFile", **arguments)
+
+
+async def test_every_answer_about_a_file_tells_its_size_and_a_directory_is_listed(client: Client):
+    await call(client, "writeFile", path="notes/a.txt", content="0123456789")
+    await call(client, "writeFile", path="~/notes/empty", content="")
+    for path, arguments, content, rest in [
+        ("notes/a.txt", {}, "0123456789", (0, 10, 10)),
+        ("/workspace/notes/a.txt", {"offset": -4}, "6789", (6, 4, 10)),
+        ("~/notes/a.txt", {"offset": 2, "length": 3}, "234", (2, 3, 10)),
+        ("notes/a.txt", {"offset": 10}, "", (10, 0, 10)),
+        ("notes/a.txt", {"offset": 2**40}, "", (2**40, 0, 10)),
+        ("notes/empty", {}, "", (0, 0, 0)),
+    ]:
+        page = await call(client, "readFile", path=path, **arguments)
+        assert (page["content"], page["encoding"]) == (content, "utf-8")
+        assert (page["offset"], page["length"], page["size"]) == rest
+    for path in ("notes", "/workspace/notes/"):
+        listing = await client.call_tool("readFile", {"path": path})
+        assert not listing.is_error
+        assert "a.txt" in text_of(listing)
+        assert "empty" in text_of(listing)
+
+
+async def test_a_file_is_edited_in_place_where_its_text_is_exact(client: Client):
+    await call(client, "writeFile", path="a.py", content="x = 1\ny = 1\n")
+    await call(client, "exec", command="chmod 755 a.py")
+    edited = await call(client, "editFile", path="a.py", old="x = 1", new="x = 2")
+    assert (edited["replaced"], edited["size"]) == (1, 12)
+    assert "2 times" in await error(client, "editFile", path="a.py", old=" = ", new="=")
+    assert "line '1: x = 2'" in await error(client, "editFile", path="a.py", old=" x = 2", new="")
+    assert (await call(client, "editFile", path="a.py", old=" = ", new="=", all=True))[
+        "replaced"
+    ] == 2
+    shown = await call(client, "exec", command="cat a.py; stat -c %a a.py")
+    assert shown["stdout"] == "x=2\ny=1\n755\n"
+    await call(client, "writeFile", path="dos", content="a\r\nb\r\n")
+    await call(client, "editFile", path="dos", old="a\nb", new="c\nd")
+    assert (await call(client, "readFile", path="dos"))["content"] == "c\r\nd\r\n"
+    async with anyio.create_task_group() as edits:
+        for number in range(3):
+            arguments = {"path": "a.py", "old": f"{'xy'[number % 2]}=", "new": "z="}
+            edits.start_soon(client.call_tool, "editFile", arguments)
+    assert (await call(client, "readFile", path="a.py"))["content"] == "z=2\nz=1\n"
 
 
 async def test_a_long_file_is_read_page_by_page(client: Client):
@@ -164,7 +251,7 @@ async def completed(client: Client, argument: str, typed: str) -> list[str]:
 
 async def test_a_file_that_cannot_be_read_is_an_error_that_names_it(client: Client):
     assert "/workspace/none" in await error(client, "readFile", path="/workspace/none")
-    assert "/workspace" in await error(client, "readFile", path="/workspace")
+    assert "/dev/null" in await error(client, "readFile", path="/dev/null")
 
 
 async def test_calls_on_one_machine_run_side_by_side(client: Client):

@@ -13,7 +13,7 @@ from vers_rlm_mcp.server import create_server
 from vers_rlm_mcp.server.completions import MAX_VALUES, Completions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from mcp_types import Completion
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 ARGUMENTS = {
     "investigate": {"question": "Does sort keep the order of equal lines?"},
-    "try_fixes": {"problem": "The tests hang", "check": "pytest -x"},
-    "analyse_file": {"path": "/data/a b.log", "question": "Who caused it?"},
+    "try_fixes": {"problem": "The tests hang; pytest -x must pass"},
+    "analyse_file": {"request": "Who caused it, in /data/a b.log?"},
 }
 
 
@@ -48,16 +48,18 @@ async def test_every_prompt_says_what_it_is_for_and_puts_what_is_given_into_its_
     for prompt in listed:
         assert prompt.title
         assert prompt.description
-        assert all(argument.description for argument in prompt.arguments or ())
+        (argument,) = list(prompt.arguments or ())  # clients give each of several a single word
+        assert argument.description
         shown = await text(client, prompt.name, **ARGUMENTS[prompt.name])
         assert all(value in shown for value in ARGUMENTS[prompt.name].values())
         assert any(tool in shown for tool in tools)
 
 
-async def test_a_machine_to_start_from_is_named(client: Client):
-    question = ARGUMENTS["investigate"]
-    assert "bw-7" in await text(client, "investigate", vmId="bw-7", **question)
-    assert "vmCreate" in await text(client, "investigate", **question)
+async def test_what_is_given_by_other_names_belongs_to_the_text(client: Client):
+    shown = await text(client, "investigate", question="why is the", vmId="sky", colour="blue")
+    assert "why is the; vmId: sky; colour: blue" in shown
+    assert "words after the command" in shown
+    assert "/a.log" in await text(client, "analyse_file", path="/a.log", question="Who?")
 
 
 async def test_a_prompt_without_what_it_needs_is_refused_by_name(client: Client):
@@ -65,11 +67,11 @@ async def test_a_prompt_without_what_it_needs_is_refused_by_name(client: Client)
         await client.get_prompt("investigate", {})
 
 
-async def ids() -> Sequence[str]:
+async def ids(_: Mapping[str, str]) -> Sequence[str]:
     return [f"vm-{number}" for number in range(2 * MAX_VALUES)]
 
 
-async def broken() -> Sequence[str]:
+async def broken(_: Mapping[str, str]) -> Sequence[str]:
     raise BackendUnavailable("There is no backend here.")
 
 

@@ -1,5 +1,7 @@
 """What a declared tool is and does, seen by a real client."""
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -10,6 +12,7 @@ from mcp_types import CallToolResult, TextContent
 from pydantic import Field
 
 from vers_rlm_mcp.errors import MachineGone
+from vers_rlm_mcp.server import Application
 from vers_rlm_mcp.server.arguments import Options
 from vers_rlm_mcp.server.schemas import IN_WORDS
 from vers_rlm_mcp.server.toolset import READS, Answer, Toolset
@@ -49,8 +52,12 @@ async def draw(
 
 
 @pytest.fixture
-def server() -> MCPServer[Any]:
-    return MCPServer("test", tools=list[Tool](TOOLS.tools))
+def server(application: Application) -> MCPServer[Any]:
+    @asynccontextmanager
+    async def lifespan(_: object) -> AsyncGenerator[Application]:
+        yield application
+
+    return MCPServer("test", tools=list[Tool](TOOLS.tools), lifespan=lifespan)
 
 
 async def call(server: MCPServer[Any], **arguments: object) -> CallToolResult:

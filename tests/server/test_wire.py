@@ -128,7 +128,7 @@ async def test_an_error_about_parameters_says_which_is_wrong(server: StdioServer
 
 
 async def test_arguments_as_a_whole_may_be_json_text_or_nothing(server: StdioServer):
-    for arguments in ('{"offset": 0}', "", [], None):
+    for arguments in ('{"offset": 0}', "", list[int](), None):
         await server.request(2, "tools/call", name="rlmRuns", arguments=arguments)
         assert not (await server.receive())["result"].get("isError")
     await server.request(2, "tools/call", name="rlmRuns", arguments="{")

@@ -24,7 +24,7 @@ from .base import (
 from .fleet import Fleet, Item, describe_strays
 from .listing import Found, FoundFile, find_files
 from .operations import Captured, CommandResult, read_bytes, run_command, shell, upload
-from .paths import WORKSPACE, check_path
+from .paths import WORKSPACE, check_path, resolve_path
 from .selection import Choice, choose_backend, open_fleet
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "find_files",
     "open_fleet",
     "read_bytes",
+    "resolve_path",
     "run_command",
     "shell",
     "upload",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import posixpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from vers_rlm_mcp import runs
 from vers_rlm_mcp.errors import InputError
-from vers_rlm_mcp.machines import WORKSPACE, MachineSpec
+from vers_rlm_mcp.machines import MachineSpec
 
 from .session import Session
 
@@ -148,9 +147,7 @@ class VM:
             PathRefused: It is no regular file that can be read.
         """
         limit = READ_BYTES + 1 if length is None else length
-        data = await self._bench.read_file(
-            posixpath.join(WORKSPACE, path), machine_id=self.id, offset=offset, length=limit
-        )
+        data = await self._bench.read_file(path, machine_id=self.id, offset=offset, length=limit)
         if length is None and len(data) > READ_BYTES:
             raise InputError(
                 f"{path} is larger than {READ_BYTES >> 20} MiB; read it in pieces, with `offset` "
@@ -161,7 +158,7 @@ class VM:
     async def write(self, path: str, data: bytes | str) -> int:
         """Write a file, text as UTF-8, with missing parent directories; return its size."""
         return await self._bench.write_file(
-            posixpath.join(WORKSPACE, path),
+            path,
             data.encode() if isinstance(data, str) else data,
             machine_id=self.id,
         )

@@ -6,7 +6,6 @@ the order of this file.
 """
 
 import base64
-import posixpath
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +16,6 @@ from pydantic import Base64Bytes, Field, JsonValue, ValidationError
 
 from vers_rlm_mcp.errors import UsageError, VersRlmError
 from vers_rlm_mcp.kernel import Carried, HostCall
-from vers_rlm_mcp.machines import WORKSPACE
 from vers_rlm_mcp.values import CellResult
 
 from .branching import Children, Keep
@@ -104,7 +102,7 @@ class CellCalls:
     @repl_function("the text of a file there; `readFile(path, binary=True)` gives its bytes")
     async def read_file(self, path: str) -> JsonValue:
         """Return the file as base64."""
-        data = await self._bench.read_file(_absolute(path), length=FILE_BYTES + 1)
+        data = await self._bench.read_file(path, length=FILE_BYTES + 1)
         if len(data) > FILE_BYTES:
             raise UsageError(
                 f"{path!r} is larger than {FILE_BYTES:,} bytes, too large to bring over from "
@@ -115,7 +113,7 @@ class CellCalls:
     @repl_function("write a file there", call="writeFile(path, text)")
     async def write_file(self, path: str, base64: Base64Bytes) -> JsonValue:
         """Return the size in bytes."""
-        return await self._bench.write_file(_absolute(path), base64)
+        return await self._bench.write_file(path, base64)
 
     # Sub-models.
 
@@ -255,11 +253,6 @@ class CellCalls:
 
     def _reserved(self, machines: int) -> AbstractContextManager[None]:
         return self._conversation.reserved(machines) if self._conversation else nullcontext()
-
-
-def _absolute(path: str) -> str:
-    """A path as commands on that machine take it, which start in its working directory."""
-    return posixpath.join(WORKSPACE, path)
 
 
 async def run_cell(

@@ -23,6 +23,7 @@ from vers_rlm_mcp.machines import (
     MachineInfo,
     MachineSpec,
     read_bytes,
+    resolve_path,
     run_command,
 )
 
@@ -30,7 +31,7 @@ from . import events
 from .declarations import repl_functions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 
     from vers_rlm_mcp import rlm
     from vers_rlm_mcp.settings import Settings
@@ -244,14 +245,21 @@ class Workbench:
         machine_id: str | None = None,
         timeout: float | None = None,
         cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
         limit: int,
     ) -> CommandResult:
-        """Run a shell command; `limit` bounds each of its two outputs, in bytes."""
+        """Run a shell command; `limit` bounds each of its two outputs, in bytes.
+
+        Here and for files, a relative path starts in the workspace.
+        """
         return await run_command(
             await self.machine(machine_id),
             command,
             timeout=timeout or self._settings.exec_timeout,
-            cwd=cwd,
+            cwd=resolve_path(cwd) if cwd else None,
+            env=env,
+            stdin=stdin,
             limit=limit,
         )
 
@@ -260,11 +268,11 @@ class Workbench:
     ) -> bytes:
         """At most `length` bytes of a file; a negative `offset` counts from its end."""
         machine = await self.machine(machine_id)
-        return await read_bytes(machine, path, offset=offset, length=length)
+        return await read_bytes(machine, resolve_path(path), offset=offset, length=length)
 
     async def write_file(self, path: str, data: bytes, *, machine_id: str | None = None) -> int:
         """Write a file, byte for byte, and return its size."""
-        return await (await self.machine(machine_id)).write(path, data)
+        return await (await self.machine(machine_id)).write(resolve_path(path), data)
 
     async def kernel(self, machine_id: str | None = None, *, fresh: bool = False) -> Kernel:
         """The kernel of a machine. A copy's kernel starts with the variables that were carried.

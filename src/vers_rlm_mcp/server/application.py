@@ -8,7 +8,7 @@ machines belong to the process. The transport opens the application around all c
 from __future__ import annotations
 
 import logging
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
@@ -16,12 +16,13 @@ from anyio import to_thread
 
 from vers_rlm_mcp.errors import UsageError, VersRlmError
 
+from .cancellations import Cancellations
+from .kept_answers import KeptAnswers
 from .live_runs import LiveRuns
 from .principals import caller
-from .waiting import Cancellations
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Sequence
     from types import TracebackType
 
     from mcp.server.mcpserver import Context
@@ -73,12 +74,15 @@ class Application:
         self.has_current = one_client and not settings.read_only
         """Whether a call may omit its machine; one is made if there is none."""
         self.cancellations = Cancellations()
+        self.kept_answers = KeptAnswers()
         self._with_principals = with_principals
         self._fleet: Fleet | None = None
         self._fleets: dict[str, Fleet] = {}
         self._workbenches: dict[Fleet, Workbench] = {}
         self._opening = anyio.Lock()
         self._resources = AsyncExitStack()
+        self._turns: dict[str, tuple[anyio.Lock, int]] = {}
+        """Locks, and how many calls hold or await each."""
 
     async def fleet(self) -> Fleet:
         """The machines that the caller may see.
@@ -89,20 +93,18 @@ class Application:
             BackendUnavailable: It cannot be opened; the next call tries again.
         """
         fleet = await self._open()
-        if not self._with_principals:
-            return fleet
-        principal = caller()
+        principal = self._principal()
         if principal is None:
-            raise RuntimeError("A call without a principal was let through.")
+            return fleet
         if principal not in self._fleets:
             self._fleets[principal] = fleet.seen_by(principal)
         return self._fleets[principal]
 
-    async def journals(self) -> Journals:
+    def journals(self) -> Journals:
         """The journals of the runs that the caller may see."""
         from vers_rlm_mcp.store import Journals
 
-        return Journals(self.settings.state_dir, (await self.fleet()).principal)
+        return Journals(self.settings.state_dir, self._principal())
 
     async def find_run(self, run_id: str) -> tuple[StoredJournal, LiveRun | None]:
         """The journal of a run, and the run itself if it is under way here or ended lately.
@@ -110,7 +112,7 @@ class Application:
         Raises:
             UnknownHandle: The caller has no such run.
         """
-        return (await self.journals()).of(run_id), self.live_runs.get(run_id)
+        return self.journals().of(run_id), self.live_runs.get(run_id)
 
     async def load_run(self, run_id: str) -> RunRecord:
         """A run on record.
@@ -120,7 +122,7 @@ class Application:
         """
         from vers_rlm_mcp.runs import load_record
 
-        return await to_thread.run_sync(load_record, (await self.journals()).of(run_id))
+        return await to_thread.run_sync(load_record, self.journals().of(run_id))
 
     async def workbench(self) -> Workbench:
         """The caller's workbench, on which the tools act. It has one kernel per machine."""
@@ -151,6 +153,19 @@ class Application:
         # With its own current machine, because one client's cells must not change another's.
         return bench.at(machine_id), (await bench.machine(machine_id)).id
 
+    @asynccontextmanager
+    async def turn(self, key: str) -> AsyncGenerator[None]:
+        """Wait until no other call of this server acts on the same thing, in order of arrival."""
+        lock, waiting = self._turns.get(key) or (anyio.Lock(), 0)
+        self._turns[key] = lock, waiting + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, waiting = self._turns.pop(key)
+            if waiting > 1:
+                self._turns[key] = lock, waiting - 1
+
     async def machine_ids(self) -> Sequence[str]:
         """The ids of the caller's machines, newest first."""
         machines, _ = await (await self.workbench()).list()
@@ -158,7 +173,24 @@ class Application:
 
     async def run_ids(self) -> Sequence[str]:
         """The ids of the caller's runs, newest first."""
-        return [journal.run_id for journal in (await self.journals()).all()[::-1]]
+        journals = await to_thread.run_sync(self.journals().all)
+        return [journal.run_id for journal in journals[::-1]]
+
+    async def step_numbers(self, run_id: str) -> Sequence[str]:
+        """The steps of a run, the last first."""
+        steps = (await self.load_run(run_id)).steps
+        return [str(step.number) for step in reversed(steps)]
+
+    async def output_names(self, run_id: str) -> Sequence[str]:
+        """The outputs of a run."""
+        result = (await self.load_run(run_id)).result
+        return list(result.outputs) if result else []
+
+    def _principal(self) -> str | None:
+        principal = caller() if self._with_principals else None
+        if self._with_principals and principal is None:
+            raise RuntimeError("A call without a principal was let through.")
+        return principal
 
     async def _open(self) -> Fleet:
         from vers_rlm_mcp.machines import open_fleet

@@ -74,10 +74,10 @@ def read_arguments(given: Mapping[str, Any], fields: Mapping[str, FieldInfo]) ->
 
 def unpack_arguments(params: Mapping[str, Any]) -> Mapping[str, Any]:
     """The parameters of a call, whose arguments as a whole may be JSON text or an empty list."""
-    arguments = params.get("arguments")
+    arguments: Any = params.get("arguments")
     if isinstance(arguments, str):
-        arguments = _parse(arguments) if arguments.strip() else {}
-    return {**params, "arguments": {} if arguments == [] else arguments}
+        arguments = _parse(arguments.strip() or "{}")
+    return {**params, "arguments": arguments or None}
 
 
 def _unpack(value: Any, field: FieldInfo) -> Any:

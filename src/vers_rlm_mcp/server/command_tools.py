@@ -1,48 +1,69 @@
 # ruff: noqa: D101, N803, PLC0415 - the fields of an answer are explained by its tool; a tool's
 # parameters are named as the client sends them; the rooms below are imported by the first call
-"""Tools that work in a machine: commands, Python and files.
+"""Tools that run commands and Python in machines.
 
-Every tool takes an optional `vmId`. A stdio server has one client, and so a current machine, made
-when it is first needed. Over HTTP there may be many clients and no connection to tell them apart,
-and with --read-only nothing may be made: there each call names its machine.
+A stdio server has one client, and so a current machine, made when it is first needed. Over HTTP
+there may be many clients and no connection to tell them apart, and with --read-only nothing may be
+made: there each call names its machine.
 """
 
-import base64
-import binascii
-import codecs
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, cast
 
+import anyio
 from mcp.server.mcpserver import Context
 from pydantic import Field
 
-from vers_rlm_mcp.errors import InputError
+from vers_rlm_mcp.errors import InputError, VersRlmError
 
 from .application import application
+from .bounds import dump, fit_fields, largest
+from .known_clients import client_of
 from .progress import Progress
 from .schemas import IN_WORDS
-from .toolset import READS, REPLACES, RUNS_CODE, TEXT_LIMIT, Answer, Toolset, shorten
+from .toolset import CURRENT, RUNS_CODE, Answer, Toolset, without_none
 
 if TYPE_CHECKING:
-    from vers_rlm_mcp.machines import CommandResult
+    from vers_rlm_mcp.machines import Captured, CommandResult
+    from vers_rlm_mcp.runs import Workbench
 
-OUTPUT_BYTES = 24_000
-"""Bytes of each output stream in an answer: both are some 12,000 tokens, half of what clients show
-before they truncate."""
+CAPTURED_BYTES = 64 * 1024
+"""Bytes kept of each output stream: more than any client shows."""
 
-READ_BYTES = 32_768
-"""Bytes of a file in an answer, unless asked for otherwise: some 8,000 tokens."""
+OVERHEAD_CHARS = 500
+"""Characters of an answer besides its outputs."""
 
-READ_MAX = 262_144
-"""Most bytes of a file in one answer: more than clients show anyway."""
+MIN_ROOM = 1_000
+"""Characters that each of several machines may answer, however many there are."""
 
-URL_SAFE = str.maketrans("-_", "+/")
+MAX_VMS = 16
+"""Machines in one call."""
 
 PROGRESS_CHARS = 500
 """Characters of a cell's output in a progress message."""
 
+NO_TEXT = dict.fromkeys([*range(8), *range(14, 27), *range(28, 32), 127], "\ufffd")
+"""Control characters that texts do not contain: as JSON each takes six characters."""
+
 TOOLS = Toolset()
 
-VmId = Annotated[str | None, Field(description="Default: current VM")]
+VmId = Annotated[str | None, Field(description=CURRENT)]
+VmIds = Annotated[
+    list[str] | None, Field(max_length=MAX_VMS, description="Several VMs, at the same time")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The size that an answer's fields may have as JSON, and its text."""
+
+    size: int
+    measure: Callable[[str], int]
+
+    def share(self, count: int) -> "Room":
+        """One of several equal shares."""
+        return replace(self, size=max(MIN_ROOM, self.size // count))
 
 
 class CommandFields(TypedDict):
@@ -56,58 +77,148 @@ class CommandFields(TypedDict):
     seconds: float
 
 
+class CommandAnswer(CommandFields):
+    results: list[dict[str, Any]]
+    """In place of the others, the answers of several machines."""
+
+
 @TOOLS.tool("exec", "Run a command", RUNS_CODE, {"command": "ls -l /workspace"})
 async def run_command(
     context: Context,
     command: str,
     vmId: VmId = None,
+    vmIds: VmIds = None,
     timeout: Annotated[
         float | None,
         Field(gt=0, le=86_400, description="Seconds. Default 120, max 86400"),
         IN_WORDS,
     ] = None,
     cwd: Annotated[str | None, Field(description="Default /workspace")] = None,
-) -> Answer[CommandFields]:
+    env: Annotated[dict[str, Any] | None, Field(description="Variables to add")] = None,
+    stdin: str | None = None,
+) -> Answer[CommandAnswer]:
     """Run a shell command in a sandboxed Linux VM that can be snapshotted and branched.
 
-    Files and processes persist between calls. Long output keeps head and tail.
+    Files and background processes persist between calls; directory and variables do not. Long
+    output keeps head and tail.
     """
-    bench, machine_id = await application(context).target(vmId)
-    async with Progress(context.report_progress, "The command"):
+    variables = _variables(env or {})
+
+    async def execute(bench: "Workbench", machine_id: str, room: Room) -> Answer[Any]:
         result = await bench.exec(
-            command, machine_id=machine_id, timeout=timeout, cwd=cwd, limit=OUTPUT_BYTES
+            command,
+            machine_id=machine_id,
+            timeout=timeout,
+            cwd=cwd,
+            env=variables,
+            stdin=(stdin or "").encode("utf-8", "surrogateescape"),
+            limit=CAPTURED_BYTES,
         )
+        return _describe_command(machine_id, result, room)
+
+    async with Progress(context.report_progress, "The command"):
+        return await _in_each(context, vmId, vmIds, execute)
+
+
+async def _in_each(
+    context: Context,
+    machine_id: str | None,
+    machine_ids: Sequence[str] | None,
+    act: Callable[["Workbench", str, Room], Awaitable[Answer[Any]]],
+) -> Answer[Any]:
+    """The answer of one machine, or the answers of several, side by side."""
+    app = application(context)
+    client = client_of(context)
+    room = Room(client.room // 2 - OVERHEAD_CHARS, client.measure)
+    if not machine_ids:
+        return await act(*await app.target(machine_id), room)
+    named = [machine_id, *machine_ids] if machine_id else machine_ids
+    # None acts before it is known that all exist.
+    targets = [await app.target(each) for each in dict.fromkeys(named)]
+    answers: dict[str, Answer[Any]] = {}
+
+    async def answer(bench: "Workbench", each: str) -> None:
+        try:
+            answers[each] = await act(bench, each, room.share(len(targets)))
+        except VersRlmError as error:
+            answers[each] = Answer({"vm_id": each, "error": str(error)}, f"[failed: {error}]")
+
+    async with anyio.create_task_group() as tasks:
+        for bench, each in targets:
+            tasks.start_soon(answer, bench, each)
+    in_order = [answers[each] for _, each in targets]
+    fields: Any = {"results": [without_none(each.fields) for each in in_order]}
+    return Answer(fields, "\n\n".join(f"=== VM {it.fields['vm_id']}\n{it.text}" for it in in_order))
+
+
+def _variables(given: Mapping[str, Any]) -> Mapping[str, str]:
+    for name in given:
+        if not name or "=" in name or "\0" in name:
+            raise InputError(f"env: {name!r} is not the name of a variable.")
+    return {name: it if isinstance(it, str) else dump(it) for name, it in given.items()}
+
+
+def _describe_command(
+    machine_id: str, result: "CommandResult", room: Room
+) -> Answer[CommandFields]:
+    streams = (result.stdout, result.stderr)
+    longest = max(stream.total for stream in streams)
+    shown = largest(
+        min(longest, CAPTURED_BYTES),
+        lambda limit: [_show(stream, limit) for stream in streams],
+        lambda them: sum(room.measure(dump(text)) for text, _ in them) <= room.size,
+    )
+    (stdout, _), (stderr, _) = shown
+    omitted = sum(missing for _, missing in shown)
     fields: CommandFields = {
         "vm_id": machine_id,
-        "stdout": result.stdout.text,
-        "stderr": result.stderr.text,
+        "stdout": stdout,
+        "stderr": stderr,
         "exit_code": result.status.code if result.status else None,
         "signal": result.status.signal if result.status else None,
         "timed_out": result.status is None,
-        "omitted_bytes": result.stdout.omitted + result.stderr.omitted,
+        "omitted_bytes": omitted,
         "seconds": round(result.seconds, 3),
     }
-    return Answer(fields, _text([fields["stdout"], fields["stderr"], *_remarks(result)]))
+    outputs = [stdout, *(["[stderr]", stderr] if stderr else [])]
+    parts = [*(outputs if stdout or stderr else ["(no output)"]), *_remarks(result, fields)]
+    return Answer(fields, join_parts([*parts, f"[VM {machine_id}, {result.seconds:.1f} s]"]))
 
 
-def _text(parts: list[str]) -> str:
-    """Outputs and remarks, each on separate lines."""
-    return "\n".join(text for part in parts if (text := part.rstrip("\n"))) or "(no output)"
+def _show(stream: "Captured", limit: int) -> tuple[str, int]:
+    """Head and tail of an output as text, and how many bytes are left out."""
+    data, half = stream.data, limit // 2
+    if stream.total <= limit:
+        return data.decode(errors="replace").translate(NO_TEXT), 0
+    head = data[:half].decode(errors="replace").rstrip("\ufffd")
+    tail = data[-half:].decode(errors="replace").lstrip("\ufffd") if half else ""
+    missing = stream.total - 2 * half
+    return f"{head}\n… {missing:,} bytes left out …\n{tail}".translate(NO_TEXT), missing
 
 
-def _remarks(result: "CommandResult") -> list[str]:
+def _remarks(result: "CommandResult", fields: CommandFields) -> list[str]:
     remarks: list[str] = []
-    if result.stdout.omitted or result.stderr.omitted:
+    if fields["omitted_bytes"]:
         remarks.append(
             "[output was cut; send it to a file and read that with readFile to see all of it]"
         )
+    if b"\0" in result.stdout.data + result.stderr.data:
+        remarks.append("[the output is binary; send it to a file and read that with readFile]")
     if result.status is None:
-        remarks.append(f"[killed: it took longer than its time-out, {result.seconds:.0f} s]")
+        remarks.append(
+            f"[killed: it took longer than its time-out, {result.seconds:.3g} s; give a longer "
+            "`timeout`, or run it in the background (`COMMAND > log 2>&1 &`) and read its log]"
+        )
     elif result.status.code:
         remarks.append(f"[exit code: {result.status.code}]")
     elif result.status.signal:
         remarks.append(f"[killed by signal {result.status.signal}]")
     return remarks
+
+
+def join_parts(parts: Sequence[str]) -> str:
+    """Outputs and remarks, each on separate lines."""
+    return "\n".join(text for part in parts if (text := part.rstrip("\n")))
 
 
 class CellFields(TypedDict):
@@ -120,136 +231,73 @@ class CellFields(TypedDict):
     seconds: float
 
 
+class CellAnswer(CellFields):
+    results: list[dict[str, Any]]
+
+
 @TOOLS.tool("python", "Run Python", RUNS_CODE, {"code": "print(6 * 7)"})
 async def run_python(
     context: Context,
     code: str,
     vmId: VmId = None,
+    vmIds: VmIds = None,
     timeout: Annotated[
         float | None,
         Field(gt=0, le=86_400, description="Seconds. Default 300, max 86400"),
         IN_WORDS,
     ] = None,
-) -> Answer[CellFields]:
+) -> Answer[CellAnswer]:
     """Run a Python cell in the VM's persistent REPL, whose variables survive between calls.
 
-    The last expression is echoed; exec, readFile, writeFile and vm* are functions in it.
+    The last expression is echoed; exec, readFile, writeFile and vm* are functions in it. Cells of
+    one VM run one after the other.
     """
     from vers_rlm_mcp.runs import run_cell
 
     app = application(context)
-    bench, machine_id = await app.target(vmId)
-    async with Progress(context.report_progress, "The cell") as progress:
-        result, notes = await run_cell(
-            bench,
-            code,
-            timeout=timeout or app.settings.cell_timeout,
-            machine_id=machine_id,
-            on_output=lambda text: progress.say(text[-PROGRESS_CHARS:], passing=True),
+
+    async def execute(bench: "Workbench", machine_id: str, room: Room) -> Answer[Any]:
+        async with app.turn(machine_id):
+            result, notes = await run_cell(
+                bench,
+                code,
+                timeout=timeout or app.settings.cell_timeout,
+                machine_id=machine_id,
+                on_output=lambda text: progress.say(text[-PROGRESS_CHARS:], passing=True),
+            )
+        final = result.final and (
+            result.final.kwargs
+            or (result.final.args[0] if len(result.final.args) == 1 else result.final.args)
         )
-    final = result.final and (
-        result.final.kwargs
-        or (result.final.args[0] if len(result.final.args) == 1 else result.final.args)
-    )
-    fields: CellFields = {
-        "vm_id": machine_id,
-        "status": result.status,
-        "output": shorten(result.output, TEXT_LIMIT),
-        "error": shorten(result.error, TEXT_LIMIT) if result.error else None,
-        "final": final,
-        "notes": list(notes),
-        "seconds": round(result.seconds, 3),
-    }
-    parts = [fields["output"], fields["error"] or ""]
-    if result.status not in ("ok", "error"):
-        parts.append(f"[{result.status} after {result.seconds:.1f} s]")
-    if final is not None:
-        parts.append(f"FINAL: {final}")
-    parts += [f"[{note}]" for note in notes]
-    return Answer(fields, _text(parts))
+        fields: CellFields = {
+            "vm_id": machine_id,
+            "status": result.status,
+            "output": result.output.translate(NO_TEXT),
+            "error": result.error.translate(NO_TEXT) if result.error else None,
+            "final": final,
+            "notes": list(notes),
+            "seconds": round(result.seconds, 3),
+        }
+        return _fit_cell(fields, room)
+
+    async with Progress(context.report_progress, "The cell") as progress:
+        return await _in_each(context, vmId, vmIds, execute)
 
 
-class FileFields(TypedDict):
-    path: str
-    content: str
-    encoding: str
-    offset: int
-    length: int
-    next_offset: int | None
-
-
-@TOOLS.tool("readFile", "Read a file", READS, {"path": "/workspace/notes.txt"})
-async def read_file(
-    context: Context,
-    path: str,
-    vmId: VmId = None,
-    offset: Annotated[int, Field(description="Byte; negative: from the end. Default 0")] = 0,
-    length: Annotated[
-        int, Field(ge=1, le=READ_MAX, description="Bytes. Default 32768, max 262144"), IN_WORDS
-    ] = READ_BYTES,
-) -> Answer[FileFields]:
-    """Read a file in the VM, a page at a time; binary comes as base64."""
-    bench, machine_id = await application(context).target(vmId)
-    data = await bench.read_file(path, machine_id=machine_id, offset=offset, length=length + 1)
-    return page_of(path, data, offset, length)
-
-
-def page_of(path: str, data: bytes, offset: int, length: int) -> Answer[FileFields]:
-    """One page of a file, from `data`, which holds a byte more than the page if there is more.
-
-    A character that the page's end would split is left to the next page.
-    """
-    page = data[:length]
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(page, final=len(data) <= length)
-    except UnicodeDecodeError:
-        text = ""
-    is_text = bool(text or not page)
-    taken = len(text.encode()) if is_text else len(page)
-    following = offset + taken
-    fields: FileFields = {
-        "path": path,
-        "content": text if is_text else base64.b64encode(page).decode(),
-        "encoding": "utf-8" if is_text else "base64",
-        "offset": offset,
-        "length": taken,
-        "next_offset": following if taken < len(data) and following != 0 else None,
-    }
-    lines = [fields["content"]]
-    if not is_text:
-        lines.append("[not UTF-8: this is base64]")
-    if fields["next_offset"] is not None:
-        lines.append(f"[there is more; go on with offset {following}]")
-    return Answer(fields, "\n".join(lines) if fields["content"] else "(empty)")
-
-
-class WrittenFields(TypedDict):
-    path: str
-    size: int
-
-
-@TOOLS.tool(
-    "writeFile", "Write a file", REPLACES, {"path": "/workspace/notes.txt", "content": "Hello"}
-)
-async def write_file(
-    context: Context,
-    path: str,
-    content: str,
-    vmId: VmId = None,
-    encoding: Literal["utf-8", "base64"] = "utf-8",
-) -> Answer[WrittenFields]:
-    """Write a file in the VM, replacing it if it exists; directories are made."""
-    bench, machine_id = await application(context).target(vmId)
-    size = await bench.write_file(path, _decode(content, encoding), machine_id=machine_id)
-    return Answer({"path": path, "size": size}, f"Wrote {size:,} bytes to {path}")
-
-
-def _decode(content: str, encoding: Literal["utf-8", "base64"]) -> bytes:
-    if encoding == "utf-8":
-        return content.encode("utf-8", "surrogateescape")
-    # Also in lines, for URLs, and without padding.
-    plain = "".join(content.split()).rstrip("=").translate(URL_SAFE)
-    try:
-        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InputError(f"The content is not base64: {error}. Nothing was written.") from error
+def _fit_cell(fields: CellFields, room: Room) -> Answer[CellFields]:
+    """The answer about a cell, whose texts are cut to a size. `FINAL` values go last."""
+    texts = {name: fields[name] or "" for name in ("output", "error")}
+    if fields["final"] is not None:
+        room = room.share(2)
+    cut = fit_fields(texts, room.size, room.measure)
+    shown = cast("CellFields", {**fields, **cut, "error": cut["error"] or None})
+    parts = [cut["output"], cut["error"]]
+    if cut != texts:
+        parts.append("[output was cut; print less, or write it to a file and use readFile]")
+    if fields["status"] not in ("ok", "error"):
+        parts.append(f"[{fields['status']} after {fields['seconds']:.1f} s]")
+    if fields["final"] is not None:
+        parts.append(f"FINAL: {dump(fields['final'])}")
+    parts += [f"[{note}]" for note in fields["notes"]]
+    parts.append(f"[VM {fields['vm_id']}, {fields['seconds']:.1f} s]")
+    return Answer(shown, join_parts(parts))

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Source = Callable[[], Awaitable[Sequence[str]]]
-"""All values of an argument that the caller may use, the best first."""
+Source = Callable[[Mapping[str, str]], Awaitable[Sequence[str]]]
+"""All values of an argument that the caller may use, the best first, given the other arguments."""
 
 MAX_VALUES = 100
 """Values in one answer, as the protocol limits it."""
@@ -41,13 +41,13 @@ class Completions:
         self,
         _: PromptReference | ResourceTemplateReference,
         argument: CompletionArgument,
-        __: CompletionContext | None,
+        given: CompletionContext | None,
     ) -> Completion:
         """The values that begin with what was typed; none for a free-text argument."""
         source = self._sources.get(argument.name)
         try:
-            values = await source() if source else ()
-        except VersRlmError as error:
+            values = await source((given and given.arguments) or {}) if source else ()
+        except (VersRlmError, KeyError) as error:
             # No error while someone is typing: the call that follows reports it.
             logger.info("There are no values for %s: %s", argument.name, error)
             values = ()

@@ -43,6 +43,8 @@ class LiveRun:
         self.principal = principal
         self.doing = ""
         """The narration of its latest event."""
+        self.steps = (0, 0)
+        """How many steps are done, and how many it may have; 0 if that is not known yet."""
         self.result: RunResult | None = None
         """Its result; None while it is under way, and if it failed or was cancelled."""
         self.error: Exception | None = None
@@ -92,9 +94,15 @@ class LiveRun:
             self._ended.set()
 
     def _publish(self, event: Event) -> None:
+        from vers_rlm_mcp.rlm import StepFinished
         from vers_rlm_mcp.runs import narrate
+        from vers_rlm_mcp.runs.events import RunStarted
 
         self.doing = narrate(event) or self.doing
+        if isinstance(event, RunStarted):
+            self.steps = (0, event.max_steps)
+        elif isinstance(event, StepFinished):
+            self.steps = (event.step, event.max_steps)
         for subscriber in self._subscribers:
             subscriber(event)
 

@@ -2,6 +2,7 @@
 # parameters are named as the client sends them; the rooms below are imported by the first call
 """Tools that make, copy, compare and delete machines."""
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict, cast
 
 from mcp.server.mcpserver import Context
@@ -18,10 +19,8 @@ from .toolset import (
     ADDS,
     READS,
     REPLACES,
-    TEXT_LIMIT,
     Answer,
     Toolset,
-    shorten,
     without_none,
 )
 
@@ -72,7 +71,12 @@ class MachineFields(NewMachineFields):
     notes: list[str]
 
 
-@TOOLS.tool("vmCreate", "Create a VM", ADDS)
+@TOOLS.tool(
+    "vmCreate",
+    "Create a VM",
+    ADDS,
+    without_current="Create a fresh VM; its answer says what it can do.",
+)
 async def create_machine(
     context: Context,
     vmConfig: VmConfig | None = None,
@@ -133,15 +137,18 @@ async def list_machines(
     machines, commits = all_machines[::-1][offset:end], all_commits[::-1][offset:end]
     next_offset = end if max(len(all_machines), len(all_commits)) > end else None
     lines = [
-        f"VM {machine.id}"
+        f"VM {machine.id}, created {_time(machine.created_at)}"
         + (f" from {machine.parent}" if machine.parent else "")
         + ("" if machine.running else " (stopped)")
         + (" ← current" if machine.id == current else "")
         for machine in machines
     ]
-    lines += [f"Commit {it.id} of {it.machine_id} ({it.fidelity})" for it in commits]
+    lines += [
+        f"Commit {it.id} of {it.machine_id} ({it.fidelity}), made {_time(it.created_at)}"
+        for it in commits
+    ]
     if next_offset is not None:
-        lines.append(f"[there is more; go on with offset {next_offset}]")
+        lines.append(f"[there is more; continue with offset {next_offset}]")
     fields: ListFields = {
         "current": current,
         "vms": [
@@ -167,6 +174,10 @@ async def list_machines(
         "next_offset": next_offset,
     }
     return Answer(fields, "\n".join(lines) or "No VMs and no commits.")
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 class DeletedFields(TypedDict):
@@ -214,7 +225,13 @@ class BranchFields(TypedDict):
     notes: list[str]
 
 
-@TOOLS.tool("vmBranch", "Branch a VM", ADDS)
+@TOOLS.tool(
+    "vmBranch",
+    "Branch a VM",
+    ADDS,
+    without_current="Fork a live VM into identical copies, to try several approaches in parallel: "
+    "pass their ids as vmIds. The original continues.",
+)
 async def branch_machine(
     context: Context,
     vmId: VmId = None,
@@ -224,7 +241,7 @@ async def branch_machine(
 ) -> Answer[BranchFields]:
     """Fork a live VM into identical copies, to try several approaches in parallel.
 
-    The original goes on and stays current; pass a copy's id as vmId, or vmSwitch to it.
+    The original stays current; pass copies' ids as vmId or vmIds, or vmSwitch to one.
     """
     from vers_rlm_mcp.runs import not_carried
 
@@ -244,9 +261,9 @@ class CurrentFields(TypedDict):
     previous: str | None
 
 
-@TOOLS.tool("vmSwitch", "Switch the current VM", ADDS)
+@TOOLS.tool("vmSwitch", "Switch the current VM", ADDS, without_current="")
 async def switch_machine(context: Context, vmId: str) -> Answer[CurrentFields]:
-    """Make another VM the current one (stdio only; over HTTP pass vmId to each call)."""
+    """Make another VM the current one."""
     app = application(context)
     _require_current(app)
     bench = await app.workbench()
@@ -254,7 +271,12 @@ async def switch_machine(context: Context, vmId: str) -> Answer[CurrentFields]:
     return _current(bench, previous)
 
 
-@TOOLS.tool("vmRestore", "Restore a commit", ADDS)
+@TOOLS.tool(
+    "vmRestore",
+    "Restore a commit",
+    ADDS,
+    without_current="Make a new VM from a commit of vmSnapshot.",
+)
 async def restore_commit(context: Context, commitId: str) -> Answer[NewMachineFields]:
     """Make a new VM from a commit of vmSnapshot; it becomes the current one."""
     bench = await application(context).workbench()
@@ -274,29 +296,33 @@ class DiffFields(TypedDict):
     """Sentences on what was not compared, or cannot be read."""
 
 
-@TOOLS.tool("vmDiff", "Compare VMs", READS)
+@TOOLS.tool(
+    "vmDiff",
+    "Compare VMs",
+    READS,
+    without_current="Tell how files, packages, processes and variables differ in b from a: VMs or "
+    "commits.",
+)
 async def compare_machines(
     context: Context,
     a: str,
-    b: str | None = None,
+    b: VmId = None,
     path: Annotated[str | None, Field(description="Directory. Default: all")] = None,
 ) -> Answer[DiffFields]:
-    """Tell how files, packages, processes and variables differ in b from a: VMs or commits.
-
-    Default b: current VM.
-    """
+    """Tell how files, packages, processes and variables differ in b from a: VMs or commits."""
+    from vers_rlm_mcp.machines import resolve_path
     from vers_rlm_mcp.runs import compare
 
     app = application(context)
     bench = await app.workbench()
     first, second = [given or (await app.target(None))[1] for given in (a, b)]
     async with Progress(context.report_progress, "Comparing"):
-        difference = await compare(bench, first, second, path=path or "/")
+        difference = await compare(bench, first, second, path=resolve_path(path or "/"))
     fields = cast("DiffFields", difference.as_json())
-    return Answer(fields, shorten(difference.text, TEXT_LIMIT))
+    return Answer(fields, difference.text)
 
 
-@TOOLS.tool("currentVmId", "Current VM", READS)
+@TOOLS.tool("currentVmId", "Current VM", READS, without_current="")
 async def current_machine(context: Context) -> Answer[CurrentFields]:
     """Tell which VM the tools act on when vmId is left out."""
     app = application(context)

@@ -26,6 +26,9 @@ INTERVAL_SECONDS = 0.1
 QUEUE_LENGTH = 256
 """Messages kept for a client that is slow to read them; beyond that, the oldest are dropped."""
 
+STEP_SHARE = 0.05
+"""By how much of what is left of a step a message moves the progress on."""
+
 FLUSH_SECONDS = 1.0
 """How long the end of a call waits for the client to read the last messages."""
 
@@ -34,14 +37,16 @@ class Progress:
     """Reports the progress of a call, which never waits for the client.
 
     Inside the ``async with``, `say` queues a message; a task sends it. The progress value is the
-    number of seconds since the call began, so that it always rises; the total is unknown.
+    number of steps done, of a total, or else of seconds since the call began. It always rises:
+    within a step, by a fraction.
 
     Args:
         report: Sends one notification. It may block, and its errors do not reach the call.
         what: What is running, for the heartbeat.
+        in_steps: Whether `count` will be called.
     """
 
-    def __init__(self, report: Report, what: str) -> None:
+    def __init__(self, report: Report, what: str, *, in_steps: bool = False) -> None:
         self._report = report
         self._what = what
         self._queue: deque[tuple[str, bool]] = deque(maxlen=QUEUE_LENGTH)
@@ -50,6 +55,12 @@ class Progress:
         self._tasks = anyio.create_task_group()
         self._started = time.monotonic()
         self._sent = 0.0
+        self._steps = 0 if in_steps else None
+        self._total: int | None = None
+
+    def count(self, steps: int, total: int) -> None:
+        """Set how many steps are done, of how many at most."""
+        self._steps, self._total = steps, total
 
     def say(self, message: str, *, passing: bool = False) -> None:
         """Queue a message. A `passing` one is replaced by the next if it has not been sent yet."""
@@ -92,8 +103,12 @@ class Progress:
                 await self._closing.wait()
 
     async def _send(self, message: str) -> None:
-        self._sent = max(self._sent + 0.001, round(time.monotonic() - self._started, 3))
+        if self._steps is None:
+            self._sent = max(self._sent + 0.001, round(time.monotonic() - self._started, 3))
+        else:
+            within = self._sent + (self._steps + 1 - self._sent) * STEP_SHARE
+            self._sent = within if self._sent >= self._steps else self._steps
         try:
-            await self._report(self._sent, None, message)
+            await self._report(self._sent, self._total, message)
         except Exception:
             logger.debug("The client did not take a progress notification", exc_info=True)

@@ -1,48 +1,64 @@
-# ruff: noqa: N803 - parameters are named as in the URIs
+# ruff: noqa: N803, PLC0415 - parameters are named as in the URIs; rooms are imported when needed
 """Runs in full, and files of machines, as resources; what is long comes page by page."""
 
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from urllib.parse import quote
 
+from anyio import to_thread
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
+from mcp_types import Resource
 
 from vers_rlm_mcp.errors import UnknownHandle, VersRlmError
 
 from .application import application
-from .command_tools import READ_MAX
-from .run_answers import URI, as_text, step_fields
+from .bounds import dump, prefix, shorten
+from .kept_answers import URI as ANSWER
+from .known_clients import client_of
+from .principals import caller
+from .run_answers import URI, as_text, count, step_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Container
+    from collections.abc import Awaitable, Callable, Container, Sequence
 
     from mcp.server.mcpserver import MCPServer
 
     from vers_rlm_mcp.rlm import Step
 
+    from .application import Application
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
-PAGE_CHARS: Final = 60_000
-"""Characters of a long text in one page: clients pass on as much."""
+JSON: Final = "application/json"
+
+SHARE: Final = 0.8
+"""Of what a client shows, for the text of a page: some escape it once more."""
 
 PAGE_STEPS: Final = 50
+
+SIGNATURE_CHARS: Final = 200
+
+LISTED_RUNS: Final = 10
+"""The latest runs, which are listed with their outputs."""
 
 
 def add_resources(server: "MCPServer[Any]", tools: "Container[str]") -> None:
     """Offer the resources that go with these tools."""
-    json, table = "application/json", list[tuple[str, str, str, Any, str]]()
+    table = list[tuple[str, str, str, Any, str]]()
     if "rlmResult" in tools:
         run = URI.format("{runId}")
         table += [
-            (f"{run}{{?cursor}}", "run", "A run and its steps", read_run, json),
-            (f"{run}/steps/{{step}}{{?offset}}", "step", "A whole step", read_step, json),
-            (f"{run}/outputs/{{name}}{{?offset}}", "output", "An output", read_output, json),
+            (f"{run}{{?cursor}}", "run", "A run and its steps", read_run, JSON),
+            (f"{run}/steps/{{step}}{{?offset}}", "step", "A whole step", read_step, JSON),
+            (f"{run}/outputs/{{name}}{{?offset}}", "output", "An output", read_output, JSON),
         ]
     if "readFile" in tools:
         uri = "vm://{vmId}/files/{+path}{?offset}"
         table.append((uri, "file", "A file in a VM", read_file, "application/octet-stream"))
+    answer = ANSWER.format("{name}")
+    table.append((f"{answer}{{?offset}}", "answer", "A long answer", read_answer, JSON))
     for uri, name, title, read, mime_type in table:
         server.resource(uri, name=name, title=title, mime_type=mime_type)(read)
 
@@ -64,52 +80,100 @@ def _with_protocol_errors(
 
 @_with_protocol_errors
 async def read_run(context: Context, runId: str, cursor: int = 0) -> dict[str, Any]:
-    """A vers_rlm run: state, outputs, and 50 steps after `cursor`, each cut to length."""
+    """A vers_rlm run: state, outputs, and steps after `cursor`, each cut to length."""
     run = await application(context).load_run(runId)
     uri, outputs = URI.format(runId), run.result.outputs if run.result else ()
-    page = run.steps[cursor : cursor + PAGE_STEPS]
+    page, left = list[dict[str, Any]](), _room(context)
+    for step in run.steps[max(0, cursor) :][:PAGE_STEPS]:
+        fields = {"uri": f"{uri}/steps/{step.number}", **step_fields(step)}
+        left -= len(dump(fields))
+        if page and left < 0:
+            break
+        page.append(fields)
     more = cursor + len(page) < len(run.steps)
     return {
         "run_id": runId,
         "status": run.summary.state,
-        "signature": run.summary.signature,
+        "signature": shorten(run.summary.signature, SIGNATURE_CHARS),
         "reason": run.summary.reason,
         "outputs": [f"{uri}/outputs/{quote(name)}" for name in outputs],
-        "steps": [{"uri": f"{uri}/steps/{step.number}", **step_fields(step)} for step in page],
+        "steps": page,
         "next": f"{uri}?cursor={cursor + len(page)}" if more else None,
     }
 
 
 @_with_protocol_errors
 async def read_step(context: Context, runId: str, step: int, offset: int = 0) -> dict[str, Any]:
-    """All of a step: reasoning, code and output, 60,000 characters from `offset`."""
+    """All of a step: reasoning, code and output, a page from character `offset`."""
     run = await application(context).load_run(runId)
     found = next((each for each in run.steps if each.number == step), None)
     if found is None:
         raise UnknownHandle(f"{runId} has no step {step}; it has {len(run.steps)}.")
-    return _page(_markdown(found), offset, f"{URI.format(runId)}/steps/{step}")
+    return _page(context, _markdown(found), offset, f"{URI.format(runId)}/steps/{step}")
 
 
 @_with_protocol_errors
 async def read_output(context: Context, runId: str, name: str, offset: int = 0) -> dict[str, Any]:
-    """An output of a run, as text or JSON, 60,000 characters from `offset`."""
+    """An output of a run, as text or JSON, a page from character `offset`."""
     run = await application(context).load_run(runId)
     outputs = dict(run.result.outputs) if run.result else {}
     if name not in outputs:
         known = ", ".join(outputs) or "none"
         raise UnknownHandle(f"{runId} has no output {name!r}; there is: {known}.")
-    return _page(as_text(outputs[name]), offset, f"{URI.format(runId)}/outputs/{quote(name)}")
+    uri = f"{URI.format(runId)}/outputs/{quote(name)}"
+    return _page(context, as_text(outputs[name]), offset, uri)
 
 
 @_with_protocol_errors
 async def read_file(context: Context, vmId: str, path: str, offset: int = 0) -> str | bytes:
-    """A file in a VM, by its path without the first slash: 256 KiB from `offset`."""
+    """A file in a VM, by its path without the first slash: a page from byte `offset`."""
     bench = await application(context).workbench()
-    data = await bench.read_file(f"/{path}", machine_id=vmId, offset=offset, length=READ_MAX)
+    length = _room(context)
+    data = await bench.read_file(f"/{path}", machine_id=vmId, offset=offset, length=length)
     try:
         return data.decode()
     except UnicodeDecodeError:
         return data
+
+
+@_with_protocol_errors
+async def read_answer(context: Context, name: str, offset: int = 0) -> dict[str, Any]:
+    """An answer that was cut, as text, a page from character `offset`."""
+    text = application(context).kept_answers.find(caller(), name)
+    return _page(context, text, offset, ANSWER.format(name))
+
+
+async def list_runs(app: "Application") -> "Sequence[Resource]":
+    """The latest runs and their outputs, newest first."""
+    from vers_rlm_mcp.runs import load_record
+
+    listed: list[Resource] = []
+    for journal in (await to_thread.run_sync(app.journals().all))[: -LISTED_RUNS - 1 : -1]:
+        try:
+            run = await to_thread.run_sync(load_record, journal)
+        except (VersRlmError, OSError):  # it was deleted in between
+            continue
+        uri, about = URI.format(journal.run_id), shorten(run.summary.signature, SIGNATURE_CHARS)
+        steps = count(run.summary.steps, "step")
+        listed.append(
+            Resource(
+                uri=uri,
+                name=journal.run_id,
+                title=f"Run: {about}",
+                description=f"{run.summary.state}, {steps}",
+                mime_type=JSON,
+            )
+        )
+        listed += [
+            Resource(
+                uri=f"{uri}/outputs/{quote(name)}",
+                name=f"{journal.run_id}/{name}",
+                title=f"Output {name}: {about}",
+                mime_type=JSON,
+            )
+            for name in (run.result.outputs if run.result else ())
+        ]
+    return listed
 
 
 def _markdown(step: "Step") -> str:
@@ -122,10 +186,16 @@ def _markdown(step: "Step") -> str:
     return "\n\n".join(f"## {title}\n{text}" for title, text in parts.items() if text)
 
 
-def _page(text: str, offset: int, uri: str) -> dict[str, Any]:
-    end = offset + PAGE_CHARS
+def _room(context: Context) -> int:
+    """The characters of a page."""
+    return int(client_of(context).room * SHARE)
+
+
+def _page(context: Context, text: str, offset: int, uri: str) -> dict[str, Any]:
+    page = prefix(text[offset:], _room(context))
+    end = offset + len(page)
     return {
-        "text": text[offset:end],
+        "text": page,
         "chars": len(text),
         "next": f"{uri}?offset={end}" if end < len(text) else None,
     }

@@ -6,15 +6,19 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypedDict
+from urllib.parse import quote
 
 from anyio import to_thread
 from mcp_types import ResourceLink
 
-from .toolset import Answer, shorten, without_none
+from .bounds import dump, largest, shorten
+from .known_clients import KnownClient, client_of
+from .toolset import Answer, without_none
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from mcp.server.mcpserver import Context
     from pydantic import JsonValue
 
     from vers_rlm_mcp.rlm import Step
@@ -25,14 +29,26 @@ if TYPE_CHECKING:
 REASONING_CHARS = 300
 CODE_CHARS = 600
 OUTPUT_CHARS = 600
-"""Characters of each part of a step in an answer, within what clients pass on (twenty steps are
-some 8,000 tokens)."""
+"""Characters of each part of a step in an answer."""
+
+REASON_CHARS = 300
+"""Characters of the reason for which a run ended, in a list."""
 
 PAGE_STEPS = 20
 """Steps in one answer; longer runs are read page by page."""
 
-OUTPUTS_CHARS = 60_000
-"""Characters of one output, which keep an answer below the length at which clients truncate."""
+BRIEF_CHARS = 2_000
+"""Characters of the last steps in an answer to a call that did not ask for steps: enough to see how
+it went. The trajectory of a whole run is many times its outputs."""
+
+FRAME_CHARS = 2_500
+"""Characters of an answer besides its outputs and steps."""
+
+ASKED = 10_000
+"""A cursor contains the steps that its reader has seen and, times this, how often it has asked:
+some clients end a conversation in which the same call is repeated."""
+
+ROOM = KnownClient().room // 2 - FRAME_CHARS
 
 RUNNING = "running"
 
@@ -69,10 +85,17 @@ class RunFields(RunState):
     warnings: list[str]
 
 
+def room_of(context: Context[Any, Any]) -> int:
+    """The characters that outputs and steps may have together, in the text and in the fields."""
+    return client_of(context).room // 2 - FRAME_CHARS
+
+
 async def describe_run(
-    app: Application, run_id: str, cursor: int | None = None
+    app: Application, run_id: str, cursor: int | None = None, *, room: int = ROOM
 ) -> Answer[RunFields]:
-    """The answer about a run: the steps after the cursor, or the last ones, and its result.
+    """The answer about a run: its result, and the steps after the cursor.
+
+    Without a cursor, the last steps, briefly.
 
     Raises:
         UnknownHandle: There is no such run.
@@ -82,37 +105,35 @@ async def describe_run(
     journal, live = await app.find_run(run_id)
     result = live.result if live and live.has_ended else None
     if result and result.status in COMPLETE:
-        return result_answer(result, cursor=cursor)
+        return result_answer(result, cursor=cursor, room=room)
     existing = existing_checkpoints(await app.fleet())
     run = await to_thread.run_sync(load_record, journal, existing)
     if live and not live.has_ended:
-        return running_answer(run_id, run.steps, cursor)
+        return running_answer(run_id, run.steps, cursor, room=room)
     next_step = next_step_hint(run.summary)
     # In memory it is complete even if the disk was full.
     if result := (live and live.result) or run.result:
-        return result_answer(result, next_step, cursor)
+        return result_answer(result, next_step, cursor, room=room)
     if run.summary.state == RUNNING:  # in another process
-        return running_answer(run_id, run.steps, cursor)
-    return broken_off_answer(run_id, run.summary.state, next_step, run.steps, cursor)
+        return running_answer(run_id, run.steps, cursor, room=room)
+    return broken_off_answer(run_id, run.summary.state, next_step, run.steps, cursor, room=room)
 
 
 def result_answer(
-    result: RunResult, next_step: str = "", cursor: int | None = None
+    result: RunResult, next_step: str = "", cursor: int | None = None, *, room: int = ROOM
 ) -> Answer[RunFields]:
     """The answer about a run that has ended.
 
     Args:
         result: The run's result.
         next_step: How to resume it, if it has not ended with its outputs.
-        cursor: Show the steps after this one; without it, the last ones.
+        cursor: Show the steps after this one; without it, the last ones, briefly.
+        room: The characters of outputs and steps.
     """
     warnings = list(result.warnings)
-    uri = URI.format(result.run_id)
-    outputs = {
-        name: _bounded(f"{uri}/outputs/{name}", value, warnings)
-        for name, value in result.outputs.items()
-    }
-    fields = _state(result.run_id, result.status, next_step, result.steps, cursor)
+    outputs = _fit_outputs(result, room if cursor is None else room // 2, warnings)
+    left = room - len(dump(outputs))
+    fields = _state(result.run_id, result.status, next_step, result.steps, cursor, left)
     fields["outputs"] = outputs
     fields["reason"] = result.reason
     fields["verified_by"] = result.verified
@@ -137,20 +158,31 @@ def result_answer(
 
 
 def running_answer(
-    run_id: str, steps: Sequence[Step], cursor: int | None = None
+    run_id: str, steps: Sequence[Step], cursor: int | None = None, *, room: int = ROOM
 ) -> Answer[RunFields]:
     """The answer about a run under way, whose further steps the next cursor will show."""
-    next_step = f"It goes on: rlmResult waits for it (runId {run_id}), rlmCancel ends it."
-    fields = _state(run_id, RUNNING, next_step, steps, cursor)
-    fields["next_cursor"] = fields["next_cursor"] or max(len(steps), cursor or 0)
-    return _answer(fields)
+    fields = _state(run_id, RUNNING, "", steps, cursor, room)
+    asked = (cursor or 0) // ASKED + 1
+    seen = len(steps) if fields["next_cursor"] is None else fields["next_cursor"]
+    fields["next_cursor"] = asked * ASKED + seen
+    fields["next"] = (
+        f"It continues: rlmResult (runId {run_id}, cursor {fields['next_cursor']}) waits for it, "
+        "rlmCancel ends it."
+    )
+    return _answer(fields, more=seen < len(steps))
 
 
 def broken_off_answer(
-    run_id: str, state: str, next_step: str, steps: Sequence[Step], cursor: int | None = None
+    run_id: str,
+    state: str,
+    next_step: str,
+    steps: Sequence[Step],
+    cursor: int | None = None,
+    *,
+    room: int = ROOM,
 ) -> Answer[RunFields]:
     """The answer about a run whose process died before it ended."""
-    return _answer(_state(run_id, state, next_step, steps, cursor))
+    return _answer(_state(run_id, state, next_step, steps, cursor, room))
 
 
 def step_fields(step: Step) -> dict[str, str]:
@@ -174,12 +206,16 @@ def count(number: int, noun: str) -> str:
 
 
 def _state(
-    run_id: str, status: str, next_step: str, steps: Sequence[Step], cursor: int | None
+    run_id: str,
+    status: str,
+    next_step: str,
+    steps: Sequence[Step],
+    cursor: int | None,
+    room: int,
 ) -> RunFields:
     """The fields that every answer has, with a page of the steps."""
-    start = max(0, len(steps) - PAGE_STEPS) if cursor is None else max(0, cursor)
-    page = steps[start : start + PAGE_STEPS]
-    end = start + len(page)
+    first, page = _page(steps, cursor, room)
+    end = first + len(page)
     return {
         "run_id": run_id,
         "status": status,
@@ -190,14 +226,39 @@ def _state(
         "verified_by": None,
         "machine": None,
         "usage": None,
-        "trajectory": [step_fields(step) for step in page],
+        "trajectory": page,
         "next_cursor": end if end < len(steps) else None,
         "warnings": [],
     }
 
 
-def _answer(fields: RunFields) -> Answer[RunFields]:
-    """The answer with these fields, and a text that says the same in Markdown."""
+def _page(steps: Sequence[Step], cursor: int | None, room: int) -> tuple[int, list[dict[str, str]]]:
+    """How many steps come before a page, and the page: after the cursor, else the last steps."""
+    if cursor is None:
+        page = _while_they_fit(reversed(steps[-PAGE_STEPS:]), min(room, BRIEF_CHARS))[::-1]
+        return len(steps) - len(page), page
+    first = min(cursor % ASKED, len(steps))
+    following = steps[first : first + PAGE_STEPS]
+    # At least one, so that every page leads on.
+    return first, _while_they_fit(following, room) or [step_fields(it) for it in following[:1]]
+
+
+def _while_they_fit(steps: Iterable[Step], room: int) -> list[dict[str, str]]:
+    page: list[dict[str, str]] = []
+    for step in steps:
+        fields = step_fields(step)
+        room -= len(dump(fields))
+        if room < 0:
+            break
+        page.append(fields)
+    return page
+
+
+def _answer(fields: RunFields, *, more: bool | None = None) -> Answer[RunFields]:
+    """The answer with these fields, and a text that says the same in Markdown.
+
+    `more` tells whether there are more steps, if the cursor does not.
+    """
     uri, run_id = URI.format(fields["run_id"]), fields["run_id"]
     lines = [
         _headline(fields),
@@ -206,7 +267,7 @@ def _answer(fields: RunFields) -> Answer[RunFields]:
         *([f"Verified by `{fields['verified_by']}`"] if fields["verified_by"] else []),
         *(f"⚠️ {warning}" for warning in fields["warnings"]),
         *_outputs(fields),
-        *_trajectory(fields),
+        *_trajectory(fields, fields["next_cursor"] is not None if more is None else more),
     ]
     return Answer(
         fields, "\n".join(lines), [ResourceLink(uri=uri, name=run_id, title="The whole run")]
@@ -252,27 +313,46 @@ def _outputs(fields: RunFields) -> list[str]:
     return ["", "## Outputs", *(lines or ["(none)"])]
 
 
-def _trajectory(fields: RunFields) -> list[str]:
-    last = fields["steps"] if fields["next_cursor"] is None else fields["next_cursor"]
-    first = last - len(fields["trajectory"]) + 1
-    lines = ["", "## Trajectory"]
-    for number, step in enumerate(fields["trajectory"], first):
+def _trajectory(fields: RunFields, more: bool) -> list[str]:
+    page, cursor = fields["trajectory"], fields["next_cursor"]
+    last = cursor % ASKED if cursor is not None else fields["steps"]
+    first = last - len(page) + 1
+    lines = ["", "## Trajectory"] if page else []
+    for number, step in enumerate(page, first):
         lines.append(f"=== Step {number} ===")
         if step["reasoning"]:
             lines.append(f"Reasoning: {step['reasoning']}")
         if step["code"]:
             lines += ["Code:", "```python", step["code"], "```"]
         lines += ["Output:", step["output"]]
-    if fields["next_cursor"] is not None:
-        lines.append(f"[there are more steps; go on with cursor {fields['next_cursor']}]")
+    if more:
+        lines.append(f"[there are more steps; continue with cursor {cursor}]")
+    elif first > 1 and fields["status"] != RUNNING:
+        lines.append(f"[{count(fields['steps'], 'step')}; rlmResult with cursor 0 shows them]")
     return lines
 
 
-def _bounded(uri: str, value: JsonValue, warnings: list[str]) -> JsonValue:
-    """An output, or the beginning and end of its text if it is too long for an answer."""
-    text = as_text(value)
-    if len(text) <= OUTPUTS_CHARS:
-        return value
-    kind = "" if isinstance(value, str) else ", given as text here since it is too long"
-    warnings.append(f"{uri}, an output of {len(text):,} characters, was cut{kind}.")
-    return shorten(text, OUTPUTS_CHARS)
+def _fit_outputs(result: RunResult, room: int, warnings: list[str]) -> dict[str, JsonValue]:
+    """The outputs; of those that are too long together, the beginning and end of their texts."""
+    uri = URI.format(result.run_id)
+    texts = {name: as_text(value) for name, value in result.outputs.items()}
+
+    def cut(limit: int) -> dict[str, JsonValue]:
+        return {
+            name: value if len(texts[name]) <= limit else shorten(texts[name], limit)
+            for name, value in result.outputs.items()
+        }
+
+    def fits(outputs: dict[str, JsonValue]) -> bool:
+        as_texts = sum(len(as_text(value)) for value in outputs.values())
+        return max(len(dump(outputs)), as_texts) <= room
+
+    outputs = largest(max(map(len, texts.values()), default=0), cut, fits)
+    for name, value in result.outputs.items():
+        if outputs[name] is not value:
+            kind = "" if isinstance(value, str) else ", given as text here since it is too long"
+            size = len(texts[name])
+            warnings.append(
+                f"{uri}/outputs/{quote(name)}, an output of {size:,} characters, was cut{kind}."
+            )
+    return outputs

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 from anyio import to_thread
 from mcp_types import INTERNAL_ERROR, ErrorData
 
+from .bounds import shorten
 from .run_answers import describe_run
 from .task_extension import Task, Tasks
-from .toolset import shorten
 
 if TYPE_CHECKING:
     from .application import Application

@@ -4,6 +4,7 @@
 
 from contextlib import AsyncExitStack
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
@@ -18,14 +19,15 @@ from pydantic import Field
 from vers_rlm_mcp.errors import UsageError
 
 from .application import application
+from .bounds import shorten
 from .consent import Budget, Consent, ask, require
+from .known_clients import client_of
 from .machine_tools import VmConfig
 from .progress import Progress
-from .run_answers import OUTPUT_CHARS, RunFields, RunState, count, describe_run
+from .run_answers import REASON_CHARS, RunFields, RunState, count, describe_run, room_of
 from .schemas import IN_WORDS
 from .task_extension import TASK_SECONDS, takes_tasks
-from .toolset import READS, REPLACES, RUNS_CODE, Answer, Toolset, shorten, without_none
-from .waiting import patience
+from .toolset import READS, REPLACES, RUNS_CODE, Answer, Toolset, without_none
 
 if TYPE_CHECKING:
     from vers_rlm_mcp.models import Model
@@ -56,6 +58,11 @@ CANCEL_SECONDS = 25.0
 
 TOOLS = Toolset()
 
+META_HINT = "anthropic/searchHint"
+"""The key in a tool's `_meta` for words by which Claude Code finds a tool that it has deferred."""
+
+HINT = "big large file log dataset csv data analysis codebase context agent sub-agent"
+
 EXAMPLE = {
     "signature": "log, task -> cause: str, lines: list[int]",
     "inputs": {"task": "Find the first error"},
@@ -63,7 +70,7 @@ EXAMPLE = {
 }
 
 
-@TOOLS.tool("vers_rlm", "Recursive Language Model", RUNS_CODE, EXAMPLE)
+@TOOLS.tool("vers_rlm", "Recursive Language Model", RUNS_CODE, EXAMPLE, meta={META_HINT: HINT})
 async def vers_rlm(
     context: Context,
     consent: Annotated[ElicitationResult[Consent], Resolve(ask)],
@@ -138,7 +145,7 @@ async def vers_rlm(
         models = choose_models(
             context, settings, (model, settings.model), (subModel, settings.sub_model), resources
         )
-        journal = resources.enter_context((await app.journals()).new())
+        journal = resources.enter_context(app.journals().new())
         perform = partial(
             run,
             request,
@@ -161,13 +168,16 @@ async def get_result(
         float | None, Field(ge=0, description="Default: what the client allows")
     ] = None,
     cursor: Annotated[
-        int | None, Field(ge=0, description="Show the steps after this. Default: the last")
+        int | None,
+        Field(
+            ge=0, description="next_cursor of the last answer; 0: all steps. Default: the result"
+        ),
     ] = None,
 ) -> Answer[RunState]:
-    """Wait for a vers_rlm run that still goes on, or get the result of any earlier one."""
+    """Wait for a vers_rlm run that is still running, or get the result of any earlier one."""
     app = application(context)
     journal, live = await app.find_run(runId)
-    most = patience(context, app.settings.wait_seconds)
+    most = client_of(context).seconds
     seconds = most if waitSeconds is None else min(waitSeconds, most)
     if live:
         await _wait(context, live, seconds)
@@ -176,7 +186,7 @@ async def get_result(
             with anyio.move_on_after(seconds):
                 while journal.is_open():  # noqa: ASYNC110 - it is another process's
                     await anyio.sleep(POLL_SECONDS)
-    return await describe_run(app, runId, cursor)
+    return await describe_run(app, runId, cursor, room=room_of(context))
 
 
 class RunsFields(TypedDict):
@@ -192,7 +202,7 @@ async def list_runs(
     from vers_rlm_mcp.runs import existing_checkpoints, next_step_hint, summary
 
     app = application(context)
-    fleet, journals = await app.fleet(), await app.journals()
+    fleet, journals = await app.fleet(), app.journals()
     known = await to_thread.run_sync(journals.all)
     end = offset + PAGE
     existing = existing_checkpoints(fleet)
@@ -203,7 +213,7 @@ async def list_runs(
     next_offset = end if len(known) > end else None
     lines = [_line(run, next_step) for run, next_step in runs]
     if next_offset is not None:
-        lines.append(f"[there are more; go on with offset {next_offset}]")
+        lines.append(f"[there are more; continue with offset {next_offset}]")
     fields: RunsFields = {
         "runs": [_run_fields(run, next_step) for run, next_step in runs],
         "next_offset": next_offset,
@@ -219,7 +229,7 @@ def _run_fields(run: "RunSummary", next_step: str) -> dict[str, Any]:
             "signature": shorten(run.signature, SIGNATURE_CHARS),
             "started_at": run.started_at,
             "steps": run.steps,
-            "reason": shorten(run.reason, OUTPUT_CHARS),
+            "reason": shorten(run.reason, REASON_CHARS),
             "next": next_step,
             "tokens": run.tokens,
             "usd": run.usd,
@@ -228,8 +238,12 @@ def _run_fields(run: "RunSummary", next_step: str) -> dict[str, Any]:
 
 
 def _line(run: "RunSummary", next_step: str) -> str:
-    signature, reason = shorten(run.signature, SIGNATURE_CHARS), shorten(run.reason, OUTPUT_CHARS)
-    parts = (run.id, run.state, count(run.steps, "step"), signature, reason, next_step)
+    signature, reason = shorten(run.signature, SIGNATURE_CHARS), shorten(run.reason, REASON_CHARS)
+    started = datetime.fromtimestamp(run.started_at, UTC).isoformat(timespec="seconds")
+    cost = f"{run.tokens:,} tokens" if run.tokens is not None else ""
+    money = f"${run.usd:.4f}" if run.usd is not None else ""
+    steps = count(run.steps, "step")
+    parts = (run.id, run.state, started, steps, cost, money, signature, reason, next_step)
     return " · ".join(part for part in parts if part)
 
 
@@ -243,10 +257,10 @@ async def cancel_run(context: Context, runId: str) -> Answer[RunState]:
         await live.wait(CANCEL_SECONDS)
     elif journal.is_open():
         raise UsageError(f"{runId} is under way in another process: end it there.")
-    return await describe_run(app, runId)
+    return await describe_run(app, runId, room=room_of(context))
 
 
-@TOOLS.tool("rlmResume", "Go on with a run", RUNS_CODE)
+@TOOLS.tool("rlmResume", "Continue a run", RUNS_CODE)
 async def resume_run(
     context: Context,
     consent: Annotated[ElicitationResult[Consent], Resolve(ask)],
@@ -257,7 +271,7 @@ async def resume_run(
     model: Annotated[str | None, Field(description="Default: the run's own")] = None,
     budget: Budget | None = None,
 ) -> Answer[RunState]:
-    """Go on with a vers_rlm run from a checkpoint, on a new VM restored from it.
+    """Continue a vers_rlm run from a checkpoint, on a new VM restored from it.
 
     For one that was cut off, ran dry or failed, or to try again from an earlier step. No reply
     is paid for twice.
@@ -268,7 +282,7 @@ async def resume_run(
 
     app = application(context)
     settings, fleet = app.settings, await app.fleet()
-    past = load_past((await app.journals()).of(runId))
+    past = load_past(app.journals().of(runId))
     limit = budget or Budget()
     require(consent)
     app.live_runs.admit(fleet.principal)
@@ -307,7 +321,7 @@ async def show_tree(
     if runId is None:
         about, nodes = "All VMs and commits", await fleet_lineage(await app.fleet())
     else:
-        about, nodes = run_lineage((await app.journals()).of(runId))
+        about, nodes = run_lineage(app.journals().of(runId))
     tree = "\n".join(render_lineage(nodes, limit=MAX_NODES)) or "(none)"
     fields: TreeFields = {
         "about": about,
@@ -338,7 +352,7 @@ async def _outcome(
     elif takes_tasks(context):
         seconds = TASK_SECONDS
     else:
-        seconds = patience(context, app.settings.wait_seconds)
+        seconds = client_of(context).seconds
     try:
         await _wait(context, live, seconds)
     except anyio.get_cancelled_exc_class():
@@ -347,7 +361,7 @@ async def _outcome(
         raise
     if live.error:
         raise live.error
-    return await describe_run(app, live.run_id)
+    return await describe_run(app, live.run_id, room=room_of(context))
 
 
 async def _wait(context: Context, live: "LiveRun", seconds: float) -> None:
@@ -359,9 +373,16 @@ async def _wait(context: Context, live: "LiveRun", seconds: float) -> None:
             inner = event.event if isinstance(event, events.InChild) else event
             # A run may have thousands of these; a client sees the latest.
             passing = isinstance(inner, events.SubCallStarted | events.SubCallFinished)
+            count_steps()
             progress.say(message, passing=passing)
 
-    async with Progress(context.report_progress, "The run") as progress:
+    def count_steps() -> None:
+        done, most = live.steps
+        if most:
+            progress.count(done, most)
+
+    async with Progress(context.report_progress, "The run", in_steps=True) as progress:
+        count_steps()
         progress.say(f"Run {live.run_id} is under way")
         with live.subscribe(report_event):
             await live.wait(seconds)

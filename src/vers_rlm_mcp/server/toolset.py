@@ -9,7 +9,9 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, get_args
 
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
@@ -21,7 +23,11 @@ from pydantic import Field, ValidationError
 
 from vers_rlm_mcp.errors import VersRlmError
 
+from .application import application
 from .arguments import read_arguments
+from .bounds import as_json, dump, fit_fields, fit_text, shorten, shorten_lines
+from .known_clients import KnownClient, client_of
+from .principals import caller
 from .request_faults import describe_faults
 from .schemas import input_schema, output_schema
 
@@ -33,8 +39,17 @@ ADDS = ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_
 REPLACES = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=False)
 RUNS_CODE = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=True)
 
-TEXT_LIMIT = 40_000
-"""Characters of a long text in an answer: some 10,000 tokens."""
+CURRENT = "Default: current VM"
+"""The description of an argument that must be given where there is no current machine."""
+
+META_LOAD = "anthropic/alwaysLoad"
+"""The key in a tool's `_meta` with which Claude Code does not defer the tool behind a search."""
+
+ALWAYS_LOADED = ("vers_rlm", "rlmResult", "exec", "python")
+"""The tools for which that is worth its tokens."""
+
+ERROR_CHARS = 10_000
+"""Characters of an error, which may quote what was sent or what a machine wrote."""
 
 LINKS_SINCE = "2025-06-18"
 """The protocol revision from which a result may link to resources."""
@@ -51,13 +66,46 @@ class Answer(Generic[FieldsT_co]):
     text: str
     links: Sequence[ResourceLink] = ()
 
-    def as_result(self, *, links: bool = True, is_error: bool = False) -> CallToolResult:
-        """The result of a call, with links if the client understands them."""
+    def as_result(
+        self,
+        client: KnownClient | None = None,
+        keep: Callable[[str], str] | None = None,
+        *,
+        links: bool = True,
+        is_error: bool = False,
+    ) -> CallToolResult:
+        """The result of a call, as long as its client shows it.
+
+        Args:
+            client: The client. By default, one that is not known.
+            keep: Keeps a text that is too long, and returns the address where it can be read.
+            links: Whether the client understands links.
+            is_error: Whether the call failed.
+        """
+        fields, text = _bound(self, client or KnownClient(), keep)
         return CallToolResult(
-            content=[TextContent(text=self.text), *(self.links if links else ())],
-            structured_content=without_none(self.fields),
+            content=[TextContent(text=text), *(self.links if links else ())],
+            structured_content=fields,
             is_error=is_error,
         )
+
+
+def _bound(
+    answer: Answer[Any], client: KnownClient, keep: Callable[[str], str] | None
+) -> tuple[dict[str, Any], str]:
+    """The fields and the text of an answer, cut if they are longer than the client shows."""
+    fields, text = as_json(without_none(answer.fields)), as_json(answer.text)
+    room = client.room
+    shown = shorten_lines(text, client.lines) if client.lines else text
+    size = client.measure(dump(fields)) + client.measure(text)
+    if size <= room and shown == text:
+        return fields, text
+    where = f", which the resource {keep(text)} has" if keep else ""
+    notice = f"[cut: this answer has {len(text):,} characters as text{where}]"
+    left = room - 3 * len(notice)
+    fields = {**fit_fields(fields, left // 2, client.measure), "cut": notice}
+    left = room - client.measure(dump(fields)) - 2 * len(notice)
+    return fields, f"{fit_text(shown, left, client.measure)}\n{notice}"
 
 
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Awaitable[Answer[Any]]])
@@ -75,17 +123,30 @@ class Toolset:
         title: str,
         annotations: ToolAnnotations,
         example: Mapping[str, Any] | None = None,
+        *,
+        without_current: str | None = None,
+        meta: Mapping[str, Any] | None = None,
     ) -> Callable[[HandlerT], HandlerT]:
         """Declare the decorated handler as a tool.
 
         Its parameters are the tool's arguments, its docstring is the description that models read,
-        and the fields of its `Answer` are the output schema. The example goes with errors about
-        arguments.
+        and the fields of its `Answer` are the output schema.
+
+        Args:
+            name: The tool's name.
+            title: What a user sees.
+            annotations: What it may change.
+            example: Arguments of a typical call, which errors about arguments show.
+            without_current: The description where there is no current machine, if it differs; ""
+                if the tool makes no sense there.
+            meta: What only some clients understand.
         """
 
         def declare(handler: HandlerT) -> HandlerT:
             tool = StrictTool.of(handler, name, title, annotations)
             tool.example = dict(example or {})
+            tool.without_current = without_current
+            tool.meta = dict(meta) if meta else None
             self.tools.append(tool)
             return handler
 
@@ -97,6 +158,8 @@ class StrictTool(Tool):
 
     example: dict[str, Any] = Field(default_factory=dict)
     """Arguments of a typical call, which errors about arguments show."""
+    without_current: str | None = None
+    """The description where there is no current machine, if it differs."""
 
     @classmethod
     def of(
@@ -122,6 +185,24 @@ class StrictTool(Tool):
         metadata = FuncMetadata(arg_model=tool.fn_metadata.arg_model, output_model=fields)
         tool.fn_metadata.output_schema = output_schema(metadata.output_schema or {})
         return tool
+
+    def where_no_machine_is_current(self) -> Self | None:
+        """The tool as it is offered where each call names its machine, if it is."""
+        if self.without_current == "":
+            return None
+        parameters = deepcopy(self.parameters)
+        for name, field in parameters["properties"].items():
+            if field.get("description") == CURRENT:
+                del field["description"]
+                parameters.setdefault("required", []).append(name)
+        described = self.without_current or self.description
+        return self.model_copy(update={"parameters": parameters, "description": described})
+
+    def always_loaded(self) -> Self:
+        """The tool as it is offered to clients that are to show their model all of it at once."""
+        if self.name not in ALWAYS_LOADED:
+            return self
+        return self.model_copy(update={"meta": {**(self.meta or {}), META_LOAD: True}})
 
     async def run(
         self,
@@ -153,7 +234,9 @@ class StrictTool(Tool):
         if not (convert_result and isinstance(answer, Answer)):
             return answer
         has_links = is_version_at_least(context.protocol_version or "", LINKS_SINCE)
-        return cast("Answer[Any]", answer).as_result(links=has_links)
+        return cast("Answer[Any]", answer).as_result(
+            client_of(context).with_tool(self.meta), partial(_keep, context), links=has_links
+        )
 
     def _explain(self, faults: str) -> str:
         text = f"{self.name}: {faults.removesuffix('.')}."
@@ -161,21 +244,17 @@ class StrictTool(Tool):
 
     def _translate_fault(self, cause: BaseException | None) -> ToolError:
         if isinstance(cause, VersRlmError):
-            return ToolError(str(cause))
+            return ToolError(as_json(shorten(str(cause), ERROR_CHARS)))
         return UnexpectedToolError(
             f"{self.name} failed on a fault of this server ({type(cause).__name__}), which was "
             "logged. The call may have had an effect: look before you repeat it."
         )
 
 
+def _keep(context: Context[Any, Any], text: str) -> str:
+    return application(context).kept_answers.keep(caller(), text)
+
+
 def without_none(fields: Mapping[str, object]) -> dict[str, Any]:
     """The fields that have a value."""
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def shorten(text: str, limit: int) -> str:
-    """At most about `limit` characters of a text: its beginning and its end."""
-    if len(text) <= limit:
-        return text
-    half = limit // 2
-    return f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"

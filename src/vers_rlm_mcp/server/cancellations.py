@@ -1,4 +1,4 @@
-"""How long a call waits for a run, and whether cancelling the call cancels the run."""
+"""Whether cancelling a call cancels its run."""
 
 from __future__ import annotations
 
@@ -11,17 +11,6 @@ if TYPE_CHECKING:
     from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
     from mcp.server.mcpserver import Context
 
-WAIT_SECONDS: Final = 50.0
-"""Several clients give up after a minute, even if they receive progress."""
-
-PATIENT: Final = {
-    "claude-code": 280.0,
-    "codex-mcp-client": 140.0,
-    "gemini-cli-mcp-client": 140.0,
-    "opencode": 140.0,
-}
-"""Clients, by name, that were seen to wait longer while they receive progress."""
-
 TIMED_OUT: Final = "timed out"
 """The reason for which the SDKs' clients cancel a call that took too long."""
 
@@ -31,14 +20,6 @@ REASON_SECONDS: Final = 0.25
 POLL_SECONDS: Final = 0.01
 MAX_REASONS: Final = 256
 """Reasons remembered: each is asked for at once, if ever."""
-
-
-def patience(context: Context[Any, Any], setting: float | None) -> float:
-    """The seconds for which a call of this client should wait for a run at most."""
-    if setting is not None:
-        return setting
-    client = context.session.client_params
-    return PATIENT.get(client.client_info.name, WAIT_SECONDS) if client else WAIT_SECONDS
 
 
 class Cancellations:
