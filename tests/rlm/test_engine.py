@@ -13,6 +13,7 @@ from vers_rlm_mcp.errors import InputError
 from vers_rlm_mcp.rlm import (
     Branch,
     CallModel,
+    CheckFiles,
     Emit,
     Event,
     Feedback,
@@ -84,7 +85,7 @@ def play(
                 elif isinstance(request, RunCell):
                     recorded.cells.append(request.code)
                     recorded.conversations.append(request.messages)
-                else:
+                elif isinstance(request, Verify):
                     recorded.checks.append(request)
                 reply = next(remaining)
             request = generator.send(reply)
@@ -468,7 +469,7 @@ class Dice:
                 return Completion(self.texts[self.turn % len(self.texts)])
             case RunCell():
                 return self.cells[self.turn % len(self.cells)]
-            case Verify():
+            case Verify() | CheckFiles():
                 return Verdict(accepted=self.turn % 2 == 0)
             case Emit():
                 return None

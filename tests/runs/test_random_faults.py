@@ -164,17 +164,19 @@ class Play:
         with (self._run.home / "log").open("ab") as log:
             process = await self._run.start(*arguments, stdout=subprocess.PIPE, stderr=log)
         assert process.stdout
+        output = b""
         try:
             with anyio.fail_after(COMMAND_SECONDS):
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._strike, process)
-                    output = b"".join([piece async for piece in process.stdout])
-                    exit_code = await process.wait()
+                    async for piece in process.stdout:
+                        output += piece
+                    await process.wait()
                     tasks.cancel_scope.cancel()
         finally:
             self._disk.release()
             await process.aclose()
-        return exit_code, output.decode()
+        return process.returncode, output.decode()
 
     async def _strike(self, process: Process) -> None:
         """Do to a process what the schedule has left, until one of the faults kills it."""

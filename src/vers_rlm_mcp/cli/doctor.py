@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -116,7 +117,9 @@ def _conclude(failures: int, *, has_model: bool) -> str:
 
 
 async def _examine(report: Report, settings: Settings) -> None:
-    choice = await to_thread.run_sync(choose_backend, settings)  # it may boot a machine
+    choice = await to_thread.run_sync(
+        partial(choose_backend, settings, forget=True)
+    )  # it may boot a machine
     report.remark(f"Machines come from {choice.name}, since {choice.reason}.")
     if choice.factory.costs_money:
         await _check_service(report, settings, choice)

@@ -23,7 +23,7 @@ from vers_rlm_mcp.runs import events
 from vers_rlm_mcp.store import Journals
 from vers_rlm_mcp.values import Usage
 
-from .terminal import make_safe, print_safe
+from .terminal import format_tokens, make_safe, print_safe
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -96,12 +96,12 @@ class LiveView:
     def render(self) -> RenderableType:
         """What happens now: a line for the run, and one for each conversation under way."""
         rows = Table.grid(padding=(0, 1))
-        spending = Text(self._describe_spending(), no_wrap=True, overflow="ellipsis")
+        spending = Text(self._describe_spending(), no_wrap=True, overflow="crop")
         rows.add_row(self._spinner, spending)
         for path, each in list(self.conversations.items()):
             name = f"[{path}] " if path else ""
             text = make_safe(f"{name}step {each.step}: {each.doing}")
-            text.no_wrap, text.overflow = True, "ellipsis"
+            text.no_wrap, text.overflow = True, "crop"
             rows.add_row("", text)
             if each.asked > each.answered:
                 rows.add_row("", _draw_sub_calls(each))
@@ -143,7 +143,7 @@ class LiveView:
         seconds = time.monotonic() - self._started
         parts = [
             f"{seconds:.0f} of {limits.max_seconds:.0f} s",
-            f"{used.tokens:,}{_of(limits.max_tokens)} tokens",
+            f"{format_tokens(used)}{_of(limits.max_tokens)} tokens",
         ]
         if used.usd is not None and (used.usd or limits.max_usd):
             parts.append(f"{used.usd:.4f}{_of(limits.max_usd)} USD")

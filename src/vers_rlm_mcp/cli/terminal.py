@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp import runs
     from vers_rlm_mcp.settings import Settings
+    from vers_rlm_mcp.values import Usage
 
 PLAIN_SIGNS = str.maketrans(
     {
@@ -97,7 +98,7 @@ def _print_remarks(console: Console, result: runs.RunResult) -> None:
     print_safe(
         console,
         f"{result.run_id}: {result.status} after {steps} step{'' if steps == 1 else 's'} in "
-        f"{result.seconds:.1f} s, {used.tokens:,} tokens{money}, {calls} "
+        f"{result.seconds:.1f} s, {format_tokens(used)} tokens{money}, {calls} "
         f"sub-call{'' if calls == 1 else 's'}. "
         f"Machine {result.machine_id} "
         f"{'is kept' if result.kept else 'was deleted'} ({result.backend}, isolation "
@@ -114,6 +115,11 @@ def _print_remarks(console: Console, result: runs.RunResult) -> None:
 def format_outputs(outputs: Mapping[str, object]) -> str:
     """Format outputs as lines; texts as they are, other values as JSON."""
     return "\n".join(f"{name}: {format_value(value)}" for name, value in outputs.items())
+
+
+def format_tokens(usage: Usage) -> str:
+    """Format the tokens of calls to models; estimated ones say so."""
+    return f"{'about ' if usage.estimated else ''}{usage.tokens:,}"
 
 
 def format_value(value: object) -> str:

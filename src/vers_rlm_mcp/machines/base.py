@@ -307,6 +307,10 @@ class BackendFactory(ABC):
     def usable(self, settings: Settings) -> Usable:
         """Whether ``auto`` may choose this backend. May try a machine, and may block."""
 
+    def forget(self, settings: Settings) -> None:
+        """Forget what `usable` remembers, so that it looks again: for `doctor`."""
+        del settings
+
     @abstractmethod
     def open(self, settings: Settings) -> Backend:
         """Open the backend. Raises `BackendUnavailable` or `SettingsError`."""

@@ -46,11 +46,11 @@ def load_factory(name: str) -> BackendFactory:
     return cast("BackendFactory", import_module(f".{name}", __package__).FACTORY)
 
 
-def choose_backend(settings: Settings) -> Choice:
+def choose_backend(settings: Settings, *, forget: bool = False) -> Choice:
     """The backend that the settings name or, with ``auto``, the first one that is usable.
 
     It may block: where microsandbox is installed, the first call after a boot of this computer
-    tries a machine, which takes about a second.
+    tries a machine, which takes about a second. With `forget`, every call does.
 
     Raises:
         BackendUnavailable: None is usable.
@@ -60,6 +60,8 @@ def choose_backend(settings: Settings) -> Choice:
     reasons: list[str] = []
     for name in BACKENDS:
         factory = load_factory(name)
+        if forget:
+            factory.forget(settings)
         found = factory.usable(settings)
         reasons.append(found.reason)
         if found.yes:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vers_rlm_mcp.machines.microsandbox import usable
+from vers_rlm_mcp.machines.microsandbox import forget, usable
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -64,6 +64,10 @@ def test_what_was_found_is_remembered_until_the_next_boot(trials: Path, tmp_path
     remembered.write_text(other_boot)
     usable(tmp_path)
     assert remembered.read_text() != other_boot
+    install(trials, "sys.exit(0)")
+    assert not usable(tmp_path).yes
+    forget(tmp_path)
+    assert usable(tmp_path) != first, "it was tried once more"
 
 
 def test_a_memory_that_cannot_be_read_is_no_memory(trials: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import MicrosandboxConfig
 from .factory import MicrosandboxFactory
-from .usable import usable
+from .usable import forget, usable
 
 if TYPE_CHECKING:
     from .backend import MicrosandboxBackend
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FACTORY = MicrosandboxFactory()
 
-__all__ = ["FACTORY", "MicrosandboxBackend", "MicrosandboxConfig", "probe", "usable"]
+__all__ = ["FACTORY", "MicrosandboxBackend", "MicrosandboxConfig", "forget", "probe", "usable"]
 
 _LATE = {"MicrosandboxBackend": "backend", "probe": "probe"}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..base import BackendFactory
 from .config import MicrosandboxConfig
-from .usable import usable
+from .usable import forget, usable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +23,9 @@ class MicrosandboxFactory(BackendFactory):
 
     def usable(self, settings: Settings) -> Usable:
         return usable(settings.state_dir)
+
+    def forget(self, settings: Settings) -> None:
+        forget(settings.state_dir)
 
     def open(self, settings: Settings) -> Backend:
         from .backend import MicrosandboxBackend

@@ -32,7 +32,7 @@ def usable(state_dir: Path) -> Usable:
         installed = version(PACKAGE)
     except PackageNotFoundError:
         return Usable(False, f"the package {PACKAGE} is not installed")
-    path = state_dir / PACKAGE / "usable.json"
+    path = _memory(state_dir)
     key = f"{installed} {_boot_id()}"
     with suppress(OSError, ValueError, KeyError, TypeError):  # not tried yet, or not readable
         remembered = json.loads(path.read_text())
@@ -45,6 +45,16 @@ def usable(state_dir: Path) -> Usable:
         unfinished.write_text(json.dumps({"key": key, **asdict(found)}))
         unfinished.replace(path)
     return found
+
+
+def forget(state_dir: Path) -> None:
+    """Forget whether a machine boots: what it needs may have been installed since."""
+    with suppress(OSError):
+        _memory(state_dir).unlink()
+
+
+def _memory(state_dir: Path) -> Path:
+    return state_dir / PACKAGE / "usable.json"
 
 
 def _try(state_dir: Path) -> Usable:

@@ -38,9 +38,10 @@ def _candidates(options: dict[str, Any]) -> Iterator[str]:
     path: str
     yield from options["paths"]
     for directory in options["directories"]:
-        for parent, below, names in os.walk(directory):
+        for parent, below, names in os.walk(str(directory)):
             below.sort()
-            for name in sorted(names):
+            links = (name for name in below if os.path.islink(os.path.join(parent, name)))
+            for name in sorted([*names, *links]):  # links to directories are not followed
                 path = os.path.join(parent, name)
                 seen.add(path)
                 yield path
