@@ -141,3 +141,11 @@ async def test_functions_that_await_are_saved_with_the_variables(repl: Repl) -> 
     await repl.output("async def ask(p):\n    return await llmQuery(p)\nawait ask('a')")
     carried = await repl.kernel.save_variables()
     assert "ask" in carried.kept
+
+
+async def test_a_command_that_nothing_waits_for_any_more_is_killed(repl: Repl) -> None:
+    code = "import asyncio, os, time\ntry:\n"
+    code += "    await asyncio.wait_for(exec('echo $$ > pid; exec sleep 60'), 0.5)\n"
+    code += "except asyncio.TimeoutError:\n    print('late')\n"
+    code += "while os.path.exists('/proc/' + open('pid').read().strip()): time.sleep(0.01)"
+    assert await repl.output(code) == "late\n"

@@ -720,3 +720,13 @@ def test_a_cell_that_prints_the_same_again_and_again_is_no_failure() -> None:
     played = play([model(), printed("waiting")] * 8 + [model(), final("x")])
     assert played.outcome.status == "finished"
     assert not any("times in a row" in told for told in played.told)
+
+
+def test_progress_bars_and_colours_are_folded_wherever_output_is_shown() -> None:
+    bar = "\r 50%|#\r100%|##\x1b[32m done\x1b[0m"
+    replies = [model(), CellResult("error", bar, error=bar), model(), final("x")]
+    played = play([*replies, Verdict(accepted=False, output=bar), Stop("Enough.")], verify="check")
+    for kind in ("output", "error"):
+        assert f"<{kind}>\n100%|## done\n</{kind}>" in played.told[0]
+    assert "<check>\n100%|## done\n</check>" in played.told[1]
+    assert played.outcome.steps[0].output == bar, "the record holds what was written"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -265,3 +266,63 @@ def test_what_a_journal_could_not_hold_is_refused(depth: int):
         assert checked.values == {"x": value}
     while value != 1:
         value = value.pop()
+
+
+DEFINED = {
+    "type": "object",
+    "properties": {"items": {"type": "array", "items": {"$ref": "#/$defs/Item"}}},
+    "required": ["items"],
+    "$defs": {
+        "Item": {
+            "type": "object",
+            "properties": {"n": {"$ref": "#/$defs/N", "description": "How many."}},
+            "required": ["n"],
+        },
+        "N": {"type": "integer"},
+    },
+}
+
+
+def test_references_of_a_schema_are_followed() -> None:
+    signature = Signature.parse(f"-> found: {json.dumps(DEFINED)}")
+    assert signature.check_outputs({"found": {"items": [{"n": 1}]}}).faults == ()
+    assert signature.check_outputs({"found": {"items": [{"n": "1"}]}}).faults == (
+        "found.items[0].n: expected int, got '1'",
+    )
+    assert Signature.parse(str(signature)) == signature
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"$ref": "#/$defs/A"}, '"$ref" "#/$defs/A" is not defined in this schema'),
+        ({"$ref": "https://a.example/s"}, "is not defined in this schema"),
+        (
+            {
+                "$ref": "#/$defs/A",
+                "$defs": {"A": {"type": "array", "items": {"$ref": "#/$defs/A"}}},
+            },
+            '"#/$defs/A" refers to itself',
+        ),
+        (
+            {
+                "$ref": "#/$defs/0",
+                "$defs": {
+                    **{str(n): {"anyOf": [{"$ref": f"#/$defs/{n + 1}"}] * 4} for n in range(12)},
+                    "12": {"type": "string"},
+                },
+            },
+            "more than 100",
+        ),
+    ],
+)
+def test_references_that_cannot_be_followed_are_refused(schema: Any, message: str) -> None:
+    with pytest.raises(SignatureError) as error:
+        Signature.parse(f"-> a: {json.dumps(schema)}")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["set[str]", "Set[int]", "tuple[str, int]", "frozenset", "set"])
+def test_a_type_that_json_has_not_is_refused_with_the_one_that_it_has(kind: str) -> None:
+    with pytest.raises(SignatureError, match=r"write list\[T\] instead"):
+        Signature.parse(f"-> a: {kind}")

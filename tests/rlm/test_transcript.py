@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given, strategies as st
 
 from vers_rlm_mcp.rlm import PREVIEW_CHARS, describe, truncate
-from vers_rlm_mcp.rlm.transcript import EMPTY_REPLY, Transcript
+from vers_rlm_mcp.rlm.transcript import EMPTY_REPLY, Transcript, fold
 from vers_rlm_mcp.values import Message
 
 if TYPE_CHECKING:
@@ -74,3 +75,45 @@ def test_an_empty_reply_has_a_text_that_stands_for_it() -> None:
     transcript = Transcript([Message("system", "system"), Message("user", "task")])
     transcript.reply(" \n")
     assert transcript.messages[-1] == Message("assistant", EMPTY_REPLY)
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("plain\ntext", "plain\ntext"),
+        ("\r 10%|#   |\r100%|####|\n", "100%|####|\n"),
+        ("working\rdone", "doneing"),
+        ("working\r\x1b[Kdone", "done"),
+        ("working\x1b[2K\rdone", "done"),
+        ("\x1b[1;31mred\x1b[0m", "red"),
+        ("a\r\nb\r\n", "a\nb\n"),
+        ("spin |\b/\b-", "spin -"),
+        ("one\ntwo\x1b[1A\rONE\n\n", "ONE\ntwo\n"),
+        ("a: 1\nb: 1\n\x1b[2A\ra: 2\n\x1b[1B", "a: 2\nb: 1\n"),
+        ("\x1b]0;title\x07text", "text"),
+        ("\x1b]8;;http://a\x1b\\link\x1b]8;;\x1b\\", "link"),
+        ("abc\x1b[2Dx", "axc"),
+        ("\x1b[5Gx", "    x"),
+        ("old\n\x1b[2Jnew", "old\nnew"),
+        ("bold \x1b(B\x1b[m.", "bold B."),
+        ("\x1b[999999999Cx", " x"),
+        ("a\x1b", "a"),
+        ("", ""),
+    ],
+)
+def test_what_a_terminal_would_show_is_shown(written: str, shown: str) -> None:
+    assert fold(written) == shown
+
+
+def test_of_a_progress_bar_the_last_state_is_left() -> None:
+    bar = "".join(f"\r{n:3}%|{'#' * (n // 4):25}| {n}/100" for n in range(101))
+    assert len(bar) > 3_500
+    assert fold(bar + "\n") == f"100%|{'#' * 25}| 100/100\n"
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "part", ["a\r", "\x1b[A", "\x1b[1000C.", "\x1b[", "\x1b]", "\b", "\x1b[J\n"]
+)
+def test_folding_takes_no_long_time(part: str) -> None:
+    fold(part * 20_000)

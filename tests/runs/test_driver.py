@@ -18,7 +18,7 @@ from vers_rlm_mcp.errors import (
     SignatureError,
     UnknownHandle,
 )
-from vers_rlm_mcp.runs import events
+from vers_rlm_mcp.runs import RunRequest, check_request, events
 from vers_rlm_mcp.values import Completion, Message, Usage
 
 if TYPE_CHECKING:
@@ -298,3 +298,14 @@ async def test_a_run_leaves_no_open_files(lab: Lab):
     before = await open_files()
     await lab.run("-> x: int", Turns(cell("vmBranch(); FINAL(1)")))
     assert await open_files() == before
+
+
+@pytest.mark.parametrize("name", ["print", "len", "str", "list", "type", "sorted", "FINAL", "exec"])
+def test_an_input_that_would_hide_a_function_of_cells_is_refused(name: str):
+    with pytest.raises(SignatureError, match="function of the REPL; give the input another name"):
+        check_request(RunRequest(f"{name} -> x", inputs={name: "a"}))
+
+
+@pytest.mark.parametrize("name", ["input", "id", "format", "text", "answer", "hash"])
+def test_an_input_may_have_a_name_that_is_common_for_data(name: str):
+    check_request(RunRequest(f"{name} -> x", inputs={name: "a"}))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _MAX_OBJECTS = 100
 """How many `{` of a reply are tried as the beginning of an object."""
+_MAX_LOOSE_OBJECTS = 20
 _MAX_LOOSE = 20_000
 """Characters behind a `{` in which an object that is no JSON has to end."""
 _STRING = r"""(?:"(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+')"""
@@ -74,14 +75,16 @@ def parse_objects(text: str) -> Iterator[dict[str, JsonValue]]:
     """The objects in a text, outermost ones only, first to last: JSON, or nearly so."""
     decoder = json.JSONDecoder(strict=False)
     at = text.find("{")
+    loosely = _MAX_LOOSE_OBJECTS
     for _ in range(_MAX_OBJECTS):
         if at < 0:
             return
         try:
             value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
-            end = _find_end(text, at)
-            value = _read_loosely(text[at:end])
+            end = _find_end(text, at) if loosely > 0 else at + 1
+            value = _read_loosely(text[at:end]) if loosely > 0 else None
+            loosely -= 1
             end = end if isinstance(value, dict) else at + 1
         if isinstance(value, dict):
             yield cast("dict[str, JsonValue]", value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import python_text
-from .transcript import ERROR_CHARS, OUTPUT_CHARS, framed, truncate
+from .transcript import ERROR_CHARS, OUTPUT_CHARS, fold, framed, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,13 +49,13 @@ def cell_message(task: Task, cell: CellResult, notes: Sequence[str], step: int) 
 def _lines(task: Task, cell: CellResult, notes: Sequence[str], step: int) -> Iterator[str]:
     yield f"Step {step} of {task.max_iterations}, {cell.seconds:.2f} s."
     if cell.output:
-        yield framed("output", truncate(cell.output.rstrip(), OUTPUT_CHARS), task.mark)
+        yield framed("output", truncate(fold(cell.output).rstrip(), OUTPUT_CHARS), task.mark)
     elif cell.status == "ok":
         yield "It printed nothing; print what you want to see."
     if cell.status in _STATUS:
         yield _STATUS[cell.status]
     if cell.error:
-        yield framed("error", truncate(cell.error.rstrip(), ERROR_CHARS), task.mark)
+        yield framed("error", truncate(fold(cell.error).rstrip(), ERROR_CHARS), task.mark)
     yield from cell.notes
     yield from notes
     yield from _steps_left(task.max_iterations - step)
@@ -119,7 +119,7 @@ def refusal(task: Task, faults: Sequence[str]) -> str:
 
 def rejection(task: Task, verdict: Verdict) -> str:
     """The message about an answer that the task's check refused."""
-    said = truncate(verdict.output.strip(), ERROR_CHARS) or "It printed nothing."
+    said = truncate(fold(verdict.output).strip(), ERROR_CHARS) or "It printed nothing."
     return (
         f"FINAL was not accepted by the check `{task.verify}`, which ran in a copy of the machine:"
         f"\n{framed('check', said, task.mark)}\nMend what it found, then call FINAL again."

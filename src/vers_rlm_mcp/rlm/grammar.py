@@ -45,6 +45,7 @@ _GENERICS = {
     "Literal": "Literal",
 }
 _TYPES = "str, int, float, bool, any, list[T], dict[str, T], Optional[T], Literal[...] and T | U"
+_NO_JSON = frozenset({"set", "Set", "frozenset", "FrozenSet", "tuple", "Tuple", "Sequence"})
 _CONSTANTS: Mapping[str, bool | None] = {
     "True": True,
     "true": True,
@@ -194,6 +195,8 @@ class TypeParser:
             return kind
         if token.text in NAMED:
             return NAMED[token.text]
+        if token.text in _NO_JSON:
+            self.fail(f"unknown type {token.text!r}: JSON has none; write list[T] instead", token)
         close = difflib.get_close_matches(token.text, [*NAMED, *_GENERICS], n=1)
         hint = f"{close[0]} may be meant" if close else f"there are {_TYPES}"
         return self.fail(f"unknown type {token.text!r}; {hint}", token)

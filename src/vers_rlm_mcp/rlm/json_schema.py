@@ -30,6 +30,9 @@ _KEYWORDS = {
     "array": {"items"},
     "object": {"properties", "required", "additionalProperties"},
 }
+_DEFINITIONS = ("$defs", "definitions")
+_MAX_REFERENCES = 100
+"""References that are followed: each may hold several others."""
 _MAX_DEPTH = 16
 """Deeper than any schema that is written by hand, and far below Python's recursion limit."""
 
@@ -40,15 +43,58 @@ def from_json_schema(schema: JsonValue, depth: int = 0) -> ValueType:
         raise ValueError(f"the schema is nested deeper than {_MAX_DEPTH} levels")
     if not isinstance(schema, dict):
         raise ValueError(f"a schema is an object, not {json.dumps(schema)}")  # noqa: TRY004 - content
+    if depth == 0:
+        schema = dict(schema)
+        schema = _Definitions(schema).expand(schema)
     keywords = schema.keys() - _NOTES
     if keywords == {"enum"} or keywords == {"enum", "type"}:
         return _choice(schema["enum"])
     if keywords == {"const"} or keywords == {"const", "type"}:
         return _choice([schema["const"]])
+    if keywords == {"allOf"} and len(parts := _items(schema, "allOf")) == 1:
+        return from_json_schema(parts[0], depth + 1)
     for several in ("anyOf", "oneOf"):
         if keywords == {several}:
             return union([from_json_schema(each, depth + 1) for each in _items(schema, several)])
     return _typed(schema, depth)
+
+
+class _Definitions:
+    """The definitions of a schema, which its references are replaced by."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._all: dict[str, JsonValue] = {}
+        for name in _DEFINITIONS:
+            if isinstance(found := schema.pop(name, {}), dict):
+                self._all |= {f"#/{name}/{key}": value for key, value in found.items()}
+        self._left = _MAX_REFERENCES
+
+    def expand(self, schema: Schema) -> Schema:
+        """The schema without references. Raises `ValueError` if that is not possible."""
+        return cast("Schema", self._expand(schema, ()))
+
+    def _expand(self, value: JsonValue, within: tuple[str, ...]) -> JsonValue:
+        if isinstance(value, list):
+            return [self._expand(item, within) for item in value]
+        if not isinstance(value, dict):
+            return value
+        reference = value.get("$ref")
+        if not isinstance(reference, str):
+            return {name: self._expand(item, within) for name, item in value.items()}
+        shown = json.dumps(reference)
+        if reference not in self._all:
+            known = ", ".join(map(json.dumps, self._all)) or "none"
+            raise ValueError(f'"$ref" {shown} is not defined in this schema (there are: {known})')
+        if reference in within:
+            raise ValueError(f'"$ref" {shown} refers to itself; a type cannot contain itself here')
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(
+                f'the schema has more than {_MAX_REFERENCES} "$ref" when it is expanded'
+            )
+        found = self._expand(self._all[reference], (*within, reference))
+        notes = {name: note for name, note in value.items() if name in _NOTES}
+        return {**found, **notes} if isinstance(found, dict) else found
 
 
 def _typed(schema: Schema, depth: int) -> ValueType:

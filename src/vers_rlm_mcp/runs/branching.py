@@ -16,7 +16,7 @@ from vers_rlm_mcp.kernel import Carried
 from vers_rlm_mcp.machines.differences import bring_back, digest
 
 from . import events
-from .declarations import repl_functions, reserved_names
+from .declarations import repl_functions, reserved_inputs
 from .inputs import bring_in, check_inputs
 from .notes import not_carried
 from .workbench import DELETE_SECONDS
@@ -142,7 +142,7 @@ class Children:
         if wrong := [name for name in inputs if not name.isidentifier()]:
             raise UsageError(f"An input of a query has a name as variables have: not {wrong[0]!r}.")
         signature = rlm.Signature.parse(
-            f"{', '.join(f'{n}: any' for n in inputs)} -> {outputs}", reserved=reserved_names()
+            f"{', '.join(f'{n}: any' for n in inputs)} -> {outputs}", reserved=reserved_inputs()
         )
         given = check_inputs(signature, inputs, {})
         if self._is_deepest:

@@ -4,6 +4,7 @@ The prompt shows what is declared, signatures reserve the names, the kernel make
 available to cells, and calls are dispatched and checked by it.
 """
 
+import builtins
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -77,6 +78,19 @@ def repl_functions() -> tuple[ReplFunction, ...]:
 def reserved_names() -> frozenset[str]:
     """The names that an input must not have."""
     return frozenset(name for f in repl_functions() for name in (f.name, f.twin))
+
+
+def reserved_inputs() -> frozenset[str]:
+    """The names that an input must not have: it would hide what the code of cells calls."""
+    return reserved_names() | (_BUILTINS - _DATA)
+
+
+_BUILTINS = frozenset(name for name in dir(builtins) if callable(getattr(builtins, name)))
+_DATA = frozenset(
+    {"bin", "compile", "copyright", "credits", "dir", "exit", "filter", "format", "hash", "help"}
+    | {"id", "input", "iter", "license", "next", "object", "property", "quit", "slice", "vars"}
+)
+"""Builtins whose names are common for data, and that cells hardly call."""
 
 
 @cache

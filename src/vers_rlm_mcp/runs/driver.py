@@ -25,7 +25,7 @@ from .budget import Budget
 from .checkpoints import Checkpoints, restore
 from .context import RunContext
 from .conversation import Conversation
-from .declarations import repl_functions, reserved_names
+from .declarations import repl_functions, reserved_inputs
 from .handover import HandedOver, hand_over, name_files
 from .history import prune_checkpoints, prune_to_size
 from .inputs import bring_in, check_inputs, recordable
@@ -108,7 +108,7 @@ def check_request(request: RunRequest) -> Beginning:
     Raises:
         UsageError: The request does not make sense.
     """
-    signature = rlm.Signature.parse(request.signature, reserved=reserved_names())
+    signature = rlm.Signature.parse(request.signature, reserved=reserved_inputs())
     return Beginning(signature, check_inputs(signature, request.inputs, request.files))
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from ..sessions import UNMARKED, bear, kill
 from .capture import HeadTail
+from .concurrency import is_cancelled
 from .memory import lift
 
 TYPE_CHECKING = False
@@ -88,15 +89,15 @@ class _Outputs:
             self._poll.register(pipe.fileno(), select.POLLIN)
 
     def collect(self, deadline: float | None) -> bool:
-        """Read until the command has ended. False when the deadline came first."""
+        """Read until the command has ended. False when the deadline came, or nothing waits."""
         while self._process.poll() is None:
             rest = None if deadline is None else deadline - time.monotonic()
-            if rest is not None and rest <= 0:
+            if is_cancelled() or (rest is not None and rest <= 0):
                 return False
             if self._open:
                 self._read_ready(EXIT_POLL_SECONDS)
             else:
-                self._wait(rest)
+                self._wait(EXIT_POLL_SECONDS)
         while self._open and self._read_ready(0):
             pass
         return True

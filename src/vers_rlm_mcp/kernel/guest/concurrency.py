@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +38,15 @@ class Concurrency:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return self._start_later(function, args, kwargs)
-        return loop.run_in_executor(self._executor(), lambda: function(*args, **kwargs))
+        cancelled = threading.Event()
+
+        def call() -> Any:
+            _here.cancelled = cancelled
+            return function(*args, **kwargs)
+
+        future = loop.run_in_executor(self._executor(), call)
+        future.add_done_callback(lambda done: cancelled.set() if done.cancelled() else None)
+        return future
 
     def starter(self, function: Any) -> Callable[..., Any]:
         """A function that starts calls of `function`, as in ``map(llmQuery, prompts)``."""
@@ -85,6 +94,15 @@ class Concurrency:
 
             self._threads = ThreadPoolExecutor(WIDTH, "call")
         return self._threads
+
+
+_here = threading.local()
+
+
+def is_cancelled() -> bool:
+    """Whether nothing waits any more for the call that runs in this thread."""
+    cancelled = getattr(_here, "cancelled", None)
+    return cancelled is not None and cancelled.is_set()
 
 
 def _of_this_kernel() -> Any:
