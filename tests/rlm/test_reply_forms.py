@@ -266,10 +266,22 @@ def test_a_reply_that_is_a_call_of_final_as_a_whole_is_taken(text: str, code: st
         ("```python\n>>> print(1)\n1\n>>> FINAL(1)\n```", "Only the lines behind `>>>` were run"),
         (call("python", code="print(1)"), "A tool call was read as a cell"),
         ("```python\nprint(1\nThat was it.", "Your block has no closing ```"),
+        ("```python\nanswer['content'] = 1\nanswer['ready'] = True\n```", 'Setting "ready"'),
+        ('```python\nanswer = {"content": 1, "ready": True}\n```', 'Setting "ready"'),
+        ("```python\n!ls -l\n```", "`!ls -l` is a command of notebooks"),
+        ("```python\n%time print(1)\n```", "`%time print(1)` is a command of notebooks"),
+        ("```python\n%%bash\nls\n```", "`%%bash` is a command of notebooks"),
     ],
 )
 def test_what_was_left_out_or_taken_leniently_is_told(text: str, told: str) -> None:
     assert any(note.startswith(told) for note in parse_reply(text).notes)
+
+
+@pytest.mark.parametrize(
+    "code", ["x = (7\n  %two)", "answer['ready'] = True\nFINAL(1)", "ready = True"]
+)
+def test_nothing_is_told_of_code_that_is_as_it_should_be(code: str) -> None:
+    assert parse_reply(f"```python\n{code}\n```").notes == ()
 
 
 def test_an_answer_in_a_session_that_shows_invented_outputs_is_left_out() -> None:

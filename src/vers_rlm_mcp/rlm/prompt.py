@@ -37,7 +37,8 @@ Variables, imports and files stay from cell to cell. Nothing but that block is r
 Your inputs are variables. Beside Python and its standard library you have:
 {functions}
 - `FINAL(name=value, ...)`: hand in the outputs, by name, and end the task
-All of them also have snake_case names, and `await` before a call is allowed. `exec`, `readFile` \
+All of them also have snake_case names. They can be awaited, and run at once where \
+`asyncio.gather` and its kin await several. `exec`, `readFile` \
 and `writeFile` act on the current machine, which `vmSwitch` and `vmRestore` change; Python itself \
 and your variables stay in the machine you started in.
 

@@ -160,3 +160,22 @@ _REPAIRS: Sequence[tuple[str, Callable[[str], str]]] = (
 (onyx-dot-app/onyx#509, microsoft/vscode-copilot-chat#647), entities of web pages
 (sourcegraph/sourcegraph-public-snapshot#51776), and escapes of JSON. A string that has no end is
 not closed for them (cuga-project/cuga-agent#438)."""
+
+
+def foreign_habits(code: str) -> list[str]:
+    """What code of other engines or of notebooks would do, and how it is done here."""
+    said: list[str] = []
+    if _READY.search(code) and not re.search(r"\bFINAL", code):
+        said.append('Setting "ready" in `answer` ends nothing here: call FINAL with the outputs.')
+    magic = _MAGIC.search(code)
+    if magic and not parses(code):
+        said.append(
+            f"`{magic[0].strip()[:40]}` is a command of notebooks, not Python: shell commands are "
+            "run with `exec(command)`."
+        )
+    return said
+
+
+_READY = re.compile(r"""\banswer\b.{0,200}?["']ready["']\]?\s*[=:]\s*True""", re.DOTALL)
+"""How models that are trained on rlms hand in an answer."""
+_MAGIC = re.compile(r"^[ \t]*(?:!|%%?)\w[^\n]*", re.MULTILINE)

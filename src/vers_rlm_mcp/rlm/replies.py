@@ -103,6 +103,7 @@ def _read_blocks(text: str, blocks: Sequence[Block], found: Sequence[Block]) -> 
     if len(run) < len(found):
         notes.append(UNSEEN)
     code = python_text.join(parts)
+    notes += python_text.foreign_habits(code)
     if not run[-1].closed and not python_text.parses(code):
         notes.append("Your block has no closing ```, so all that follows was taken as code.")
     return ParsedReply(
