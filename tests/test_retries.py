@@ -100,6 +100,17 @@ async def test_waiting_for_the_next_attempt_can_be_cancelled():
         ({"retry-after": "inf"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+        ({"retry-after": "2015-10-21T07:28:00Z"}, 0.0),
+        ({"retry-after": "2015-10-21T07:28:00+02:00"}, 0.0),
+        ({"retry-after": "7, 7"}, 7.0),
+        ({"retry-after": "90s"}, 90.0),
+        ({"retry-after": "1m30.5s"}, 90.5),
+        ({"retry-after": "250ms"}, 0.25),
+        ({"retry-after": "2 seconds"}, 2.0),
+        ({"retry-after": "1h"}, 3600.0),
+        ({"retry-after": "1 fortnight"}, None),
+        ({"retry-after": ""}, None),
+        ({"retry-after": "9" * 400}, None),
     ],
 )
 def test_retry_after_is_read_in_all_its_forms(headers: dict[str, str], seconds: float | None):
@@ -126,3 +137,32 @@ def test_retry_after_may_be_a_date():
 )
 def test_retry_after_that_is_no_time_is_passed_over(value: str):
     assert retry_after({"retry-after": value, "retry-after-ms": value}) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [
+        ("Rate limit reached for m: Limit 3, Used 3. Please try again in 20s. Visit x.", 20.0),
+        ("Please try again in 6m0s.", 360.0),
+        ("Please try again in 1.242s.", 1.242),
+        ("Please retry in 34.074824224s.", 34.074824224),
+        ("Try again in 250 milliseconds", 0.25),
+        ("Try again in a while.", None),
+    ],
+)
+def test_a_wait_that_the_message_asks_for_is_read_too(words: str, seconds: float | None):
+    found = retry_after({}, words)
+    assert found == (None if seconds is None else pytest.approx(seconds))
+
+
+async def test_a_wait_of_an_age_is_said_in_few_words():
+    with pytest.raises(ModelFailed, match=r"in more than a year\.$"):
+        await with_retries(Attempts(PassingFault("Busy.", 1e300)), failed=ModelFailed)
+
+
+async def test_attempts_before_a_forgiving_one_are_not_counted():
+    attempts, clock, others = Attempts(*[PassingFault("busy")] * 12), Clock(), iter([True] * 9)
+    made = await with_retries(
+        attempts, failed=ModelFailed, sleep=clock.sleep, forgives=lambda: next(others, False)
+    )
+    assert made == 13

@@ -1,7 +1,7 @@
 """Bounds on the replies of remote services: bytes after decompression, depth, numbers.
 
 `BOUNDED` are event hooks of httpx2: they work in any of its clients, those of SDKs included. The
-caller bounds the time that a reply may take.
+caller bounds the time that a successful reply may take.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio
 import httpx2
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ MAX_BYTES: Final = 32 * 1024 * 1024
 
 MAX_ERROR_BYTES: Final = 64 * 1024
 """Of any other reply. The rest is not read: the beginning says what is wrong."""
+
+ERROR_SECONDS: Final = 10.0
+"""The time to read any other reply. Its beginning has to do."""
 
 PIECE: Final = 64 * 1024
 """Bytes that are decompressed at a time."""
@@ -65,7 +70,14 @@ class _Bounded(httpx2.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         left = MAX_BYTES if self._is_success else MAX_ERROR_BYTES
-        async for data in self._stream:
+        ends = inf if self._is_success else anyio.current_time() + ERROR_SECONDS
+        pieces = aiter(self._stream)
+        while True:
+            data = None
+            with anyio.move_on_at(ends):
+                data = await anext(pieces, None)
+            if data is None:
+                return
             for piece in self._decompress(data):
                 yield piece[:left]
                 left -= len(piece)

@@ -130,7 +130,7 @@ class Endpoint:
             )
         advice = headers.get("x-should-retry")
         if advice != "false" and (advice == "true" or status in _TRANSIENT_STATUS or status >= 500):
-            fault = PassingModelFault(said, retry_after(headers))
+            fault = PassingModelFault(said, retry_after(headers, words))
             fault.is_overload = status in _OVERLOADED
             if status == 429:
                 fault.max_attempts = RATE_LIMIT_ATTEMPTS
@@ -146,6 +146,10 @@ class Endpoint:
         fault = PassingModelFault(self._describe("ended its reply before it was complete", error))
         fault.is_overload, fault.max_attempts = True, PAID_ATTEMPTS
         return fault
+
+    def endless(self, error: BaseException) -> ModelFailed:
+        """Create the error for a reply beyond all bounds, of which another would be the same."""
+        return ModelFailed(self._describe("sent too long a reply", error))
 
     def blank(self, what: str) -> BlankAnswer:
         """Create the error for an answer that is neither a reply nor an error."""

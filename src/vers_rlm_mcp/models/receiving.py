@@ -111,22 +111,22 @@ async def _steady(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 async def _lines(start: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Lines, without what ends them. JSON may hold other line separators of Unicode."""
-    buffer = bytearray()
-    seen = 0
+    line = bytearray()
     piece: bytes | None = start
     while piece is not None:
-        buffer += piece
-        while (end := buffer.find(b"\n", seen)) >= 0:
-            yield bytes(buffer[:end])
-            del buffer[: end + 1]
-            seen = 0
-        seen = len(buffer)
-        if seen > MAX_LINE:
+        first, *rest = piece.split(b"\n")
+        line += first
+        if len(line) > MAX_LINE:
             raise ReplyTooLarge(f"an event of the reply has more than {MAX_LINE:,} bytes")
+        if rest:
+            yield bytes(line)
+            for each in rest[:-1]:
+                yield each
+            line = bytearray(rest[-1])
         with anyio.fail_after(STALL_SECONDS):
             piece = await anext(pieces, None)
-    if buffer:
-        yield bytes(buffer)
+    if line:
+        yield bytes(line)
 
 
 async def _drain(pieces: AsyncIterator[bytes]) -> None:

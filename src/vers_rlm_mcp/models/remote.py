@@ -14,6 +14,7 @@ from anyio import to_thread
 from pydantic import JsonValue
 
 from vers_rlm_mcp.errors import ModelError, ModelFailed, ModelUnavailable
+from vers_rlm_mcp.replies import ReplyTooLarge
 from vers_rlm_mcp.retries import with_retries
 from vers_rlm_mcp.values import Completion, Usage
 
@@ -270,6 +271,8 @@ class RemoteModel(Model, Generic[ClientT]):
             error = self._translate(error)
         if isinstance(error, Refusal):
             return self._endpoint.status_error(error.status, error.words, error.headers)
+        if isinstance(error, ReplyTooLarge):
+            return self._endpoint.endless(error)
         if isinstance(error, WebPage):
             return self._endpoint.broken("answered with a web page", error)
         if isinstance(error, TimeoutError):
