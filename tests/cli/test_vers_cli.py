@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from conftest import Cli
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parents[1]
 CLOSED = "http://127.0.0.1:9"
 """An address where nobody answers."""

@@ -14,6 +14,8 @@ import users
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 BUSY = (
     """
 import subprocess

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from users import User
 
+pytestmark = pytest.mark.slow
+
 SIBLING = """
 import time
 total = 0

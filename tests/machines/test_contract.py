@@ -34,7 +34,20 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("state")
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+LARGE = {
+    *("large_files_are_streamed", "unread_output_waits"),
+    *("chains_can_be_long", "one_machine_can_be_snapshotted_often"),
+}
+"""Checks that move much data or make many machines."""
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        pytest.param(check, id=check.name, marks=[pytest.mark.slow] * (check.name in LARGE))
+        for check in CHECKS
+    ],
+)
 @pytest.mark.parametrize("backend", [FakeBackend, BubblewrapBackend, DirectoryBackend])
 async def test_every_backend_keeps_every_promise(
     check: Check, backend: type[FakeBackend | BubblewrapBackend | DirectoryBackend], state: Path

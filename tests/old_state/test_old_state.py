@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from conftest import OldState
     from mcp import Client
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
 OUTPUTS: dict[str, dict[str, Any]] = {
     "killed": {

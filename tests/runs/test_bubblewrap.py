@@ -122,6 +122,7 @@ async def test_a_large_input_comes_over_whole(real: Lab):
     assert seen == [100 * MIB, "789", 10 * MIB]
 
 
+@pytest.mark.slow
 @pytest.mark.assumes("quick")
 async def test_a_large_file_does_not_pass_through_the_memory_of_the_host(real: Lab):
     big, size = real.directory / "big", 256 * MIB

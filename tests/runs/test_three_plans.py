@@ -22,7 +22,7 @@ from vers_rlm_mcp.runs import compare, events
 if TYPE_CHECKING:
     from lab import Lab
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.slow]
 
 
 @needs_root

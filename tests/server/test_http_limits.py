@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import httpx2
+import pytest
 from clients import call, connected, error, vm_ids
 
 from vers_rlm_mcp.server.http_transport import MAX_CONNECTIONS
@@ -93,6 +94,7 @@ async def test_a_client_with_too_many_calls_at_work_is_told_to_wait_and_another_
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_more_connections_than_are_served_are_told_so(serve_http_process: ServeHttp):
     async with serve_http_process() as server, AsyncExitStack() as stack:
         address = httpx2.URL(server.url)

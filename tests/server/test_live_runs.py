@@ -153,6 +153,7 @@ async def test_the_steps_of_a_run_are_read_page_by_page(serving: Any):
         assert outputs == [*map(str, range(1, 25)), ""]
 
 
+@pytest.mark.slow
 async def test_a_run_of_a_dead_server_can_be_resumed(serve_http_process: ServeHttp, tmp_path: Path):
     env = {
         "VERS_RLM_MODEL": script(tmp_path / "replies", "print('first')", BARRIER + "FINAL(42)"),
@@ -206,6 +207,7 @@ async def test_runs_under_way_are_limited(serving: Any):
         assert len((await call(client, "rlmRuns"))["runs"]) == 2
 
 
+@pytest.mark.slow
 async def test_a_client_that_knows_tasks_gets_one_which_outlives_the_server(
     serve_http_process: ServeHttp, tmp_path: Path
 ):
@@ -228,6 +230,7 @@ async def test_a_client_that_knows_tasks_gets_one_which_outlives_the_server(
     assert again == task
 
 
+@pytest.mark.slow
 async def test_a_task_is_cancelled(serve_http_process: ServeHttp, tmp_path: Path):
     env = {"VERS_RLM_MODEL": script(tmp_path / "replies", BARRIER)}
     async with serve_http_process(env=env) as server, httpx2.AsyncClient(timeout=30) as http:
@@ -241,6 +244,7 @@ async def test_a_task_is_cancelled(serve_http_process: ServeHttp, tmp_path: Path
         assert task["status"] == "cancelled"
 
 
+@pytest.mark.slow
 async def test_a_client_that_hangs_up_ends_the_run(serve_http_process: ServeHttp, tmp_path: Path):
     env = {"VERS_RLM_MODEL": script(tmp_path / "replies", BARRIER)}
     async with serve_http_process(env=env) as server:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from conftest import ServeHttp
 
+pytestmark = pytest.mark.slow
+
 ANN = "the-token-of-ann-0123456789"
 BOB = "the-token-of-bob-0123456789"
 

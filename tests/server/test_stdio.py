@@ -32,6 +32,7 @@ def left_behind(stdio: StdioServerParameters) -> list[str | None]:
         ledger.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["end of input", "SIGTERM", "SIGTERM twice", "SIGINT"])
 async def test_every_way_to_end_stops_the_call_and_deletes_the_machines(
     stdio: StdioServerParameters, way: str
@@ -53,6 +54,7 @@ async def test_every_way_to_end_stops_the_call_and_deletes_the_machines(
     assert left_behind(stdio) == []
 
 
+@pytest.mark.slow
 async def test_the_next_server_sweeps_what_a_killed_one_left_and_finds_what_was_kept(
     stdio: StdioServerParameters,
 ):
@@ -74,6 +76,7 @@ async def test_the_next_server_sweeps_what_a_killed_one_left_and_finds_what_was_
     assert left_behind(stdio) == []
 
 
+@pytest.mark.slow
 async def test_a_server_sweeps_what_others_leave_while_it_runs(
     stdio: StdioServerParameters, monkeypatch: pytest.MonkeyPatch
 ):
@@ -121,6 +124,7 @@ async def test_input_from_a_file_is_served_to_its_end(stdio: StdioServerParamete
     assert json.loads(finished.stdout)["result"]["serverInfo"]["name"] == "vers-rlm"
 
 
+@pytest.mark.slow
 async def test_a_client_that_leaves_without_reading_is_survived(stdio: StdioServerParameters):
     async with started(stdio) as server:
         await server.initialize()

@@ -17,7 +17,10 @@ from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend, running
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk"),
+    pytest.mark.slow,
+]
 
 TRIES: Final = 40
 """A snapshot makes fewer files and fills fewer pages than that."""

@@ -282,6 +282,7 @@ async def test_nothing_is_merged_when_nothing_has_changed(
     assert layers_of(state, (await machine.snapshot()).id) == before
 
 
+@pytest.mark.slow
 async def test_as_many_layers_as_may_be_are_not_too_many(
     backend: BubblewrapBackend, machine: Machine, state: Path
 ) -> None:
@@ -305,6 +306,7 @@ async def test_as_many_layers_as_may_be_are_not_too_many(
     await copy.delete()
 
 
+@pytest.mark.slow
 async def test_fifty_commits_come_back_as_they_were(
     backend: BubblewrapBackend, machine: Machine
 ) -> None:

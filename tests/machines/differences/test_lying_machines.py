@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp.machines import Machine
 
-pytestmark = needs_root  # A machine lies by another Python in its system.
+pytestmark = [needs_root, pytest.mark.slow]  # A machine lies by another Python in its system.
 
 SECONDS: Final = 0.5
 """What a comparison may take here."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.machines import Backend
     from vers_rlm_mcp.machines.differences import Entry
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 3
 
 

@@ -14,6 +14,8 @@ from vers_rlm_mcp.testing import CHECKS, Check
 if TYPE_CHECKING:
     from vers_emulator import VersEmulator
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 100
 """More than any check takes, less than pytest's own limit."""
 

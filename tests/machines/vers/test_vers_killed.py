@@ -20,6 +20,8 @@ from vers_rlm_mcp.store import Ledger
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parents[2]
 LABELS = "PUT /vm/*/labels"
 

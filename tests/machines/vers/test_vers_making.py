@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp.machines import Machine
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 20.0
 """Seconds for anything here; far more than it takes."""
 
