@@ -17,6 +17,7 @@ from vers_rlm_mcp.errors import (
     VersRlmError,
     WireError,
 )
+from vers_rlm_mcp.machines import expect_answer
 from vers_rlm_mcp.values import CellResult
 
 from .attachment import Attachment, Lost, Mode, start_program, upload
@@ -54,6 +55,9 @@ from when the machine is reached: a kernel must not be killed because the networ
 
 REACH_SECONDS = 90.0
 """To do all that and reach the machine again, which a remote backend tries for a minute."""
+
+RETURN_SECONDS = 12.0
+"""The same for a cell whose own time is up already. It is mostly the kernel's start."""
 
 INTERRUPT_SECONDS = 1.0
 """From the interrupt until the kernel is killed: time for the cell's own ``finally`` blocks."""
@@ -214,7 +218,8 @@ class Kernel:
         with self._exclusive():
             started = anyio.current_time()
             output = Output(self._output_limit, on_output)
-            attachment = await self._attached()
+            with expect_answer(timeout):
+                attachment = await self._attached()
             self._requests += 1
             self._cells = max(self._cells, cells) + 1
             run = CellRun(attachment, self._requests, output, handler)
@@ -306,9 +311,9 @@ class Kernel:
                     return done
                 text = f"{text}.\n{done.error or ''}".rstrip()
                 return Done("timeout", error=text, names=done.names)
-            await self._attach("restart")
+            await self._attach("restart", RETURN_SECONDS)
         except Lost:
-            await self._attach()
+            await self._attach(seconds=RETURN_SECONDS)
         if self._identity == before:
             return Done("timeout", error=f"{text}.")
         return Done("timeout", error=f"{text}; it did not stop, so the kernel was restarted.")
@@ -386,11 +391,11 @@ class Kernel:
         assert self._attachment
         return self._attachment
 
-    async def _attach(self, mode: Mode = "attach") -> None:
+    async def _attach(self, mode: Mode = "attach", seconds: float = REACH_SECONDS) -> None:
         """Attach again. A kernel that does not admit this host is restarted."""
         await self._detach()
         try:
-            with anyio.fail_after(REACH_SECONDS):
+            with anyio.fail_after(seconds):
                 if mode == "restart" or not await self._is_admitted():
                     await self._admit("restart", ATTACH_SECONDS)
         except TimeoutError:

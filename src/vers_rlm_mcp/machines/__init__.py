@@ -23,7 +23,15 @@ from .base import (
 )
 from .fleet import Fleet, Item, describe_strays
 from .listing import Found, FoundFile, find_files
-from .operations import Captured, CommandResult, read_bytes, run_command, shell, upload
+from .operations import (
+    Captured,
+    CommandResult,
+    expect_answer,
+    read_bytes,
+    run_command,
+    shell,
+    upload,
+)
 from .paths import WORKSPACE, check_path, resolve_path
 from .selection import Choice, choose_backend, open_fleet
 
@@ -53,6 +61,7 @@ __all__ = [
     "check_path",
     "choose_backend",
     "describe_strays",
+    "expect_answer",
     "find_files",
     "open_fleet",
     "read_bytes",

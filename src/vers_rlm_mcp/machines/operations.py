@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 import anyio
 from anyio.streams.file import FileReadStream
 
-from vers_rlm_mcp.errors import InputError, PathRefused, VersRlmError
+from vers_rlm_mcp.errors import InputError, MachineError, PathRefused, VersRlmError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
     from pathlib import Path
 
     from anyio.abc import ByteReceiveStream, ByteSendStream
@@ -27,6 +27,10 @@ OUTPUT_LIMIT: Final = 1024 * 1024
 
 CHUNK: Final = 64 * 1024
 """Bytes moved at a time: the capacity of a pipe on Linux."""
+
+ANSWER_SECONDS: Final = 20.0
+"""How long a machine may take before it begins with what is asked, if that has a shorter time limit
+itself: it may have to be made or woken first."""
 
 ARGUMENT_LIMIT: Final = 128 * 1024 - 1
 """Bytes that Linux accepts in one argument (MAX_ARG_STRLEN less the terminating zero)."""
@@ -122,15 +126,34 @@ async def run_command(
         InputError: The command is longer than Linux accepts, or holds a NUL.
         PathRefused: There is no such program or working directory.
         MachineGone: The machine was deleted.
+        MachineError: The machine does not answer.
     """
     argv = shell(command) if isinstance(command, str) else command
     _check_arguments(argv)
     started = time.monotonic()
-    async with await machine.spawn(argv, env=env, cwd=cwd) as process:
+    with expect_answer(timeout):
+        process = await machine.spawn(argv, env=env, cwd=cwd)
+    async with process:
         status, stdout, stderr = await _communicate(process, stdin, timeout, limit)
     return CommandResult(
         status=status, stdout=stdout, stderr=stderr, seconds=time.monotonic() - started
     )
+
+
+@contextlib.contextmanager
+def expect_answer(timeout: float) -> Generator[None]:
+    """Bound the wait for a machine that is to do something within `timeout` seconds.
+
+    Raises `MachineError` if the machine has not begun by then; see `ANSWER_SECONDS`.
+    """
+    seconds = max(timeout, ANSWER_SECONDS)
+    with anyio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise MachineError(
+            f"The machine did not answer within {seconds:g} s, and was asked for nothing more. Try "
+            "again later, or continue in another machine."
+        )
 
 
 async def read_bytes(machine: Machine, path: str, *, offset: int = 0, length: int) -> bytes:

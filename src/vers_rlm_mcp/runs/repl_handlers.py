@@ -16,6 +16,7 @@ from pydantic import Base64Bytes, Field, JsonValue, ValidationError
 
 from vers_rlm_mcp.errors import UsageError, VersRlmError
 from vers_rlm_mcp.kernel import Carried, HostCall
+from vers_rlm_mcp.machines import expect_answer
 from vers_rlm_mcp.values import CellResult
 
 from .branching import Children, Keep
@@ -273,12 +274,14 @@ async def run_cell(
     Raises:
         KernelBusy: Another cell, or a run, is using the kernel.
     """
-    machine = await bench.machine(machine_id)
+    with expect_answer(timeout):
+        machine = await bench.machine(machine_id)
     if machine.id != bench.current:
         bench = bench.at(machine.id)
     calls = CellCalls(bench)
     with bench.using_kernel(machine.id):
-        kernel = bench.home = await bench.kernel(machine.id)
-        await kernel.set_current(machine.id)
+        with expect_answer(timeout):
+            kernel = bench.home = await bench.kernel(machine.id)
+            await kernel.set_current(machine.id)
         result = await kernel.run(code, timeout=timeout, handler=calls, on_output=on_output)
     return result, (*lost_variables(result), *calls.take_notes())

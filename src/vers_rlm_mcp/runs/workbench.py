@@ -22,6 +22,7 @@ from vers_rlm_mcp.machines import (
     Machine,
     MachineInfo,
     MachineSpec,
+    expect_answer,
     read_bytes,
     resolve_path,
     run_command,
@@ -253,10 +254,13 @@ class Workbench:
 
         Here and for files, a relative path starts in the workspace.
         """
+        timeout = timeout or self._settings.exec_timeout
+        with expect_answer(timeout):
+            machine = await self.machine(machine_id)
         return await run_command(
-            await self.machine(machine_id),
+            machine,
             command,
-            timeout=timeout or self._settings.exec_timeout,
+            timeout=timeout,
             cwd=resolve_path(cwd) if cwd else None,
             env=env,
             stdin=stdin,

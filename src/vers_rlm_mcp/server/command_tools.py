@@ -103,12 +103,13 @@ async def run_command(
     output keeps head and tail.
     """
     variables = _variables(env or {})
+    seconds = timeout or application(context).settings.exec_timeout
 
     async def execute(bench: "Workbench", machine_id: str, room: Room) -> Answer[Any]:
         result = await bench.exec(
             command,
             machine_id=machine_id,
-            timeout=timeout,
+            timeout=seconds,
             cwd=cwd,
             env=variables,
             stdin=(stdin or "").encode("utf-8", "surrogateescape"),
@@ -117,7 +118,7 @@ async def run_command(
         return _describe_command(machine_id, result, room)
 
     async with Progress(context.report_progress, "The command"):
-        return await _in_each(context, vmId, vmIds, execute)
+        return await _in_each(context, vmId, vmIds, execute, seconds)
 
 
 async def _in_each(
@@ -125,16 +126,20 @@ async def _in_each(
     machine_id: str | None,
     machine_ids: Sequence[str] | None,
     act: Callable[["Workbench", str, Room], Awaitable[Answer[Any]]],
+    timeout: float,
 ) -> Answer[Any]:
     """The answer of one machine, or the answers of several, side by side."""
+    from vers_rlm_mcp.machines import expect_answer
+
     app = application(context)
     client = client_of(context)
     room = Room(client.room // 2 - OVERHEAD_CHARS, client.measure)
-    if not machine_ids:
-        return await act(*await app.target(machine_id), room)
-    named = [machine_id, *machine_ids] if machine_id else machine_ids
+    named = [machine_id, *(machine_ids or ())] if machine_id or not machine_ids else machine_ids
     # None acts before it is known that all exist.
-    targets = [await app.target(each) for each in dict.fromkeys(named)]
+    with expect_answer(timeout):
+        targets = [await app.target(each) for each in dict.fromkeys(named)]
+    if not machine_ids:
+        return await act(*targets[0], room)
     answers: dict[str, Answer[Any]] = {}
 
     async def answer(bench: "Workbench", each: str) -> None:
@@ -255,13 +260,14 @@ async def run_python(
     from vers_rlm_mcp.runs import run_cell
 
     app = application(context)
+    seconds = timeout or app.settings.cell_timeout
 
     async def execute(bench: "Workbench", machine_id: str, room: Room) -> Answer[Any]:
         async with app.turn(machine_id):
             result, notes = await run_cell(
                 bench,
                 code,
-                timeout=timeout or app.settings.cell_timeout,
+                timeout=seconds,
                 machine_id=machine_id,
                 on_output=lambda text: progress.say(text[-PROGRESS_CHARS:], passing=True),
             )
@@ -281,7 +287,7 @@ async def run_python(
         return _fit_cell(fields, room)
 
     async with Progress(context.report_progress, "The cell") as progress:
-        return await _in_each(context, vmId, vmIds, execute)
+        return await _in_each(context, vmId, vmIds, execute, seconds)
 
 
 def _fit_cell(fields: CellFields, room: Room) -> Answer[CellFields]:

@@ -293,8 +293,12 @@ class Job:
         if not self.lost:
             self._daemon.send("kill", job=self._number)
             with anyio.move_on_after(KILL_SECONDS):
-                await self._killed.wait()
-                return True
+                with anyio.move_on_after(QUIET_SECONDS + 0.1):
+                    await self._killed.wait()
+                    return True
+                if await self._daemon.is_responsive():
+                    await self._killed.wait()
+                    return True
             self._daemon.lose()
             return False
         return True

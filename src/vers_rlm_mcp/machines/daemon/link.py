@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from .client import Daemon, Job
+
+
+FIND_SECONDS: Final = 5.0
+"""How long an error may be delayed to find out whether the machine is gone."""
 
 
 class DaemonLink:
@@ -56,7 +60,8 @@ class DaemonLink:
         """The error for a command, or a transfer, whose connection broke."""
         try:
             self.check()
-            await self._find(self.machine_id)
+            with anyio.move_on_after(FIND_SECONDS):
+                await self._find(self.machine_id)
         except MachineGone as gone:
             self._gone = True
             return gone

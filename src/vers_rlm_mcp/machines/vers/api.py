@@ -69,6 +69,9 @@ PAGE: Final = 100
 MAX_PAGES: Final = 1000
 """Bounds the requests to a service whose lists never end."""
 
+SILENT_SECONDS: Final = 2.0
+"""After a request without an answer for so long, the service is asked whether it answers at all."""
+
 GONE_SECONDS: Final = 5.0
 """How long a machine may still be there after the service has said that it is deleted."""
 
@@ -89,6 +92,8 @@ class VersApi:
         self.config = config
         self._clock = 0.0
         """Seconds by which the service's clock is ahead of ours."""
+        self._is_silent = False
+        """Whether the last request was not answered."""
         self._client = httpx2.AsyncClient(
             headers={
                 "Authorization": f"Bearer {config.key.value}",
@@ -296,6 +301,13 @@ class VersApi:
         """Ask whether the service is up. A single attempt, which needs no key."""
         await self._send("tell its health", "GET", f"{self.config.url}/health", ATTEMPT_SECONDS)
 
+    async def is_answering(self) -> bool:
+        """Whether the service answers anything at all, within `SILENT_SECONDS`."""
+        with anyio.move_on_after(SILENT_SECONDS), suppress(*HTTP_ERRORS, OSError):
+            async with self._client.stream("GET", f"{self.config.url}/health"):
+                return True
+        return False
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._client.aclose()
@@ -362,12 +374,23 @@ class VersApi:
     async def _send(
         self, what: str, method: str, url: str, seconds: float, **options: Any
     ) -> httpx2.Response:
+        if self._is_silent and not await self.is_answering():
+            # Else everything that is tried, to clean up too, would wait for its own time limit.
+            raise MachineError(
+                f"Vers does not answer at {self.config.url}: cannot {what}. Check the network, and "
+                "try again later; see https://vers.sh for its status."
+            )
+        started = anyio.current_time()
+        response = None
         # `from None`: the foreign error holds the request, with the key in its headers.
         try:
             with anyio.fail_after(seconds):
                 response = await self._client.request(method, url, **options)
         except (*HTTP_ERRORS, OSError) as error:
             raise translated(self.config, what, error) from None
+        finally:
+            waited = anyio.current_time() - started
+            self._is_silent = response is None and waited > SILENT_SECONDS
         self._note_clock(response)
         if not response.is_success:
             raise refusal(self.config, what, response)

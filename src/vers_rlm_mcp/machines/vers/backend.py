@@ -109,6 +109,7 @@ class VersBackend(DaemonBackend):
             check=claim.check,
             find=claim.find,
             delete=self.delete,
+            is_answering=self._api.is_answering,
             finish=self._ready,
             lasting=True,
         )
@@ -221,6 +222,7 @@ class VersBackend(DaemonBackend):
             check=claim.check,
             find=claim.find,
             delete=self._api.delete_commit,
+            is_answering=self._api.is_answering,
             finish=finish,
             lasting=True,
         )
@@ -283,6 +285,7 @@ class VersBackend(DaemonBackend):
                 check=claim.check,
                 find=None if origin.is_name else claim.find,
                 delete=self.delete,
+                is_answering=self._api.is_answering,
                 finish=finish,
                 count=count,
             )

@@ -87,6 +87,7 @@ class Making:
             found out: then the request is not repeated.
         finish: Prepares them for use: labels them, waits until they can be reached.
         delete: Deletes one of them.
+        is_answering: Whether the service answers anything at all.
         lasting: Whether `find` stays reliable. Then it also looks for what appears late, because
             the service completed a request that we gave up.
         count: How many are wanted.
@@ -99,6 +100,7 @@ class Making:
         check: Callable[[Sequence[str]], Awaitable[None]],
         find: Callable[[], Awaitable[Sequence[str]]] | None,
         delete: Callable[[str], Awaitable[None]],
+        is_answering: Callable[[], Awaitable[bool]],
         finish: Callable[[Sequence[str]], Awaitable[None]] | None = None,
         lasting: bool = False,
         count: int = 1,
@@ -107,6 +109,7 @@ class Making:
         self._check = check
         self._find = find
         self._delete = delete
+        self._is_answering = is_answering
         self._finish = finish
         self._lasting = lasting
         self._count = count
@@ -153,7 +156,9 @@ class Making:
             return found
         was_doubtful, self._doubtful = self._doubtful, True
         try:
-            made = await finish_or_undo(self._ask, seconds=FINISH_SECONDS)
+            made = await finish_or_undo(
+                self._ask, seconds=FINISH_SECONDS, is_worthwhile=self._is_answering
+            )
         except (NotThere, Refused, BackendUnavailable):  # so nothing was made
             self._doubtful = was_doubtful
             raise

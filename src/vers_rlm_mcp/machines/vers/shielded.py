@@ -23,6 +23,7 @@ async def finish_or_undo(
     undo: Callable[[T], Awaitable[object]] | None = None,
     *,
     seconds: float,
+    is_worthwhile: Callable[[], Awaitable[bool]] | None = None,
 ) -> T:
     """Make a call that, when cancelled, is given time to finish, and is then undone.
 
@@ -32,6 +33,7 @@ async def finish_or_undo(
         call: Must end by itself.
         undo: Reverses its result. Shielded, so it must end by itself, too.
         seconds: How long the call may continue after it was cancelled.
+        is_worthwhile: Asked then: if it says no, the call is stopped at once. Must end by itself.
     """
     results: list[T] = []
     failures: list[Exception] = []
@@ -54,6 +56,8 @@ async def finish_or_undo(
         except anyio.get_cancelled_exc_class():
             scope.deadline = anyio.current_time() + seconds
             with anyio.CancelScope(shield=True):
+                if is_worthwhile and not await is_worthwhile():
+                    scope.cancel()
                 await finished.wait()
                 if undo and results:
                     await undo(results[0])
