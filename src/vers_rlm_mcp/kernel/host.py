@@ -56,7 +56,7 @@ from when the machine is reached: a kernel must not be killed because the networ
 REACH_SECONDS = 90.0
 """To do all that and reach the machine again, which a remote backend tries for a minute."""
 
-RETURN_SECONDS = 12.0
+RETURN_SECONDS = 8.0
 """The same for a cell whose own time is up already. It is mostly the kernel's start."""
 
 INTERRUPT_SECONDS = 1.0
