@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import textwrap
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from .python_text import parses
@@ -39,7 +40,7 @@ _BEFORE = re.compile(
     rf"[ \t{INVISIBLE}]*(?P<quote>(?:>[ \t]?)*)(?:[-*+]|\d+[.)])?[ \t{INVISIBLE}]*"
 )
 _INFO = re.compile(r"[{.\s]*(?:language-|lang=)?(?P<language>[\w+#-]*)[}\s]*")
-_ATTRIBUTES = re.compile(r"[:{(\[#]|[\w.-]+=\S|[\w./-]+\.\w+$|repl$")
+_ATTRIBUTES = re.compile(r"[:;,{(\[#]|[\w.-]+=\S|[\w./-]+\.\w+$|repl$")
 """What else may stand behind the language, besides code."""
 _STRINGS = r"""
     '{3} (?:[^'\\]|\\.|'{1,2}[^'\\]|'{1,2}\\.)*+ '{3}
@@ -50,6 +51,7 @@ _STRINGS = r"""
 closed is not skipped, so that its block ends at the next fence. No part is ever scanned twice
 (possessive quantifiers, optional closing quotes): replies are long, and their writer may be
 hostile. A possessive quantifier with a lookahead in it is one that Python 3.11.2 gets wrong."""
+_ANY_CLOSING = re.compile(_STRINGS + r"| (?P<closing>^[ \t]*+(?:`{3,}|~{3,}))", re.X | re.S | re.M)
 _FINAL = re.compile(_STRINGS + r"| (?P<final>(?<![\w.])FINAL(?:_VAR)?\s*\()", re.X | re.S)
 _LONGEST_PREFIX = 200
 _LONGEST_INFO = 400
@@ -179,6 +181,8 @@ def _read_block(text: str, fence: _Fence) -> tuple[Block, int, bool]:
     closed, reopens = closing is not None, False
     if not closing and code.endswith(mark * count):  # behind a comment
         code, closed = code.rstrip(mark), True
+    elif not closing and in_code and (closing := _other_closing(text, body, code)):
+        code, after, closed = text[body : closing.start()].rstrip(), closing.end(), True
     if closing and mark == "`":
         tail = text[closing.end() : _line_end(text, closing.end())].strip(INVISIBLE)
         if tail[:1].strip() and _read_info(tail)[0] in _LANGUAGES:
@@ -214,6 +218,7 @@ def _read_info(rest: str) -> tuple[str, str]:
     match = _INFO.match(rest)
     assert match  # it may be empty
     language = match["language"].lower()
+    language = "" if language == "code" else language
     tail = rest[match.end() :].strip()
     if re.fullmatch(r"python\d*|py\d*", language):
         tail = re.sub(r"^\.\d+", "", tail).strip()
@@ -224,12 +229,21 @@ def _read_info(rest: str) -> tuple[str, str]:
 
 def _closing_in_code(text: str, fence: str, count: int, start: int) -> re.Match[str] | None:
     """The fence that ends a block of code: in Python, backticks mean nothing else."""
+    return next((m for m in _code(fence, count).finditer(text, start) if m["closing"]), None)
+
+
+@cache
+def _code(fence: str, count: int) -> re.Pattern[str]:
     closing = rf"`{{{count},}}" if fence == "`" else rf"^[ \t]*+~{{{count},}}[ \t]*$"
-    pattern = re.compile(_STRINGS + rf"| (?P<closing>{closing})", re.X | re.S | re.M)
-    for match in pattern.finditer(text, start):
-        if match["closing"]:
-            return match
-    return None
+    return re.compile(_STRINGS + rf"| (?P<closing>{closing})", re.X | re.S | re.M)
+
+
+def _other_closing(text: str, start: int, code: str) -> re.Match[str] | None:
+    """A fence of another kind that closes a block, which is no Python without it."""
+    if parses(code):
+        return None
+    closing = next((m for m in _ANY_CLOSING.finditer(text, start) if m["closing"]), None)
+    return closing if closing and parses(text[start : closing.start()]) else None
 
 
 def _find_line(text: str, fence: str, count: int, start: int) -> re.Match[str] | None:

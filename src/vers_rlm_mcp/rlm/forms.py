@@ -29,8 +29,8 @@ _TOOLS = frozenset(
 """Names under which models call a Python tool."""
 _CODE = ("code", "python_code", "source", "script", "python", "cell", "input", "command")
 """Names of its argument."""
-_NAMES = ("name", "tool", "tool_name", "function", "recipient_name")
-_ARGUMENTS = ("arguments", "parameters", "args", "input", "tool_input", "kwargs")
+_NAMES = ("name", "tool", "tool_name", "function", "recipient_name", "action")
+_ARGUMENTS = ("arguments", "parameters", "args", "input", "tool_input", "kwargs", "action_input")
 """Where the protocols of providers keep the name and the arguments of a call."""
 _THOUGHTS = frozenset(
     {"reasoning", "thought", "thoughts", "thinking", "plan", "explanation", "rationale", "analysis"}
@@ -147,12 +147,34 @@ def _tags(text: str) -> Form | None:
 
 
 _TAGGED = re.compile(
-    r"^[ \t]*<(?P<tag>code|python|python_code|execute|execute_python|execute_ipython|ipython|repl"
-    r"|tool_code|run_python|pythoncode)>(?P<code>[^<]*(?:<(?!/(?P=tag)>|end_code>)[^<]*)*)"
+    r"^[ \t]*(?:<pre[^>\n]*>)?<(?P<tag>code|python|python_code|execute|execute_python"
+    r"|execute_ipython|ipython|repl|tool_code|run_python|pythoncode)(?:[ \t][^>\n]*)?>"
+    r"(?P<code>[^<]*(?:<(?!/(?P=tag)>|end_code>)[^<]*)*)"
     r"(?:(?P<closing></(?P=tag)>|<end_code>)|\Z)",
     re.MULTILINE,
 )
 _TAGGED_SHELL = re.compile(r"<(?:execute_)?bash>(.*?)(?:</|\Z)", re.DOTALL)
+
+
+def _json_blocks(text: str) -> Form | None:
+    """Calls of tools in fenced JSON, with prose around it."""
+    if not any(f"```{name}" in text for name in _JSON_FENCES):
+        return None
+    for block in find_blocks(text):
+        if block.language in _JSON_FENCES:
+            with suppress(ValueError, RecursionError):
+                if calls := list(_calls_in(json.loads(block.code, strict=False))):
+                    return _take_calls(calls)
+    return None
+
+
+def _react(text: str) -> Form | None:
+    """The lines of ReAct's prompts. An observation that the model made up is left out."""
+    match = re.search(r"^Action:([^\n]{1,60})\nAction Input:", text, re.MULTILINE)
+    if not match:
+        return None
+    given = text[match.end() :].partition("\nObservation:")[0]
+    return _take_calls([(match[1].strip().replace(" ", "_"), given.strip())])
 
 
 def _tool_calls(text: str) -> Form | None:
@@ -253,7 +275,7 @@ def _take_calls(calls: Sequence[tuple[str, Any]]) -> Form:
     for name, given in calls:
         code = _code_of_call(name, given)
         if code is None:
-            return Form(found=f"a call of the tool `{name[:80]}`, which does not exist")
+            return Form(found=f"a call of `{name[:80]}` as a tool, and there are no tools here,")
         codes.append(code)
     note = "A tool call was read as a cell: there are no tools here, only ```python blocks."
     return Form(code=tuple(codes), notes=(note,))
@@ -295,6 +317,8 @@ _WHOLE: Sequence[Callable[[str], Form | None]] = (
 _PARTS: Sequence[Callable[[str], Form | None]] = (
     _sections,  # stanfordnlp/dspy#9573
     _python_tag,  # huggingface/text-generation-inference#2480, meta-llama/llama-models#266
-    _tool_calls,  # waybarrios/vllm-mlx#15, NousResearch/hermes-agent#84231, smolagents#375
+    _tool_calls,  # waybarrios/vllm-mlx#15, NousResearch/hermes-agent#84231
+    _json_blocks,  # huggingface/smolagents#375
+    _react,  # LangChain's prompts
     _tags,  # huggingface/smolagents#1251, and CodeAct's prompts
 )

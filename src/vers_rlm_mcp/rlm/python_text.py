@@ -53,6 +53,17 @@ def is_program(code: str) -> bool:
     )
 
 
+def is_cell(code: str) -> bool:
+    """Whether it is Python that may stand alone, as ``ls -l`` and ``a/b`` do not."""
+    tree = parse(code)
+    last = tree.body[-1] if tree and tree.body else None
+    if len(tree.body if tree else ()) == 1 and isinstance(last, ast.Expr):
+        return not isinstance(last.value, ast.BinOp | ast.UnaryOp | ast.Compare) or any(
+            isinstance(node, ast.Call | ast.Constant) for node in ast.walk(last)
+        )
+    return tree is not None
+
+
 def call_of(code: str, names: Sequence[str]) -> ast.Call | None:
     """The call that the code is as a whole, if it is of a function with one of these names."""
     tree = parse(code)

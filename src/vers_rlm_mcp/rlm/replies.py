@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from .forms import Form
 
+_MAX_PARAGRAPHS = 10
+"""Paragraphs at the end of a reply in which code without a fence is looked for."""
 UNSEEN = (
     "A later block of your reply called FINAL; it and what followed it were not run. Read the "
     "output above first, then answer."
@@ -70,7 +72,7 @@ def parse_reply(text: str) -> ParsedReply:
 def _unmarked(blocks: Sequence[Block]) -> list[Block]:
     """The blocks without a language that are Python. One alone need not be a whole program."""
     unmarked = [block for block in blocks if not block.language]
-    is_python = python_text.parses if len(unmarked) == 1 else python_text.is_program
+    is_python = python_text.is_cell if len(unmarked) == 1 else python_text.is_program
     return [
         block
         for block in unmarked
@@ -136,14 +138,29 @@ def _describe(text: str, blocks: Sequence[Block]) -> tuple[str, str]:
             return f"a {block.language} block", ""
     if blocks:
         return "a block without a language that is not Python", ""
-    for line in text.splitlines():
-        call = line.strip().strip("`")
-        if call.startswith(("FINAL(", "FINAL_VAR(")):
-            is_call = python_text.call_of(call, ("FINAL", "FINAL_VAR"))
-            return "a call of FINAL outside of a block", call if is_call else ""
+    if call := _final_in(text):
+        return "a call of FINAL outside of a block", call
+    if code := _program_in(text):
+        return "code outside of a block", code
     if "```" in text or "~~~" in text:
         return "a block with nothing in it", ""
     return "text only", ""
+
+
+def _final_in(text: str) -> str:
+    """A line of prose that calls FINAL, as code; empty if there is none."""
+    lines = (line.strip().strip("`") for line in text.splitlines())
+    call = next((line for line in lines if line.startswith(("FINAL(", "FINAL_VAR("))), "")
+    if not call or python_text.call_of(call, ("FINAL", "FINAL_VAR")):
+        return call
+    return f"FINAL({call.partition('(')[2].rstrip(')')!r})"
+
+
+def _program_in(text: str) -> str:
+    """The paragraphs at the end of a text that are a program; empty if there are none."""
+    paragraphs = text.strip().split("\n\n")[-_MAX_PARAGRAPHS:]
+    ends = ("\n\n".join(paragraphs[start:]) for start in range(len(paragraphs)))
+    return next(filter(python_text.is_program, ends), "")
 
 
 def _without(text: str, blocks: Sequence[Block]) -> str:
