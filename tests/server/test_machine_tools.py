@@ -249,6 +249,24 @@ async def completed(client: Client, argument: str, typed: str) -> list[str]:
     return result.completion.values
 
 
+async def test_ids_of_another_kind_and_of_what_is_gone_are_told_apart(client: Client):
+    vm_id = (await call(client, "currentVmId"))["vm_id"]
+    commit = (await call(client, "vmSnapshot"))["commit_id"]
+    (copy,) = (await call(client, "vmBranch"))["vm_ids"]
+    kept = (await call(client, "vmSnapshot", vmId=copy))["commit_id"]
+    await call(client, "vmDelete", vmId=copy)
+    for tool, arguments, says in [
+        ("exec", {"command": "true", "vmId": commit}, f"{commit} is a commit: vmRestore"),
+        ("exec", {"command": "true", "vmIds": [vm_id, commit]}, f"{commit} is a commit"),
+        ("vmRestore", {"commitId": vm_id}, f"{vm_id} is a VM"),
+        ("rlmResult", {"runId": vm_id}, f"{vm_id} is a VM"),
+        ("exec", {"command": "true", "vmId": copy}, f"The VM {copy} was deleted at 20"),
+        ("readFile", {"path": "x", "vmId": copy}, f"Its commits are left: {kept}"),
+        ("exec", {"command": "true", "vmId": "bw-0"}, "No machine 'bw-0'. Known"),
+    ]:
+        assert says in await error(client, tool, **arguments)
+
+
 async def test_a_file_that_cannot_be_read_is_an_error_that_names_it(client: Client):
     assert "/workspace/none" in await error(client, "readFile", path="/workspace/none")
     assert "/dev/null" in await error(client, "readFile", path="/dev/null")

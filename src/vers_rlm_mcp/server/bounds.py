@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ GAP: Final = "\n… {:,} characters left out …\n"
 def dump(value: object) -> str:
     """A value as JSON, as clients show it."""
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def utc(seconds: float) -> str:
+    """A time since the epoch, to the second."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def shorten(text: str, limit: int) -> str:

@@ -2,7 +2,6 @@
 # parameters are named as the client sends them; the rooms below are imported by the first call
 """Tools that make, copy, compare and delete machines."""
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict, cast
 
 from mcp.server.mcpserver import Context
@@ -12,6 +11,7 @@ from vers_rlm_mcp.errors import UsageError
 
 from .application import NO_CURRENT, Application, application
 from .arguments import Options
+from .bounds import utc
 from .command_tools import VmId
 from .progress import Progress
 from .schemas import IN_WORDS
@@ -137,14 +137,14 @@ async def list_machines(
     machines, commits = all_machines[::-1][offset:end], all_commits[::-1][offset:end]
     next_offset = end if max(len(all_machines), len(all_commits)) > end else None
     lines = [
-        f"VM {machine.id}, created {_time(machine.created_at)}"
+        f"VM {machine.id}, created {utc(machine.created_at)}"
         + (f" from {machine.parent}" if machine.parent else "")
         + ("" if machine.running else " (stopped)")
         + (" ← current" if machine.id == current else "")
         for machine in machines
     ]
     lines += [
-        f"Commit {it.id} of {it.machine_id} ({it.fidelity}), made {_time(it.created_at)}"
+        f"Commit {it.id} of {it.machine_id} ({it.fidelity}), made {utc(it.created_at)}"
         for it in commits
     ]
     if next_offset is not None:
@@ -174,10 +174,6 @@ async def list_machines(
         "next_offset": next_offset,
     }
     return Answer(fields, "\n".join(lines) or "No VMs and no commits.")
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 class DeletedFields(TypedDict):

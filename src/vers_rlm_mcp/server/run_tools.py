@@ -4,7 +4,6 @@
 
 from contextlib import AsyncExitStack
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
@@ -19,7 +18,7 @@ from pydantic import Field
 from vers_rlm_mcp.errors import UsageError
 
 from .application import application
-from .bounds import shorten
+from .bounds import shorten, utc
 from .consent import Budget, Consent, ask, require
 from .known_clients import client_of
 from .machine_tools import VmConfig
@@ -239,7 +238,7 @@ def _run_fields(run: "RunSummary", next_step: str) -> dict[str, Any]:
 
 def _line(run: "RunSummary", next_step: str) -> str:
     signature, reason = shorten(run.signature, SIGNATURE_CHARS), shorten(run.reason, REASON_CHARS)
-    started = datetime.fromtimestamp(run.started_at, UTC).isoformat(timespec="seconds")
+    started = utc(run.started_at)
     cost = f"{run.tokens:,} tokens" if run.tokens is not None else ""
     money = f"${run.usd:.4f}" if run.usd is not None else ""
     steps = count(run.steps, "step")

@@ -21,11 +21,12 @@ from mcp_types import CallToolResult, ResourceLink, TextContent, ToolAnnotations
 from mcp_types.version import is_version_at_least
 from pydantic import Field, ValidationError
 
-from vers_rlm_mcp.errors import VersRlmError
+from vers_rlm_mcp.errors import UnknownHandle, VersRlmError
 
 from .application import application
 from .arguments import read_arguments
 from .bounds import as_json, dump, fit_fields, fit_text, shorten, shorten_lines
+from .handles import explain_handles
 from .known_clients import KnownClient, client_of
 from .principals import caller
 from .request_faults import describe_faults
@@ -225,7 +226,7 @@ class StrictTool(Tool):
         try:
             answer = await super().run(arguments, context)
         except UnexpectedToolError as error:
-            raise self._translate_fault(error.__cause__) from error.__cause__
+            raise await self._translate(error.__cause__, arguments, context) from error.__cause__
         except ToolError as error:
             if isinstance(error.__cause__, ValidationError):
                 faults = describe_faults(error.__cause__.errors(include_url=False))
@@ -242,7 +243,12 @@ class StrictTool(Tool):
         text = f"{self.name}: {faults.removesuffix('.')}."
         return f"{text} Example: {json.dumps(self.example)}" if self.example else text
 
-    def _translate_fault(self, cause: BaseException | None) -> ToolError:
+    async def _translate(
+        self, cause: BaseException | None, arguments: Mapping[str, Any], context: Context[Any, Any]
+    ) -> ToolError:
+        if isinstance(cause, UnknownHandle):
+            meant = await explain_handles(application(context), str(cause), arguments)
+            return ToolError(as_json(shorten(f"{meant} {cause}".strip(), ERROR_CHARS)))
         if isinstance(cause, VersRlmError):
             return ToolError(as_json(shorten(str(cause), ERROR_CHARS)))
         return UnexpectedToolError(
