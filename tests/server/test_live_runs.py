@@ -136,6 +136,42 @@ async def test_a_run_is_ended_by_its_id(serving: Any):
         assert "No run 'run-1'" in await error(client, "rlmCancel", runId="run-1")
 
 
+async def test_a_client_that_waits_for_a_run_is_told_what_is_new_and_never_asks_the_same(
+    serving: Any,
+):
+    env = serving("print(1)", "print(2)", BARRIER, VERS_RLM_WAIT_SECONDS="30").env
+    heard: list[tuple[float, float | None]] = []
+
+    async def listen(progress: float, total: float | None, message: str | None) -> None:
+        heard.append((progress, total))
+
+    async with in_memory(env) as client:
+        calls = [{"runId": "", "cursor": 0, "waitSeconds": 0.2}]
+        async with anyio.create_task_group() as tasks:
+            run = partial(client.call_tool, progress_callback=listen)
+            tasks.start_soon(run, "vers_rlm", {**RUN, "maxIterations": 7})
+            with anyio.fail_after(30):
+                while not heard or heard[-1][0] < 2:  # noqa: ASYNC110 - steps done
+                    await anyio.sleep(0.02)
+            (listed,) = (await call(client, "rlmRuns"))["runs"]
+            calls[0]["runId"] = listed["run_id"]
+            told: list[str] = []
+            for _ in range(3):
+                answer = await call(client, "rlmResult", **calls[-1])
+                told += [step["output"].strip() for step in answer["trajectory"]]
+                calls.append({**calls[-1], "cursor": answer["next_cursor"]})
+                assert f"cursor {answer['next_cursor']}" in answer["next"]
+            ended = await call(client, "rlmCancel", runId=listed["run_id"])
+            tasks.cancel_scope.cancel()
+        assert told == ["1", "2"]
+        assert len({str(each) for each in calls}) == len(calls)
+        assert [progress for progress, _ in heard] == sorted({progress for progress, _ in heard})
+        assert {total for _, total in heard if total} == {7}
+        assert (ended["status"], ended["steps"]) == ("cancelled", 2)
+        (listed,) = (await call(client, "rlmRuns"))["runs"]
+        assert (listed["status"], listed["steps"]) == ("cancelled", 2)
+
+
 async def test_the_steps_of_a_run_are_read_page_by_page(serving: Any):
     server = serving(
         *(f"print({n})" for n in range(1, 25)), "FINAL(25)", VERS_RLM_WAIT_SECONDS="30"

@@ -155,7 +155,8 @@ class _Account:
             updated_at=updated_at,
             signature=started.signature if started else "",
             model=started.model if started else "",
-            steps=ended.steps if ended else self.steps[-1].number if self.steps else 0,
+            # A run that was cancelled or failed ends without counting its steps.
+            steps=max(ended.steps if ended else 0, self.steps[-1].number if self.steps else 0),
             checkpoints=tuple(sorted(available(self._checkpoints, existing))),
             reason=ended.reason if ended else "",
             tokens=ended.usage.tokens if ended else None,
