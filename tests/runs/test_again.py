@@ -216,7 +216,7 @@ async def test_only_checkpoints_that_exist_are_offered_and_taken(lab: Lab):
     for gone in lab.happened(events.CheckpointMade)[2:]:
         await lab.fleet.delete_commit(gone.commit_id)
     journal = Journals(lab.settings.state_dir).of(run_id)
-    assert summary(journal, existing_checkpoints(lab.fleet)).checkpoints == (0, 1)
+    assert summary(journal, await existing_checkpoints(lab.fleet)).checkpoints == (0, 1)
     with pytest.raises(UsageError, match=r"at step 2 has been deleted.* are left: 0, 1\."):
         await lab.resume(run_id, model, step=2)
     assert (await lab.resume(run_id, model, settings=EACH_STEP)).outputs == COUNTED
@@ -229,7 +229,9 @@ async def test_a_run_without_outputs_starts_again_when_its_checkpoints_are_gone(
     run_id = await broken_off(lab, model, stop_when(events.ModelReplied, 4))
     for commit in await lab.fleet.commits():
         await lab.fleet.delete_commit(commit.id)
-    run = summary(Journals(lab.settings.state_dir).of(run_id), existing_checkpoints(lab.fleet))
+    run = summary(
+        Journals(lab.settings.state_dir).of(run_id), await existing_checkpoints(lab.fleet)
+    )
     assert "starts it again" in next_step_hint(run)
     assert (await lab.resume(run_id, model, settings=EACH_STEP)).outputs == COUNTED
     assert len(model.asked) == len(COUNTING)

@@ -127,9 +127,9 @@ async def test_the_runs_of_one_principal_do_not_cost_another_its_checkpoints(
     hers = await ann.run("-> x", Turns(cell("FINAL('1')")), settings=EACH_STEP)
     his = await bob.run("-> x", Turns(cell("FINAL('1')")), settings=EACH_STEP)
     hers_too = await ann.run("-> x", Turns(cell("FINAL('1')")), settings=EACH_STEP)
-    kept = {commit.run for commit in lab.fleet.checkpoints()}
+    kept = {commit.run for commit in await lab.fleet.checkpoints()}
     assert kept == {his.run_id, hers_too.run_id}
-    assert hers.run_id not in {commit.run for commit in ann.fleet.checkpoints()}
+    assert hers.run_id not in {commit.run for commit in await ann.fleet.checkpoints()}
 
 
 async def test_the_oldest_records_go_when_they_take_too_much(lab: Lab):
@@ -140,7 +140,7 @@ async def test_the_oldest_records_go_when_they_take_too_much(lab: Lab):
         for _ in range(3)
     ]
     assert lab.journal_ids() == [runs[2].run_id]
-    assert {commit.run for commit in lab.fleet.checkpoints()} <= {runs[2].run_id}
+    assert {commit.run for commit in await lab.fleet.checkpoints()} <= {runs[2].run_id}
 
 
 @pytest.mark.parametrize(("keep", "left"), [(5, 3), (3, 3), (2, 2), (0, 0)])

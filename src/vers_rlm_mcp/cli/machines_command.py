@@ -16,7 +16,7 @@ from anyio import to_thread
 from vers_rlm_mcp import runs
 from vers_rlm_mcp.errors import InputError, PathRefused
 from vers_rlm_mcp.machines import WORKSPACE, describe_strays, open_fleet, shell, upload
-from vers_rlm_mcp.store import written_whole
+from vers_rlm_mcp.store import in_thread, written_whole
 
 from .terminal import format_age, format_table, print_json
 
@@ -46,7 +46,8 @@ async def list_all(settings: Settings, options: SimpleNamespace) -> None:
 async def delete(settings: Settings, options: SimpleNamespace) -> None:
     """Delete machines and commits."""
     async with open_fleet(settings) as fleet:
-        recorded = fleet.ledger.commits(fleet.backend.name)  # also one whose record is damaged
+        # Also one whose own record is damaged.
+        recorded = await in_thread(fleet.ledger.commits, fleet.backend.name)
         commits = {commit.id for commit in [*await fleet.commits(), *recorded]}
         for item in options.ids:
             await (fleet.delete_commit(item) if item in commits else fleet.delete(item))

@@ -18,15 +18,15 @@ from vers_rlm_mcp.errors import (
     UnknownHandle,
     unknown_handle,
 )
-from vers_rlm_mcp.store import CommitRecord
+from vers_rlm_mcp.store import CommitRecord, in_thread, in_thread_anyway
 
 from .base import INTENT, SECRET
-from .removal import SETTLE_SECONDS, Removal, is_stray
+from .removal import SETTLE_SECONDS, Removal, find_strays
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from vers_rlm_mcp.store import Ledger, MachineRecord
+    from vers_rlm_mcp.store import CommitIntent, Ledger, MachineRecord
 
     from .base import Backend, Commit, Machine, MachineInfo, MachineSpec
 
@@ -128,7 +128,7 @@ class Fleet:
         async def make(labels: Mapping[str, str]) -> Sequence[Machine]:
             return [await self.backend.restore(commit_id, spec, labels=labels)]
 
-        if self.principal is None or commit_id in self._own_commits():
+        if self.principal is None or commit_id in await self._own_commits():
             try:
                 (machine,) = await self._make(make, parent=commit_id, run=run, keep=keep)
                 return machine
@@ -155,7 +155,7 @@ class Fleet:
         If this server is killed before the commit is recorded, a later sweep deletes it: its id
         was never returned.
         """
-        intent = self.ledger.ask_commit(self.backend.name)
+        intent = await in_thread(self.ledger.ask_commit, self.backend.name)
         commit = await machine.snapshot(intent=intent)
         record = CommitRecord(
             backend=self.backend.name,
@@ -166,12 +166,12 @@ class Fleet:
             created_at=commit.created_at,
             principal=self.principal,
         )
-        self.ledger.record_commit(record, commit.intent)
+        await in_thread_anyway(self.ledger.record_commit, record, commit.intent)
         return commit
 
     async def attach(self, machine_id: str) -> Machine:
         """A handle on a visible machine, whichever server made it. Raises `UnknownHandle`."""
-        if self.principal is None or self._is_recorded(machine_id):
+        if self.principal is None or await self._is_recorded(machine_id):
             try:
                 return await self.backend.attach(machine_id)
             except UnknownHandle:
@@ -184,7 +184,7 @@ class Fleet:
         machines = await self.backend.list()
         if self.principal is None:
             return machines
-        own = {record.machine_id for record in self._live()}
+        own = {record.machine_id for record in await self._live()}
         return [info for info in machines if info.id in own]
 
     async def commits(self) -> Sequence[Commit]:
@@ -192,28 +192,31 @@ class Fleet:
         commits = await self.backend.commits()
         if self.principal is None:
             return commits
-        own = self._own_commits()
+        own = await self._own_commits()
         return [commit for commit in commits if commit.id in own]
 
     async def snapshots(self) -> Sequence[Commit]:
         """Every visible commit that is no checkpoint of a run, oldest first."""
-        checkpoints = {record.id for record in self.checkpoints()}
+        checkpoints = {record.id for record in await self.checkpoints()}
         return [commit for commit in await self.commits() if commit.id not in checkpoints]
 
-    def checkpoints(self) -> Sequence[CommitRecord]:
+    async def checkpoints(self) -> Sequence[CommitRecord]:
         """The visible commits that runs made at their steps, oldest first."""
-        records = self.ledger.checkpoints(self.backend.name)
+        records = await in_thread(self.ledger.checkpoints, self.backend.name)
         return [record for record in records if self.principal in (None, record.principal)]
 
     async def inventory(self) -> Sequence[Item]:
         """Every visible machine, then every visible commit but checkpoints, each oldest first."""
         name = self.backend.name
-        machines = {record.machine_id: record for record in self.ledger.machines(name)}
-        commits = {record.id: record for record in self.ledger.commits(name)}
+        recorded = await in_thread(self.ledger.machines, name)
+        machines = {record.machine_id: record for record in recorded}
+        commits = {record.id: record for record in await in_thread(self.ledger.commits, name)}
         items: list[Item] = []
-        for info in await self.list():
+        infos = await self.list()
+        strays = await in_thread(find_strays, infos, self.ledger)
+        for info in infos:
             record = machines.get(info.id)
-            stray = is_stray(info, self.ledger)
+            stray = info.id in strays
             state = "running" if info.running else "stopped"
             if record and record.kept:
                 state += ", kept"
@@ -245,7 +248,7 @@ class Fleet:
     async def keep(self, machine_id: str) -> None:
         """Let a machine outlive its run and this server. Raises `UnknownHandle`."""
         await self._require_known(machine_id)
-        self.ledger.keep(self.backend.name, machine_id)
+        await in_thread(self.ledger.keep, self.backend.name, machine_id)
 
     async def delete(self, machine_id: str) -> None:
         """Delete a machine. Deleting it again is no error. Raises `UnknownHandle`."""
@@ -254,16 +257,17 @@ class Fleet:
             await self.backend.delete(machine_id)
         except BaseException:
             with suppress(BackendUnavailable):
-                self.ledger.condemn(self.backend.name, machine_id)  # sweeps go on trying
+                # Sweeps go on trying.
+                await in_thread_anyway(self.ledger.condemn, self.backend.name, machine_id)
             raise
-        self.ledger.mark_deleted(self.backend.name, machine_id)
+        await in_thread_anyway(self.ledger.mark_deleted, self.backend.name, machine_id)
 
     async def delete_commit(self, commit_id: str) -> None:
         """Delete a commit. Machines made from it live on. Deleting it again is no error."""
-        if self.principal is not None and commit_id not in self._own_commits():
+        if self.principal is not None and commit_id not in await self._own_commits():
             return
         await self.backend.delete_commit(commit_id)
-        self.ledger.mark_commit_deleted(self.backend.name, commit_id)
+        await in_thread_anyway(self.ledger.mark_commit_deleted, self.backend.name, commit_id)
 
     async def release_run(self, run: str) -> Sequence[str]:
         """Delete the machines of a run that are not kept, even when cancelled.
@@ -271,7 +275,9 @@ class Fleet:
         Returns:
             A sentence on each machine that could not be deleted. A later sweep tries again.
         """
-        own = [record for record in self._own() if record.run == run and not _is_kept(record)]
+        with anyio.CancelScope(shield=True):
+            recorded = await self._own()
+        own = [record for record in recorded if record.run == run and not _is_kept(record)]
         return (await self._remove(own)).warnings
 
     async def strays(self) -> Sequence[str]:
@@ -280,7 +286,7 @@ class Fleet:
         Another computer made them, or a server whose ledger was lost. They are never deleted
         unasked.
         """
-        return [info.id for info in await self.list() if is_stray(info, self.ledger)]
+        return await in_thread(find_strays, await self.list(), self.ledger)
 
     async def sweep(self, *, patient: bool = False) -> Sequence[str]:
         """Delete what dead servers left behind, and what this one could not delete before.
@@ -295,9 +301,9 @@ class Fleet:
         Returns:
             What was deleted: the ids of machines and commits, and what no machine starts from.
         """
-        live = self.ledger.live(self.backend.name)
+        live = await in_thread(self.ledger.live, self.backend.name)
         self._overdue.intersection_update(record.number for record in live)
-        left_over = [record for record in live if self._is_left_over(record)]
+        left_over = await in_thread(lambda: [each for each in live if self._is_left_over(each)])
         removal = Removal(self.backend, self.ledger)
         seconds = SWEEP_SECONDS if patient else REMOVE_SECONDS
         with anyio.move_on_after(seconds) as scope:
@@ -312,7 +318,9 @@ class Fleet:
 
     async def aclose(self) -> None:
         """Delete the machines that this server made and that are not kept."""
-        removal = await self._remove([record for record in self._own() if not _is_kept(record)])
+        with anyio.CancelScope(shield=True):
+            own = await self._own()
+        removal = await self._remove([record for record in own if not _is_kept(record)])
         for warning in removal.warnings:
             logger.warning("%s", warning)
 
@@ -336,7 +344,8 @@ class Fleet:
         After an error or a cancellation, even one that comes when the backend is nearly done,
         machines that bear the intent are looked for and deleted.
         """
-        intent = self.ledger.ask(
+        intent = await in_thread(
+            self.ledger.ask,
             self.backend.name,
             count=count,
             limit=self._max_machines,
@@ -346,21 +355,22 @@ class Fleet:
             principal=self.principal,
         )
         if intent is None:
-            raise self._limit_reached(count)
+            raise await self._limit_reached(count)
         try:
-            machines = await make(self._labels(intent, run))
+            machines = await make(await self._labels(intent, run))
             await self._refuse_known(machines)
-            self.ledger.bind(intent, [machine.id for machine in machines])
+            await in_thread(self.ledger.bind, intent, [machine.id for machine in machines])
         except BaseException:
             with suppress(BackendUnavailable):  # The disk is full: they go when this server ends.
-                self.ledger.abandon(intent)
-            await self._remove(self.ledger.machines_of_intent(intent))
+                await in_thread_anyway(self.ledger.abandon, intent)
+            records = await in_thread_anyway(self.ledger.machines_of_intent, intent)
+            await self._remove(records)
             raise
         return machines
 
-    def _labels(self, intent: str, run: str | None) -> Mapping[str, str]:
+    async def _labels(self, intent: str, run: str | None) -> Mapping[str, str]:
         """A machine's labels. The last two are for people who read a service's own lists."""
-        (record, *_) = self.ledger.machines_of_intent(intent)
+        (record, *_) = await in_thread(self.ledger.machines_of_intent, intent)
         labels = {INTENT: intent, SECRET: record.secret or "", "server": self.ledger.owner}
         return labels if run is None else {**labels, "run": run}
 
@@ -368,7 +378,11 @@ class Fleet:
         """Raise `MachineError` unless these are new machines, and each another."""
         ids = [machine.id for machine in machines]
         name = self.backend.name
-        known = [id_ for id_ in ids if ids.count(id_) > 1 or self.ledger.machines(name, id_)]
+        known = [
+            id_
+            for id_ in ids
+            if ids.count(id_) > 1 or await in_thread(self.ledger.machines, name, id_)
+        ]
         if not known:
             return
         for machine in machines:
@@ -378,8 +392,8 @@ class Fleet:
             "it was left as it is. Try again later."
         )
 
-    def _limit_reached(self, count: int) -> MachineError:
-        alive = [record.machine_id for record in self._own() if record.machine_id]
+    async def _limit_reached(self, count: int) -> MachineError:
+        alive = [record.machine_id for record in await self._own() if record.machine_id]
         named = ", ".join(alive[:NAMED_HANDLES]) or "none can be deleted yet"
         return MachineError(
             f"{count} more would be too many machines: this server may have {self._max_machines} "
@@ -387,14 +401,14 @@ class Fleet:
         )
 
     async def _require_known(self, machine_id: str) -> None:
-        if not self._is_recorded(machine_id):
+        if not await self._is_recorded(machine_id):
             known = [info.id for info in await self.list()]
             if machine_id not in known:
                 raise unknown_handle("machine", machine_id, known)
 
-    def _is_recorded(self, machine_id: str) -> bool:
+    async def _is_recorded(self, machine_id: str) -> bool:
         """Whether a machine was made through this ledger, for this fleet's principal."""
-        records = self.ledger.machines(self.backend.name, machine_id)
+        records = await in_thread(self.ledger.machines, self.backend.name, machine_id)
         return any(self.principal in (None, record.principal) for record in records)
 
     def _is_left_over(self, record: MachineRecord) -> bool:
@@ -404,30 +418,22 @@ class Fleet:
             return False
         return record.number in self._overdue or not self.ledger.is_alive(record.owner)
 
-    def _live(self) -> Sequence[MachineRecord]:
+    async def _live(self) -> Sequence[MachineRecord]:
         """The visible machines of all servers."""
-        live = self.ledger.live(self.backend.name)
+        live = await in_thread(self.ledger.live, self.backend.name)
         return [record for record in live if self.principal in (None, record.principal)]
 
-    def _own(self) -> Sequence[MachineRecord]:
+    async def _own(self) -> Sequence[MachineRecord]:
         """The visible machines of this server."""
-        return [record for record in self._live() if record.owner == self.ledger.owner]
+        return [record for record in await self._live() if record.owner == self.ledger.owner]
 
-    def _own_commits(self) -> set[str]:
-        commits = self.ledger.commits(self.backend.name)
+    async def _own_commits(self) -> set[str]:
+        commits = await in_thread(self.ledger.commits, self.backend.name)
         return {commit.id for commit in commits if commit.principal == self.principal}
 
     async def _sweep_commits(self) -> Sequence[str]:
         """Delete commits whose servers were killed before they could record them."""
-        name = self.backend.name
-        owners = {commit.owner for commit in self.ledger.commit_intents(name)}
-        dead = {owner for owner in owners if not self.ledger.is_alive(owner)}
-        # Read again: a server may have recorded its last commit and then ended.
-        asked = {
-            commit.intent: commit
-            for commit in self.ledger.commit_intents(name)
-            if commit.owner in dead
-        }
+        asked = await in_thread(self._commits_of_dead)
         if not asked:
             return ()
         deleted: list[str] = []
@@ -435,14 +441,23 @@ class Fleet:
             for commit in await self.backend.commits():
                 if commit.intent in asked:
                     await self.backend.delete_commit(commit.id)
-                    self.ledger.close_intent(asked.pop(commit.intent))
+                    await in_thread(self.ledger.close_intent, asked.pop(commit.intent))
                     deleted.append(commit.id)
         except MachineError as error:
             logger.warning("Commits of servers that were killed cannot be deleted yet: %s", error)
         for late in asked.values():
             if time.time() - late.asked_at > SETTLE_SECONDS:
-                self.ledger.close_intent(late)
+                await in_thread(self.ledger.close_intent, late)
         return deleted
+
+    def _commits_of_dead(self) -> dict[str, CommitIntent]:
+        """The commits, by intent, that dead servers asked for and did not record."""
+        name = self.backend.name
+        owners = {commit.owner for commit in self.ledger.commit_intents(name)}
+        dead = {owner for owner in owners if not self.ledger.is_alive(owner)}
+        # Read again: a server may have recorded its last commit and then ended.
+        intents = self.ledger.commit_intents(name)
+        return {commit.intent: commit for commit in intents if commit.owner in dead}
 
     async def _sweep_backend(self) -> Sequence[str]:
         try:

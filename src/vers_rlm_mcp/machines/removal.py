@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from vers_rlm_mcp.errors import BackendUnavailable
+from vers_rlm_mcp.store import in_thread
 
 from .base import INTENT, SECRET
 
@@ -66,19 +67,18 @@ class Removal:
         try:
             labelled = _by_intent(await self._backend.list())
             for intent, infos in labelled.items():
-                self.strays += [info.id for info in infos if is_stray(info, self._ledger)]
-                if intent in intents or not (only_these or self._is_being_made(intent)):
+                self.strays += await in_thread(find_strays, infos, self._ledger)
+                if intent in intents or not (
+                    only_these or await in_thread(self._is_being_made, intent)
+                ):
                     adopted |= await self._adopt(intent, infos)
             for intent in intents:
                 await self._adopt_unlabelled(intent)
         except Exception as error:  # noqa: BLE001 - trouble with the list must not stop the server
             self.warnings.append(f"Machines whose making failed cannot be looked for: {error}")
-        await self._remove_all(
-            record
-            for intent in adopted.union(intents)
-            for record in self._ledger.machines_of_intent(intent)
-            if record.deleted_at is None
-        )
+        for intent in adopted.union(intents):
+            records = await in_thread(self._ledger.machines_of_intent, intent)
+            await self._remove_all(record for record in records if record.deleted_at is None)
 
     async def _remove_all(self, records: Iterable[MachineRecord]) -> None:
         async with anyio.create_task_group() as tasks:
@@ -87,9 +87,10 @@ class Removal:
 
     async def _adopt(self, intent: str, infos: Sequence[MachineInfo]) -> set[str]:
         """Bind machines that bear an intent and prove it. Returns the intent if there are any."""
-        records = self._ledger.machines_of_intent(intent)
+        records = await in_thread(self._ledger.machines_of_intent, intent)
         missing = [record for record in records if record.machine_id is None]
-        new = [info for info in infos if not self._ledger.machines(self._backend.name, info.id)]
+        unknown = await in_thread(self._unknown, [info.id for info in infos])
+        new = [info for info in infos if info.id in unknown]
         if not records or not new:
             return set()
         proven = [info for info in new if is_proven(info, records[0])]
@@ -116,7 +117,7 @@ class Removal:
     async def _bind(self, intent: str, machine_ids: Sequence[str]) -> None:
         """Bind machines to their record, or delete them at once if that cannot be recorded."""
         try:
-            self._ledger.adopt(intent, machine_ids)
+            await in_thread(self._ledger.adopt, intent, machine_ids)
         except BackendUnavailable:  # The disk is full, perhaps of them.
             for machine_id in machine_ids:
                 await self._backend.delete(machine_id)
@@ -124,24 +125,25 @@ class Removal:
 
     async def _adopt_unlabelled(self, intent: str) -> None:
         """Bind copies that a killed server never labelled, if they are certainly its own."""
-        records = self._ledger.machines_of_intent(intent)
+        records = await in_thread(self._ledger.machines_of_intent, intent)
         parent = records[0].parent
         missing = [record for record in records if record.machine_id is None]
-        if parent is None or not missing or self._is_being_copied(parent):
+        if parent is None or not missing or await in_thread(self._is_being_copied, parent):
             return
-        name = self._backend.name
-        found = [
-            machine_id
-            for machine_id in await self._backend.unlabelled(parent, records[0].asked_at)
-            if not self._ledger.machines(name, machine_id)
-        ]
-        if self._is_private(parent) and len(found) <= len(missing):
-            self._ledger.adopt(intent, found)
+        unlabelled = await self._backend.unlabelled(parent, records[0].asked_at)
+        found = await in_thread(self._unknown, unlabelled)
+        if await in_thread(self._is_private, parent) and len(found) <= len(missing):
+            await in_thread(self._ledger.adopt, intent, found)
         elif found:
             self.warnings.append(
                 f"A server that was killed may have made {', '.join(found)} from {parent}, without "
                 "a label to tell; so may somebody else. Delete those that are not needed."
             )
+
+    def _unknown(self, machine_ids: Sequence[str]) -> Sequence[str]:
+        """Those of the machines that are in no record."""
+        name = self._backend.name
+        return [id_ for id_ in machine_ids if not self._ledger.machines(name, id_)]
 
     def _is_private(self, parent: str) -> bool:
         """Whether only a run is likely to copy this: its own machine, not kept, or its commit."""
@@ -163,15 +165,20 @@ class Removal:
     async def _remove(self, record: MachineRecord) -> None:
         if record.machine_id is None:
             if time.time() - record.asked_at > SETTLE_SECONDS:
-                self._ledger.close_record(record)
+                await in_thread(self._ledger.close_record, record)
             return
         try:
             async with self._limiter:
                 await self._backend.delete(record.machine_id)
-            self._ledger.close_record(record)
+            await in_thread(self._ledger.close_record, record)
             self.deleted.append(record.machine_id)
         except Exception as error:  # noqa: BLE001 - trouble with one must not save the others
             self.warnings.append(f"Machine {record.machine_id} could not be deleted: {error}")
+
+
+def find_strays(infos: Iterable[MachineInfo], ledger: Ledger) -> list[str]:
+    """The machines that bear an intent as a label and are in no record. May wait for the ledger."""
+    return [info.id for info in infos if is_stray(info, ledger)]
 
 
 def is_stray(info: MachineInfo, ledger: Ledger) -> bool:

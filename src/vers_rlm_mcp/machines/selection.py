@@ -18,7 +18,7 @@ from anyio import to_thread
 
 from vers_rlm_mcp.errors import BackendUnavailable
 from vers_rlm_mcp.settings import BACKENDS
-from vers_rlm_mcp.store import Ledger
+from vers_rlm_mcp.store import Ledger, in_thread
 
 from .fleet import Fleet
 
@@ -94,7 +94,7 @@ async def open_fleet(settings: Settings, backend: Backend | None = None) -> Asyn
             can.isolation,
             can.fidelity,
         )
-        with closing(Ledger(settings.state_dir)) as ledger:
+        with closing(await in_thread(Ledger, settings.state_dir)) as ledger:
             async with Fleet(backend, ledger, max_machines=settings.max_machines) as fleet:
                 yield fleet
 

@@ -229,9 +229,9 @@ def available(
     }
 
 
-def existing_checkpoints(fleet: Fleet) -> set[str]:
+async def existing_checkpoints(fleet: Fleet) -> set[str]:
     """The commits of checkpoints that exist according to the ledger."""
-    return {commit.id for commit in fleet.checkpoints()}
+    return {commit.id for commit in await fleet.checkpoints()}
 
 
 def next_step_hint(run: RunSummary) -> str:
@@ -251,7 +251,7 @@ async def prune_checkpoints(fleet: Fleet, journals: Journals) -> None:
     Runs without outputs keep theirs longer, since they can be resumed.
     """
     by_run: dict[str | None, list[CommitRecord]] = {}
-    for commit in fleet.checkpoints():
+    for commit in await fleet.checkpoints():
         by_run[commit.run] = [*by_run.pop(commit.run, ()), commit]  # the latest at the end
     candidates = list(by_run)[:-CHECKPOINTED_RUNS]
     if candidates:
@@ -293,7 +293,7 @@ async def delete_runs(fleet: Fleet, journals: Sequence[StoredJournal]) -> Sequen
         if journal.is_open():
             raise UsageError(f"{journal.run_id} is under way; cancel it first.")
     names = {journal.run_id for journal in journals}
-    await _delete(fleet, [commit for commit in fleet.checkpoints() if commit.run in names])
+    await _delete(fleet, [each for each in await fleet.checkpoints() if each.run in names])
     deleted: list[str] = []
     for journal in journals:
         try:

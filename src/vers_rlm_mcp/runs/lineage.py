@@ -6,6 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from vers_rlm_mcp.store import in_thread
+
 from .events import (
     CheckpointMade,
     ChildChosen,
@@ -77,7 +79,7 @@ async def fleet_lineage(fleet: Fleet) -> Sequence[Node]:
     nodes: dict[str, Node] = {}
     infos = {info.id: info for info in await fleet.list()}
     commits = {commit.id: commit for commit in await fleet.commits()}
-    for record in ledger.machines(backend):
+    for record in await in_thread(ledger.machines, backend):
         if id_ := record.machine_id:
             parent = record.parent
             origin = "created" if parent is None else "restored" if parent in commits else "copied"
@@ -90,7 +92,7 @@ async def fleet_lineage(fleet: Fleet) -> Sequence[Node]:
                 alive=id_ in infos,
                 run=record.run,
             )
-    for record in ledger.commits(backend):
+    for record in await in_thread(ledger.commits, backend):
         origin = "vmSnapshot" if record.step is None else "checkpoint"
         alive = record.id in commits
         nodes[record.id] = Node(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vers_rlm_mcp import rlm
 from vers_rlm_mcp.errors import UsageError
-from vers_rlm_mcp.store import Journals
+from vers_rlm_mcp.store import Journals, in_thread
 
 from . import events
 from .context import RunContext
@@ -83,8 +83,8 @@ async def resume(
         ModelUnavailable: The model cannot be used.
     """
     stored = Journals(settings.state_dir, fleet.principal).of(run_id)
-    with stored.append() as journal:
-        past = load_past(stored)
+    with await in_thread(stored.append) as journal:
+        past = await in_thread(load_past, stored)
         existing = {commit.id for commit in await fleet.commits()}
         left = available(past.checkpoints, existing)
         if step is None and past.finished and past.finished.status in COMPLETE:
@@ -135,7 +135,7 @@ async def replay(
         MachineError: No machine could be made ready.
     """
     journals = Journals(settings.state_dir, fleet.principal)
-    past = load_past(journals.of(run_id))
+    past = await in_thread(load_past, journals.of(run_id))
     task, request = (changes or Changes()).apply(past)
     request = replace(request, machine_id=None)
     left = available(past.checkpoints, {commit.id for commit in await fleet.commits()})

@@ -106,7 +106,7 @@ async def describe_run(
     result = live.result if live and live.has_ended else None
     if result and result.status in COMPLETE:
         return result_answer(result, cursor=cursor, room=room)
-    existing = existing_checkpoints(await app.fleet())
+    existing = await existing_checkpoints(await app.fleet())
     run = await to_thread.run_sync(load_record, journal, existing)
     if live and not live.has_ended:
         return running_answer(run_id, run.steps, cursor, room=room)

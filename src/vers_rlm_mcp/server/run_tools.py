@@ -204,7 +204,7 @@ async def list_runs(
     fleet, journals = await app.fleet(), app.journals()
     known = await to_thread.run_sync(journals.all)
     end = offset + PAGE
-    existing = existing_checkpoints(fleet)
+    existing = await existing_checkpoints(fleet)
     page = [
         await to_thread.run_sync(summary, journal, existing) for journal in known[::-1][offset:end]
     ]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from .files import (
     DAMAGED,
+    lock_within,
+    locked,
     make_directory,
+    open_lock,
     open_private,
     read_file,
     replace_file,
@@ -13,6 +16,7 @@ from .files import (
 from .journals import Journal, Journals, StoredJournal
 from .ledger import CommitIntent, CommitRecord, Ledger, MachineRecord
 from .output_files import copy_out, safe_names, written_whole
+from .threads import in_thread, in_thread_anyway, locked_without_blocking
 
 __all__ = [
     "DAMAGED",
@@ -24,7 +28,13 @@ __all__ = [
     "MachineRecord",
     "StoredJournal",
     "copy_out",
+    "in_thread",
+    "in_thread_anyway",
+    "lock_within",
+    "locked",
+    "locked_without_blocking",
     "make_directory",
+    "open_lock",
     "open_private",
     "read_file",
     "replace_file",

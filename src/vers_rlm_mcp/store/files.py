@@ -6,17 +6,22 @@ may see.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import stat
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
+
+LOCK_POLL_SECONDS: Final = 0.002
+"""Between two attempts to lock a file."""
 
 FILE_MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o700
@@ -51,6 +56,57 @@ def open_private(path: str | Path, flags: int) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+@contextmanager
+def locked(path: Path, seconds: float) -> Generator[None]:
+    """Lock a file, which is made if it is missing, for this process alone. May block.
+
+    Raises:
+        TimeoutError: Others held it locked for so many seconds.
+        OSError: It cannot be opened.
+    """
+    descriptor = open_lock(path)
+    try:
+        lock_within(descriptor, fcntl.LOCK_EX, seconds, path)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def open_lock(path: Path) -> int:
+    """Open a lock file, which is made if it is missing. Raises FileNotFoundError: nor can it be."""
+    flags = os.O_RDWR | os.O_CREAT
+    try:
+        return open_private(path, flags)
+    except IsADirectoryError as error:
+        set_aside(path, error)
+        return open_private(path, flags)
+
+
+def lock_within(descriptor: int, kind: int, seconds: float, path: Path) -> None:
+    """Lock an open file. Raises TimeoutError if others hold it locked for so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not try_lock(descriptor, kind):
+        if time.monotonic() > deadline:
+            raise lock_timeout(path, seconds)
+        time.sleep(LOCK_POLL_SECONDS)
+
+
+def try_lock(descriptor: int, kind: int) -> bool:
+    """Lock an open file until it is closed, without waiting; False if others hold it locked."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def lock_timeout(path: Path, seconds: float) -> TimeoutError:
+    """The error for a file that others held locked for so long."""
+    return TimeoutError(
+        f"another process has held {path} locked for {seconds:g} s: try again, or end that process"
+    )
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -29,7 +29,14 @@ from typing import IO, TYPE_CHECKING, Any, Self, cast
 
 from vers_rlm_mcp.errors import UsageError, unknown_handle
 
-from .files import make_directory, open_private, read_file, set_aside
+from .files import (
+    LOCK_POLL_SECONDS,
+    make_directory,
+    open_private,
+    read_file,
+    set_aside,
+    try_lock,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -58,7 +65,6 @@ PREVIEW_CHARS = 200
 LOCK_SECONDS = 1.0
 """How long opening a journal waits for others that only look whether it is open, which takes them
 microseconds."""
-LOCK_POLL_SECONDS = 0.0005
 
 MAX_LINE = 1 << 30
 """Bytes of a line or a stored text that are read."""
@@ -139,7 +145,7 @@ class StoredJournal:
         # Shared, so that two that look at once do not take each other for a writer.
         try:
             with (self.directory / EVENTS).open("rb") as file:
-                return not _lock(file, fcntl.LOCK_SH)
+                return not try_lock(file.fileno(), fcntl.LOCK_SH)
         except OSError:  # it is being deleted
             return False
 
@@ -315,20 +321,11 @@ class Journal:
         self.close()
 
 
-def _lock(file: IO[Any], kind: int) -> bool:
-    """Lock an open file until it is closed; False if another process has it locked."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _lock_for_writing(file: IO[Any]) -> bool:
     """Lock an open file for this process alone; False if another one writes it."""
     deadline = time.monotonic() + LOCK_SECONDS
-    while not _lock(file, fcntl.LOCK_EX):
-        if not _lock(file, fcntl.LOCK_SH) or time.monotonic() > deadline:
+    while not try_lock(file.fileno(), fcntl.LOCK_EX):
+        if not try_lock(file.fileno(), fcntl.LOCK_SH) or time.monotonic() > deadline:
             return False
         fcntl.flock(file, fcntl.LOCK_UN)  # those that have it locked only look
         time.sleep(LOCK_POLL_SECONDS)

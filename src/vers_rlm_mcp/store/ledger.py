@@ -32,7 +32,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vers_rlm_mcp.errors import BackendUnavailable
 
-from .files import make_directory, open_private, set_aside
+from .files import locked, make_directory, open_private, set_aside
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -42,9 +42,6 @@ logger = logging.getLogger(__name__)
 
 BUSY_SECONDS: Final = 5.0
 """How long to wait for another server's transaction. One takes milliseconds."""
-
-POLL_SECONDS: Final = 0.01
-"""Between two attempts to lock a file."""
 
 DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 LOCKED: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -500,7 +497,7 @@ def _open_usable(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         if not _is_damage(error) and not path.is_dir():
             raise
-    with _locked_for_a_while(path.with_suffix(".lock")):
+    with locked(path.with_suffix(".lock"), BUSY_SECONDS):
         try:
             return _open_database(path)  # another server may have set it aside by now
         except sqlite3.Error as error:
@@ -510,24 +507,6 @@ def _open_usable(path: Path) -> sqlite3.Connection:
                 with contextlib.suppress(FileNotFoundError):
                     path.with_name(path.name + part).unlink()
         return _open_database(path)
-
-
-@contextlib.contextmanager
-def _locked_for_a_while(path: Path) -> Generator[None]:
-    """Lock a file, but do not wait for it longer than `BUSY_SECONDS`."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            descriptor = _locked(path, os.O_CREAT)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{path} is locked") from None
-            time.sleep(POLL_SECONDS)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _open_database(path: Path) -> sqlite3.Connection:

@@ -118,7 +118,7 @@ class BubblewrapBackend(Backend):
         *,
         labels: Mapping[str, str] | None = None,
     ) -> DaemonMachine:
-        with self._store.locked():
+        async with self._store.locked():
             commit = self._store.commit(commit_id)
             if commit is None:
                 raise unknown_handle("commit", commit_id, [c.id for c in self._store.commits()])
@@ -146,7 +146,7 @@ class BubblewrapBackend(Backend):
                 return
             try:
                 await read_note(self._cgroup_note(machine_id)).remove()
-                with self._store.locked():
+                async with self._store.locked():
                     self._store.drop_machine(machine_id)
                     self._store.drop_garbage()
             finally:
@@ -155,7 +155,7 @@ class BubblewrapBackend(Backend):
         await self._empty_trash()
 
     async def delete_commit(self, commit_id: str) -> None:
-        with self._store.locked():
+        async with self._store.locked():
             self._store.drop_commit(commit_id)
             self._store.drop_garbage()
         await self._empty_trash()
@@ -246,7 +246,7 @@ class BubblewrapBackend(Backend):
     async def _make(self, record: MachineRecord) -> DaemonMachine:
         try:
             if not self._store.home(record.id).exists():
-                with self._store.locked():
+                async with self._store.locked():
                     self._add(record)
             return self._handle(await self._start(record))
         except BaseException:

@@ -21,8 +21,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from vers_rlm_mcp.store import lock_within, locked
+
 from .records import new_id
-from .store import locked, remove_tree
+from .store import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +33,9 @@ LOCK: Final = "lock"
 
 MACHINE_ID: Final = Path("/etc/machine-id")
 """Tells apart the computers that share a home directory, where locks do not reach the others."""
+
+MAKE_SECONDS: Final = 120.0
+"""How long to wait for another process that makes a directory, which takes it some seconds."""
 
 DIGEST: Final = 16
 """Hexadecimal digits of a digest in a name."""
@@ -82,7 +87,7 @@ class Cache:
         """
         if not self.root.is_dir():
             return []
-        with contextlib.suppress(BlockingIOError), self._locked(wait=False):
+        with contextlib.suppress(TimeoutError), self._locked(0):
             self._remove_remains()
             newest: dict[str, Path] = {}
             places = [path for path in self.root.iterdir() if path.is_dir()]
@@ -107,7 +112,11 @@ class Cache:
             descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        try:
+            lock_within(descriptor, fcntl.LOCK_SH, MAKE_SECONDS, place)
+        except TimeoutError:
+            os.close(descriptor)
+            raise
         if not _is_at(descriptor, place):  # It was removed before we had the lock.
             os.close(descriptor)
             return False
@@ -119,7 +128,7 @@ class Cache:
     def _make(self, place: Path, make: Callable[[Path], object]) -> None:
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.root.chmod(0o700)  # Set-user-ID programs lie below.
-        with self._locked(wait=True):
+        with self._locked(MAKE_SECONDS):
             self._remove_remains()
             if place.is_dir():  # Another process has made it in the meantime.
                 return
@@ -148,9 +157,8 @@ class Cache:
         for path in list(self.root.glob(".*")):
             remove_tree(path)
 
-    def _locked(self, *, wait: bool) -> contextlib.AbstractContextManager[None]:
-        (self.root / LOCK).touch(mode=0o600)
-        return locked(self.root / LOCK, wait=wait)
+    def _locked(self, seconds: float) -> contextlib.AbstractContextManager[None]:
+        return locked(self.root / LOCK, seconds)
 
 
 def _data_directory() -> Path:

@@ -115,9 +115,11 @@ class RunningMachine:
                         with anyio.CancelScope(shield=True):
                             await sandbox.request("thaw")
             except BaseException as error:
-                with store.locked():  # What was made in vain may be what has filled the disk.
-                    store.discard_copies(self.machine_id)
-                    store.drop_garbage()
+                with anyio.CancelScope(shield=True):
+                    # What was made in vain may be what has filled the disk.
+                    async with store.locked():
+                        store.discard_copies(self.machine_id)
+                        store.drop_garbage()
                 await to_thread.run_sync(store.empty_trash, abandon_on_cancel=True)
                 if isinstance(error, OSError):
                     raise self._translate_freeze_error(error) from error
@@ -143,11 +145,11 @@ class RunningMachine:
         self, store: Store, keep: Keep, obstacle: str, slots: list[str], *, merged: bool
     ) -> None:
         if not slots:
-            with store.locked():
+            async with store.locked():
                 self._keep(store, keep, Frozen(self.record.layers))
         elif obstacle:
             await self._copy(merged=False)
-            self._adopt(store, keep, obstacle, merged=merged)
+            await self._adopt(store, keep, obstacle, merged=merged)
         else:
             with anyio.CancelScope(shield=True):
                 await self._switch(store, keep, slots, new_id() if merged else None)
@@ -155,23 +157,23 @@ class RunningMachine:
     async def _switch(self, store: Store, keep: Keep, slots: list[str], merged: str | None) -> None:
         """Go on over what was written, as a frozen layer."""
         layer = new_id()
-        with store.locked():
+        async with store.locked():
             frozen = store.put(self.record, slots, layer, merged)
         try:
             await self.sandbox.request("switch", layer=layer, merged=[merged] if merged else [])
         except OSError:
-            with store.locked():
+            async with store.locked():
                 store.take_back(frozen, slots)
             raise
         self.record = frozen
-        with store.locked():
+        async with store.locked():
             self._keep(store, keep, Frozen(frozen.layers))
 
-    def _adopt(self, store: Store, keep: Keep, obstacle: str, *, merged: bool) -> None:
+    async def _adopt(self, store: Store, keep: Keep, obstacle: str, *, merged: bool) -> None:
         """Make a layer from the copy of what was written; the machine stays unchanged."""
         note = f"What was written since the last commit had to be copied: {obstacle}."
         layer, older = new_id(), self.record.layers
-        with store.locked():
+        async with store.locked():
             store.adopt(self.machine_id, layer)
             if merged:
                 older = (new_id(),)

@@ -26,7 +26,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from vers_rlm_mcp.store import DAMAGED, make_directory, open_private, read_file, set_aside
+from vers_rlm_mcp.errors import BackendUnavailable
+from vers_rlm_mcp.store import (
+    DAMAGED,
+    locked,
+    locked_without_blocking,
+    make_directory,
+    open_lock,
+    read_file,
+)
 
 from .records import (
     MAX_RECORD,
@@ -39,7 +47,7 @@ from .records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +78,12 @@ ENDED: Final = "ZX"
 FOR_MACHINES: Final = 0o755
 """The mode of directories that machines see, whose users are others on the host."""
 
+LOCK_SECONDS: Final = 10.0
+"""How long to wait for others to change the store, which takes them milliseconds."""
+
+TRASH_SECONDS: Final = 60.0
+"""How long to wait for others to remove what was discarded."""
+
 LAYER: Final = re.compile(rb"\b[0-9a-f]{12}\b")
 """The name of a layer, in a record."""
 
@@ -97,11 +111,33 @@ class Store:
             make_directory(directory)
         self.layers.chmod(FOR_MACHINES)
         for name in LOCKS:  # Now, since things must be removed when the disk is full.
-            os.close(_open_lock(self.root / name))
+            os.close(open_lock(self.root / name))
 
-    def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Keep others from changing the store. Held for a few file operations only."""
-        return locked(self.root / LOCKS[0])
+    @contextlib.asynccontextmanager
+    async def locked(self) -> AsyncGenerator[None]:
+        """Keep others from changing the store. Held for a few file operations only.
+
+        Raises BackendUnavailable: Another process holds it too long, or the store was removed.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            with self._translated():
+                lock = locked_without_blocking(self.root / LOCKS[0], LOCK_SECONDS)
+                await stack.enter_async_context(lock)
+            yield
+
+    @contextlib.contextmanager
+    def _translated(self) -> Generator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise BackendUnavailable(
+                f"The directory of machines, {self.root}, was removed while it was in use "
+                f"({error.filename} is gone). Start this server again."
+            ) from error
+        except OSError as error:
+            raise BackendUnavailable(
+                f"The directory of machines, {self.root}, cannot be used: {error}."
+            ) from error
 
     # Machines
 
@@ -121,7 +157,7 @@ class Store:
             _make_layer(home / "disk")
             if self._owner is not None:
                 os.chown(home / "disk", self._owner, self._owner)
-            os.close(_open_lock(home / LOCK))
+            os.close(open_lock(home / LOCK))
             self.write(record)
         except OSError:
             self.drop_machine(record.id)
@@ -143,7 +179,9 @@ class Store:
 
     def machines(self) -> list[MachineRecord]:
         """Every machine, oldest first."""
-        found = [self.machine(home.name) for home in list(self._machines.iterdir())]
+        with self._translated():
+            homes = list(self._machines.iterdir())
+        found = [self.machine(home.name) for home in homes]
         return sorted((item for item in found if item), key=lambda item: item.created_at)
 
     def put(
@@ -202,7 +240,7 @@ class Store:
 
         Raises FileNotFoundError when there is no such machine any more.
         """
-        descriptor = _open_lock(self.home(machine_id) / LOCK)
+        descriptor = open_lock(self.home(machine_id) / LOCK)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -218,7 +256,7 @@ class Store:
     def holder(self, machine_id: str) -> str:
         """The process id of the server that has taken a machine; empty when none has."""
         try:
-            descriptor = _open_lock(self.home(machine_id) / LOCK)
+            descriptor = open_lock(self.home(machine_id) / LOCK)
         except OSError:
             return ""
         try:
@@ -263,7 +301,8 @@ class Store:
 
     def commits(self) -> list[CommitRecord]:
         """Every commit, oldest first."""
-        ids = [path.stem for path in self._commits.iterdir() if path.suffix == COMMIT]
+        with self._translated():
+            ids = [path.stem for path in self._commits.iterdir() if path.suffix == COMMIT]
         found = [self.commit(commit_id) for commit_id in ids]
         return sorted((item for item in found if item), key=lambda item: item.created_at)
 
@@ -284,7 +323,8 @@ class Store:
 
     def drop_garbage(self) -> None:
         """Put every layer that no record names into the trash."""
-        layers = [path for path in self.layers.iterdir() if LAYER.fullmatch(path.name.encode())]
+        with self._translated():
+            layers = [path for path in self.layers.iterdir() if LAYER.fullmatch(path.name.encode())]
         records = (*self.machines(), *self.commits())
         used = {layer for record in records for layer in record.layers}
         used |= self._layers_of_damaged()
@@ -306,7 +346,7 @@ class Store:
     def empty_trash(self) -> None:
         """Remove discarded files. May take long, and waits for other processes that do so."""
         # Two at once, of two servers even, would trip over each other.
-        with locked(self.root / LOCKS[1]):
+        with self._translated(), locked(self.root / LOCKS[1], TRASH_SECONDS):
             for path in list(self._trash.iterdir()):
                 try:
                     remove_tree(path)
@@ -321,24 +361,13 @@ class Store:
         """
         if not self._old_bases.is_dir() or _others_use(self.root.parent):
             return False
-        with self.locked():
+        with self._translated(), locked(self.root / LOCKS[0], LOCK_SECONDS):
             self._discard(self._old_bases)
         return True
 
     def _discard(self, path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             path.rename(self._trash / new_id())
-
-
-@contextlib.contextmanager
-def locked(path: Path, *, wait: bool = True) -> Generator[None]:
-    """Lock a file. Raises BlockingIOError if `wait` is false and another process holds the lock."""
-    descriptor = _open_lock(path)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def remove_tree(path: Path) -> None:
@@ -422,13 +451,3 @@ def _make_layer(path: Path) -> None:
     """Make a directory for machines' files, with the same mode whatever the umask is."""
     path.mkdir()
     path.chmod(FOR_MACHINES)
-
-
-def _open_lock(path: Path) -> int:
-    """Open a lock file, which is made if it is missing. Raises FileNotFoundError: nor can it be."""
-    flags = os.O_RDWR | os.O_CREAT
-    try:
-        return open_private(path, flags)
-    except IsADirectoryError as error:
-        set_aside(path, error)
-        return open_private(path, flags)
