@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -266,3 +267,50 @@ async def test_a_start_sweeps_the_cgroups_of_dead_servers_and_no_others(
     async with BubblewrapBackend(state) as backend:
         await (await backend.create()).delete()
     assert [directory.exists() for directory in groups] == [False, True, True]
+
+
+UNDER_LIMITS = """
+import anyio, resource, signal, sys
+from pathlib import Path
+from vers_rlm_mcp.machines import run_command
+from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
+from vers_rlm_mcp.machines.bubblewrap.probe import probe
+
+async def main():
+    findings = await probe(Path(sys.argv[2]))
+    assert all(finding.ok and finding.text for finding in findings), findings
+    print([finding.text for finding in findings if finding.name not in USUAL])
+    async with BubblewrapBackend(Path(sys.argv[2])) as backend:
+        machine = await backend.create()
+        result = await run_command(machine, ["sh", "-c", "sleep 0.1; echo ran"], timeout=20)
+        print(result.stdout.text, result.stderr.text)
+        await machine.snapshot()
+        await machine.delete()
+
+LIMITS = ("memory", "processes", "cpu", "disk")
+USUAL = {"kernel", "python", "machine", *map("limit of {}".format, LIMITS)}
+exec(sys.argv[1])
+anyio.run(main)
+"""
+
+
+INHERITED = {
+    "core": "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))",
+    "file size": "resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 20, 64 << 20))",
+    "processes": "resource.setrlimit(resource.RLIMIT_NPROC, (400, 400))",
+    "files": "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))",
+    "children ignored": "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+    "signals blocked": "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 64))",
+}
+
+
+@pytest.mark.parametrize("what", INHERITED)
+async def test_commands_run_under_whatever_the_server_was_started_with(
+    tmp_path: Path, what: str
+) -> None:
+    argv = [sys.executable, "-c", UNDER_LIMITS, INHERITED[what], str(tmp_path)]
+    with anyio.fail_after(30):
+        done = await anyio.run_process(argv, check=False)
+    assert b"ran\n" in done.stdout, done.stdout + done.stderr
+    if what == "file size":
+        assert b"67,108,864 bytes, the hard limit of this process" in done.stdout

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -27,7 +26,15 @@ from .bases import HOST_BASE, Base, open_base
 from .cache import Cache
 from .config import BubblewrapConfig
 from .init_program import init_code
-from .limits import Limits, controllers, mechanisms, process_limits, read_note, sweep
+from .limits import (
+    Limits,
+    controllers,
+    mechanisms,
+    read_note,
+    resource_limits,
+    shortfalls,
+    sweep,
+)
 from .records import (
     BACKEND,
     COMMIT_PREFIX,
@@ -47,13 +54,6 @@ if TYPE_CHECKING:
 
 
 MIB: Final = 1024 * 1024
-
-OPEN_FILES: Final = 65536
-"""Descriptors that a process may have, where the host allows as many."""
-
-NO_CORE: Final = 1
-"""Bytes of a core dump. With 0, a host whose cores are piped to a program would still run that, as
-its root, on what a machine prepared; 1 is the kernel's own mark for "not even then" (core(5))."""
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "HOME": "/root",
@@ -338,16 +338,7 @@ class BubblewrapBackend(Backend):
         return open_base(self._cache, name, self.config.network, mapped=self._mapped)
 
     def _plan(self, record: MachineRecord, base: Base, lock: int) -> Plan:
-        spec = record.spec
-        memory = (spec.mem_size_mib or self.config.mem_size_mib) * MIB
-        disk = (spec.fs_size_mib or self.config.fs_size_mib) * MIB
-        files = min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        limits = Limits(
-            memory=memory,
-            processes=self.config.max_processes,
-            processors=spec.vcpu_count or self.config.vcpu_count,
-            disk=disk,
-        )
+        limits = self._limits(record.spec)
         return Plan(
             hostname=record.id.replace(MACHINE_PREFIX, "machine-"),
             disk=self._store.disk(record.id),
@@ -359,17 +350,20 @@ class BubblewrapBackend(Backend):
             environment={**ENVIRONMENT, **base.environment},
             mapped=self._mapped,
             network=self.config.network,
-            resources={
-                resource.RLIMIT_CORE: NO_CORE,
-                resource.RLIMIT_FSIZE: disk,
-                resource.RLIMIT_NOFILE: files,
-                **process_limits(limits),
-            },
-            shared_memory=memory // 4,
+            resources=resource_limits(limits),
+            shared_memory=limits.memory // 4,
             limits=limits,
             controllers=self._controllers,
             cgroup_note=self._cgroup_note(record.id),
             call_filter=call_filter(),
+        )
+
+    def _limits(self, spec: MachineSpec) -> Limits:
+        return Limits(
+            memory=(spec.mem_size_mib or self.config.mem_size_mib) * MIB,
+            processes=self.config.max_processes,
+            processors=spec.vcpu_count or self.config.vcpu_count,
+            disk=(spec.fs_size_mib or self.config.fs_size_mib) * MIB,
         )
 
     # Helpers
@@ -400,7 +394,10 @@ class BubblewrapBackend(Backend):
             fidelity="disk",
             root=root,
             network=self.config.network != "off",
-            limits=mechanisms(self._controllers),
+            limits={
+                **mechanisms(self._controllers),
+                **shortfalls(resource_limits(self._limits(MachineSpec()))),
+            },
             notes=tuple(notes),
         )
 

@@ -28,6 +28,13 @@ PREFIX: Final = "vers-rlm-"
 CPU_PERIOD: Final = 100_000
 """Microseconds over which processor time is shared out: the kernel's default."""
 
+OPEN_FILES: Final = 65536
+"""Descriptors that a process may have, where the host allows as many."""
+
+NO_CORE: Final = 1
+"""Bytes of a core dump. With 0, a host whose cores are piped to a program would still run that, as
+its root, on what a machine prepared; 1 is the kernel's own mark for "not even then" (core(5))."""
+
 RESERVE: Final = 16
 """Processes that only the host can start, so that a machine full of processes can still be asked to
 end them. Of a small number of processes, at most 1/RESERVE is reserved."""
@@ -37,6 +44,9 @@ PER_NAMESPACE: Final = (5, 14)
 
 FILLED_SECONDS: Final = 60.0
 """A cgroup is empty for less time than this before its machine is moved into it."""
+
+CORE_PATTERN: Final = Path("/proc/sys/kernel/core_pattern")
+CAP_SYS_RESOURCE: Final = 24
 
 REMOVE_TRIES: Final = 100
 REMOVE_POLL: Final = 0.01
@@ -147,13 +157,64 @@ def sweep(available: tuple[Controller, ...]) -> None:
                     directory.rmdir()
 
 
-def process_limits(limits: Limits) -> Mapping[int, int]:
-    """The resource limits that keep a machine's programs from using its last processes."""
+def resource_limits(limits: Limits) -> Mapping[int, int]:
+    """The resource limits of every program of a machine."""
+    wanted = {
+        resource.RLIMIT_CORE: NO_CORE,
+        resource.RLIMIT_FSIZE: limits.disk,
+        resource.RLIMIT_NOFILE: min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
+    }
     release = os.uname().release.split(".")
-    if tuple(map(int, release[:2])) < PER_NAMESPACE:
+    if tuple(map(int, release[:2])) >= PER_NAMESPACE:
+        reserve = min(RESERVE, limits.processes // RESERVE)
+        wanted[resource.RLIMIT_NPROC] = limits.processes - reserve
+    return wanted
+
+
+def give_limits(pid: int, wanted: Mapping[int, int]) -> Mapping[int, int]:
+    """Let a process set resource limits as wanted, and return those that it may set.
+
+    The server's own hard limits may be lower. Only root may raise them for a machine.
+    """
+    given: dict[int, int] = {}
+    for kind, value in wanted.items():
+        given[kind] = value
+        soft, hard = resource.getrlimit(kind)
+        if hard != resource.RLIM_INFINITY and hard < value:
+            try:
+                resource.prlimit(pid, kind, (soft, value))
+            except (OSError, ValueError):
+                given[kind] = hard
+    return given
+
+
+def shortfalls(wanted: Mapping[int, int]) -> Mapping[str, str]:
+    """What the hard limits of this process keep machines from, if it may not raise them."""
+    lower = {
+        kind: hard
+        for kind, value in wanted.items()
+        if 0 <= (hard := resource.getrlimit(kind)[1]) < value
+    }
+    if not lower or _may_raise():
         return {}
-    reserve = min(RESERVE, limits.processes // RESERVE)
-    return {resource.RLIMIT_NPROC: limits.processes - reserve}
+    texts: dict[str, str] = {}
+    if (most := lower.get(resource.RLIMIT_FSIZE)) is not None:
+        texts["file size"] = f"{most:,} bytes, the hard limit of this process (ulimit -Hf)"
+    if (most := lower.get(resource.RLIMIT_NPROC)) is not None:
+        texts["processes of a user"] = f"{most}, the hard limit of this process (ulimit -Hu)"
+    if resource.RLIMIT_CORE in lower and _read(CORE_PATTERN).startswith("|"):
+        texts["core dumps"] = (
+            "not held: the hard limit of this process (ulimit -Hc) is 0, which lets the host's "
+            "handler of core dumps run on what machines prepared; start it with a higher one"
+        )
+    return texts
+
+
+def _may_raise() -> bool:
+    """Whether this process may raise its hard limits."""
+    status = _read(Path("/proc/self/status"))
+    held = next((line for line in status.splitlines() if line.startswith("CapEff:")), "CapEff:0")
+    return bool(int(held.split(":")[1], 16) >> CAP_SYS_RESOURCE & 1)
 
 
 def mechanisms(available: tuple[Controller, ...]) -> Mapping[str, str]:

@@ -28,7 +28,7 @@ from ..daemon.guest.wire import FrameError, load
 from . import identity
 from .control import Control
 from .init_program import interpreter
-from .limits import Cgroup, confine
+from .limits import Cgroup, confine, give_limits
 from .network import Connection
 from .pipes import (
     PipeReceiveStream,
@@ -168,7 +168,8 @@ class Sandbox:
                 )
             if plan.network == "on":
                 self._connection = await Connection.open(self.pid, _owner(plan))
-            boot = _boot_request(plan, self._cgroup.held)
+            resources = give_limits(self.pid, plan.resources)
+            boot = _boot_request(plan, resources, self._cgroup.held)
             await self.request("boot", descriptors=descriptors, **boot)
         except (MachineGone, anyio.BrokenResourceError) as error:
             text = await read_text(self._complaint)
@@ -272,10 +273,20 @@ def _start(plan: Plan, pipes: Sequence[int], control: socket.socket) -> subproce
                 user=owner,
                 group=owner,
                 extra_groups=None if owner is None else [],
+                # bwrap would not notice that the machine has ended.
+                preexec_fn=_heed_children if _ignores_children() else None,
             )
         except OSError as error:
             raise BackendUnavailable(f"bubblewrap cannot be started: {error}.") from error
         return bwrap
+
+
+def _ignores_children() -> bool:
+    return signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
+
+
+def _heed_children() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _isolation(plan: Plan, report: int, go: int) -> list[str]:
@@ -340,7 +351,9 @@ def _detached_mounts(plan: Plan, pid: int) -> list[int]:
     return mounts
 
 
-def _boot_request(plan: Plan, held: frozenset[str]) -> dict[str, object]:
+def _boot_request(
+    plan: Plan, resources: Mapping[int, int], held: frozenset[str]
+) -> dict[str, object]:
     """The arguments of the request to boot. Limits that cgroups enforce are left out."""
     slots: list[object] = []
     for slot in plan.rootfs.slots:
@@ -352,7 +365,7 @@ def _boot_request(plan: Plan, held: frozenset[str]) -> dict[str, object]:
         "slots": slots,
         "links": dict(plan.rootfs.links),
         "binds": dict(plan.rootfs.binds),
-        "limits": list(plan.resources.items()),
+        "limits": list(resources.items()),
         "filter": plan.call_filter.hex(),
         "shared": f"mode=1777,size={plan.shared_memory}",
         "environment": dict(plan.environment),

@@ -152,6 +152,7 @@ class Init(Daemon):
             linux.remount(place, linux.MS_RDONLY)
         _mount_kernel_directories(request["shared"].encode(), request["processes"])
         _enter_root()
+        sys.path.clear()  # What would still be imported, after a fault, would be the machine's.
         for overlay in self._overlays:
             overlay.refresh_mounts()
         os.umask(0o022)

@@ -131,6 +131,7 @@ class Daemon:
         self._ended, wake = os.pipe()
         for descriptor in (receive, send, wake, self._ended):
             os.set_blocking(descriptor, False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         signal.signal(signal.SIGCHLD, _wake)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # or Python would end with an exception
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
