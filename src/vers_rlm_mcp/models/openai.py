@@ -19,7 +19,7 @@ from .endpoint import Endpoint
 from .forms import LIMITS, without_system
 from .receiving import Incoming
 from .refusals import Refusal, is_refusal, read_body, read_document
-from .remote import KEEP_ALIVE, TIMEOUT, ModelOptions, RemoteModel
+from .remote import CONNECTIONS, KEEP_ALIVE, TIMEOUT, ModelOptions, RemoteModel
 from .reply import ReplyParts
 from .usage import Reported, read_openai_usage
 
@@ -81,7 +81,9 @@ class OpenAIModel(RemoteModel["AsyncOpenAI"]):
         import openai  # takes a second
 
         # A client with a transport of its own would not use the environment's proxies.
-        transport = None if getproxies() else httpx2.AsyncHTTPTransport(socket_options=KEEP_ALIVE)
+        transport = None
+        if not getproxies():
+            transport = httpx2.AsyncHTTPTransport(limits=CONNECTIONS, socket_options=KEEP_ALIVE)
         return openai.AsyncOpenAI(
             api_key=self._endpoint.key,
             base_url=self._endpoint.url,

@@ -89,6 +89,9 @@ TIMEOUT = httpx2.Timeout(None, connect=10.0, write=60.0)
 """No limit for an answer to begin: a request may wait in the queue of a slow server, and asking
 again would lose its place and pay twice. The caller's time is the limit."""
 
+CONNECTIONS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
+"""As the SDKs set it: calls are limited elsewhere."""
+
 KEEP_ALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     *(

@@ -253,10 +253,14 @@ class Budget:
 
     def _check_own(self, now: float) -> None:
         if self.limits.usd is not None and self.usage.usd is None:
+            unknown = (
+                "a provider reported no usage of a call that can be believed"
+                if self.usage.estimated
+                else "the price of a model that was called is not known"
+            )
             raise BudgetExceeded(
-                f"The budget allows {self.limits.usd:g} USD, but the price of a model that was "
-                "called is not known, so the limit cannot be held. Set a limit on tokens instead, "
-                "or choose a model with a known price."
+                f"The budget allows {self.limits.usd:g} USD, but {unknown}, so the limit cannot be "
+                "held. Set a limit on tokens instead, or choose a model with a known price."
             )
         for kind in ("tokens", "usd", "seconds"):
             limit, used = getattr(self.limits, kind), self._used(kind, now)

@@ -299,8 +299,9 @@ def _facts(fields: RunFields) -> list[str]:
         )
     if used := fields["usage"]:
         money = f", ${used['usd']:.4f}" if "usd" in used else ""
+        about = "about " if used["estimated"] else ""
         lines.append(
-            f"Usage: {used['tokens']:,} tokens{money}, {used['seconds']:.1f} s, "
+            f"Usage: {about}{used['tokens']:,} tokens{money}, {used['seconds']:.1f} s, "
             f"{used['sub_calls']} sub-calls (run {fields['run_id']})"
         )
     return lines
