@@ -95,6 +95,8 @@ class Completion:
     _: KW_ONLY
     thoughts: str = ""
     """For people and the journal. They are no part of later requests."""
+    was_run: str | None = None
+    """The code that was run of a recorded reply, empty for none; None for a new reply."""
 
 
 @dataclass(frozen=True, slots=True)

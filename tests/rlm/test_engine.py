@@ -730,3 +730,15 @@ def test_progress_bars_and_colours_are_folded_wherever_output_is_shown() -> None
         assert f"<{kind}>\n100%|## done\n</{kind}>" in played.told[0]
     assert "<check>\n100%|## done\n</check>" in played.told[1]
     assert played.outcome.steps[0].output == bar, "the record holds what was written"
+
+
+def test_of_a_recorded_reply_is_run_what_was_run_whatever_is_read_now() -> None:
+    recorded = [
+        Completion("```python\nprint(1)\n```", was_run=""),
+        Completion("Prose.", was_run="print(2)"),
+        printed("2"),
+        Completion("", was_run=""),
+    ]
+    played = play([*recorded, model("```python\nFINAL(1)\n```"), final("x")])
+    assert played.cells == ["print(2)", "FINAL(1)"]
+    assert [step.number for step in played.outcome.steps] == [1, 2, 3, 4]

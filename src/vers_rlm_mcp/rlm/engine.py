@@ -7,7 +7,7 @@ produce the same requests, events and outcome. Tests, replay and resume all feed
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vers_rlm_mcp.values import CellResult, Completion, Final
@@ -122,9 +122,15 @@ class _Engine:
     def _step(self, number: int) -> Generator[Request, Reply, _Turn]:
         reply = yield from self._ask_model(number, "step")
         parsed = parse_reply(reply.text)
-        problem = feedback.not_run(self._task, reply, parsed)
+        if reply.was_run is not None:
+            parsed = replace(
+                parsed, code=reply.was_run, notes=() if reply.was_run else parsed.notes
+            )
+        problem = None if reply.was_run else feedback.not_run(self._task, reply, parsed)
         if problem:
-            is_step = bool(reply.text.strip() or reply.thoughts)
+            # Journals of tasks without a mark count empty replies as steps, too.
+            is_old = reply.was_run is not None and not self._task.mark
+            is_step = bool(reply.text.strip() or reply.thoughts) or is_old
             turn = self._silent_turn(number, parsed, problem, is_step=is_step)
             yield from self._emit(Feedback(number, problem))
             if not is_step:

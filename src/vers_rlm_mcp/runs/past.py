@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vers_rlm_mcp import rlm
@@ -128,8 +128,18 @@ class Past:
         raise UsageError(f"{self.run_id} has no checkpoint at step {step}, only at: {there}.")
 
     def replies(self, step: int) -> Sequence[rlm.Reply]:
-        """The replies to the run's own engine until the end of a step."""
-        return [reply for at, reply in self._replies if at <= step]
+        """The replies to the run's own engine until the end of a step.
+
+        Each reply of the model says what was run of it: another version may have read it otherwise.
+        """
+        replies = [(at, reply) for at, reply in self._replies if at <= step]
+        ran = [isinstance(reply, CellResult) for _, reply in replies[1:]] + [False]
+        return [
+            replace(reply, was_run=self._code.get(("", at), "") if is_run else "")
+            if isinstance(reply, Completion)
+            else reply
+            for (at, reply), is_run in zip(replies, ran, strict=False)
+        ]
 
     def ahead(self, step: int | None) -> Mapping[str, float]:
         """Usage since a checkpoint (or the start). It is replayed and must not be counted twice."""

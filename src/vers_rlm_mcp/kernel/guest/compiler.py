@@ -135,9 +135,9 @@ class _Awaits(ast.NodeTransformer):
             node.args = [self._start(arg) for arg in node.args]
             self.generic_visit(node)
             return _helper("combine", [node.func, *node.args], node.keywords)
-        is_addition = isinstance(function, ast.Attribute) and function.attr in ("append", "add")
-        if is_addition and set(_names_in(function.value)) & self._awaited:
-            node.args = [self._start(arg) for arg in node.args]
+        if isinstance(function, ast.Attribute) and function.attr in ("append", "add"):
+            collection = set(_names_in(function.value))
+            node.args = [self._start(a) if collection & self._awaited else a for a in node.args]
         self.generic_visit(node)
         return node
 
