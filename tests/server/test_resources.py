@@ -98,6 +98,25 @@ async def test_what_is_not_there_is_said(client: Client, uri: str, end: str, say
         await client.read_resource("vm://bw-0/files/etc/passwd")
 
 
+async def test_numbers_that_are_none_are_refused_and_negative_ones_count_from_the_end(
+    client: Client, uri: str
+):
+    assert (await page(client, f"{uri}/outputs/a?offset=-5"))["text"] == LONG[-5:]
+    assert len((await page(client, f"{uri}?cursor=-1"))["steps"]) == 1
+    assert (await page(client, f"{uri}/outputs/a?offset=999999999"))["text"] == ""
+    vm_id = (await call(client, "vmCreate"))["vm_id"]
+    await call(client, "writeFile", path="/workspace/a", content="häh?")
+    assert await read(client, f"vm://{vm_id}/files/workspace/a?offset=-3") == "h?"
+    for wrong in ("x", "1.5", "9" * 30):
+        for address in (
+            f"{uri}?cursor=",
+            f"{uri}/steps/1?offset=",
+            f"vm://{vm_id}/files/a?offset=",
+        ):
+            with pytest.raises(MCPError, match="not a whole number"):
+                await client.read_resource(address + wrong)
+
+
 async def test_ids_are_completed(client: Client, uri: str):
     reference = ResourceTemplateReference(uri="rlm://runs/{runId}{?cursor}")
     argument = CompletionArgument(name="runId", value="run-")

@@ -1,6 +1,7 @@
 # ruff: noqa: N803, PLC0415 - parameters are named as in the URIs; rooms are imported when needed
 """Runs in full, and files of machines, as resources; what is long comes page by page."""
 
+import re
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from vers_rlm_mcp.errors import UnknownHandle, VersRlmError
 
 from .application import application
 from .bounds import dump, prefix, shorten
+from .file_tools import decode_page
 from .kept_answers import URI as ANSWER
 from .known_clients import client_of
 from .principals import caller
@@ -39,6 +41,8 @@ SHARE: Final = 0.8
 PAGE_STEPS: Final = 50
 
 SIGNATURE_CHARS: Final = 200
+
+NUMBER: Final = re.compile("-?[0-9]{1,15}")
 
 LISTED_RUNS: Final = 10
 """The latest runs, which are listed with their outputs."""
@@ -79,18 +83,19 @@ def _with_protocol_errors(
 
 
 @_with_protocol_errors
-async def read_run(context: Context, runId: str, cursor: int = 0) -> dict[str, Any]:
+async def read_run(context: Context, runId: str, cursor: str = "0") -> dict[str, Any]:
     """A vers_rlm run: state, outputs, and steps after `cursor`, each cut to length."""
     run = await application(context).load_run(runId)
     uri, outputs = URI.format(runId), run.result.outputs if run.result else ()
     page, left = list[dict[str, Any]](), _room(context)
-    for step in run.steps[max(0, cursor) :][:PAGE_STEPS]:
+    start = _start(cursor, len(run.steps))
+    for step in run.steps[start:][:PAGE_STEPS]:
         fields = {"uri": f"{uri}/steps/{step.number}", **step_fields(step)}
         left -= len(dump(fields))
         if page and left < 0:
             break
         page.append(fields)
-    more = cursor + len(page) < len(run.steps)
+    end = start + len(page)
     return {
         "run_id": runId,
         "status": run.summary.state,
@@ -98,22 +103,22 @@ async def read_run(context: Context, runId: str, cursor: int = 0) -> dict[str, A
         "reason": run.summary.reason,
         "outputs": [f"{uri}/outputs/{quote(name)}" for name in outputs],
         "steps": page,
-        "next": f"{uri}?cursor={cursor + len(page)}" if more else None,
+        "next": f"{uri}?cursor={end}" if end < len(run.steps) else None,
     }
 
 
 @_with_protocol_errors
-async def read_step(context: Context, runId: str, step: int, offset: int = 0) -> dict[str, Any]:
+async def read_step(context: Context, runId: str, step: str, offset: str = "0") -> dict[str, Any]:
     """All of a step: reasoning, code and output, a page from character `offset`."""
     run = await application(context).load_run(runId)
-    found = next((each for each in run.steps if each.number == step), None)
+    found = next((each for each in run.steps if str(each.number) == step), None)
     if found is None:
         raise UnknownHandle(f"{runId} has no step {step}; it has {len(run.steps)}.")
     return _page(context, _markdown(found), offset, f"{URI.format(runId)}/steps/{step}")
 
 
 @_with_protocol_errors
-async def read_output(context: Context, runId: str, name: str, offset: int = 0) -> dict[str, Any]:
+async def read_output(context: Context, runId: str, name: str, offset: str = "0") -> dict[str, Any]:
     """An output of a run, as text or JSON, a page from character `offset`."""
     run = await application(context).load_run(runId)
     outputs = dict(run.result.outputs) if run.result else {}
@@ -125,19 +130,19 @@ async def read_output(context: Context, runId: str, name: str, offset: int = 0) 
 
 
 @_with_protocol_errors
-async def read_file(context: Context, vmId: str, path: str, offset: int = 0) -> str | bytes:
+async def read_file(context: Context, vmId: str, path: str, offset: str = "0") -> str | bytes:
     """A file in a VM, by its path without the first slash: a page from byte `offset`."""
     bench = await application(context).workbench()
-    length = _room(context)
-    data = await bench.read_file(f"/{path}", machine_id=vmId, offset=offset, length=length)
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return data
+    start, room = _number(offset), _room(context)
+    data = await bench.read_file(f"/{path}", machine_id=vmId, offset=start, length=room + 1)
+    page = decode_page(data, start, room, room, from_end=start < 0)
+    if page.encoding == "utf-8":
+        return page.content
+    return data[: page.length]
 
 
 @_with_protocol_errors
-async def read_answer(context: Context, name: str, offset: int = 0) -> dict[str, Any]:
+async def read_answer(context: Context, name: str, offset: str = "0") -> dict[str, Any]:
     """An answer that was cut, as text, a page from character `offset`."""
     text = application(context).kept_answers.find(caller(), name)
     return _page(context, text, offset, ANSWER.format(name))
@@ -191,9 +196,22 @@ def _room(context: Context) -> int:
     return int(client_of(context).room * SHARE)
 
 
-def _page(context: Context, text: str, offset: int, uri: str) -> dict[str, Any]:
-    page = prefix(text[offset:], _room(context))
-    end = offset + len(page)
+def _number(text: str) -> int:
+    if NUMBER.fullmatch(text):
+        return int(text)
+    raise UnknownHandle(f"{text!r} is not a whole number that an offset or a cursor can be.")
+
+
+def _start(text: str, size: int) -> int:
+    """Where a page starts; a negative number counts from the end."""
+    number = _number(text)
+    return min(number, size) if number >= 0 else max(0, size + number)
+
+
+def _page(context: Context, text: str, offset: str, uri: str) -> dict[str, Any]:
+    start = _start(offset, len(text))
+    page = prefix(text[start:], _room(context))
+    end = start + len(page)
     return {
         "text": page,
         "chars": len(text),
