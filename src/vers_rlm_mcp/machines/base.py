@@ -32,6 +32,10 @@ SECRET = "secret"  # noqa: S105 - its name
 """The label that proves it: whoever has not seen it cannot put it on another machine."""
 
 
+CLOCK_SECONDS = 4.0
+"""By how much the times that a backend tells may differ from ours."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     """What machines of a backend are and can do, for decisions and for texts."""

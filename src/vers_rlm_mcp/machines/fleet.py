@@ -20,7 +20,7 @@ from vers_rlm_mcp.errors import (
 )
 from vers_rlm_mcp.store import CommitRecord, in_thread, in_thread_anyway
 
-from .base import INTENT, SECRET
+from .base import CLOCK_SECONDS, INTENT, SECRET
 from .removal import SETTLE_SECONDS, Removal, find_strays
 
 if TYPE_CHECKING:
@@ -438,11 +438,20 @@ class Fleet:
             return ()
         deleted: list[str] = []
         try:
-            for commit in await self.backend.commits():
-                if commit.intent in asked:
-                    await self.backend.delete_commit(commit.id)
-                    await in_thread(self.ledger.close_intent, asked.pop(commit.intent))
-                    deleted.append(commit.id)
+            commits = await self.backend.commits()
+            for intent in list(asked):
+                found = [commit for commit in commits if commit.intent == intent]
+                began_at = asked[intent].asked_at - CLOCK_SECONDS
+                if len(found) == 1 and found[0].created_at >= began_at:
+                    await self.backend.delete_commit(found[0].id)
+                    await in_thread(self.ledger.close_intent, asked.pop(intent))
+                    deleted.append(found[0].id)
+                elif found:
+                    logger.warning(
+                        "Commit %s may have been made for this server, which cannot be proven. "
+                        "Delete it if it is not needed: `vers-rlm-mcp machines delete ID`.",
+                        ", ".join(commit.id for commit in found),
+                    )
         except MachineError as error:
             logger.warning("Commits of servers that were killed cannot be deleted yet: %s", error)
         for late in asked.values():

@@ -17,7 +17,7 @@ import anyio
 from vers_rlm_mcp.errors import BackendUnavailable
 from vers_rlm_mcp.store import in_thread
 
-from .base import INTENT, SECRET
+from .base import CLOCK_SECONDS, INTENT, SECRET
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -31,9 +31,6 @@ DELETES_AT_ONCE: Final = 8
 
 SETTLE_SECONDS: Final = 600.0
 """How long a machine may take to appear after its request failed. Remote boots take seconds."""
-
-CLOCK_SECONDS: Final = 4.0
-"""By how much the times of a backend may differ from ours."""
 
 
 class Removal:

@@ -294,6 +294,41 @@ async def test_a_commit_that_a_request_did_not_take_is_refused_and_left_alone(
     await emulator.cloud.delete_commit(theirs.id)
 
 
+@pytest.mark.parametrize("forged", ["older", "two of them"])
+async def test_a_commit_that_cannot_be_proven_to_be_ours_is_told_and_left_alone(
+    emulator: VersEmulator, tmp_path: Path, forged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with server(emulator, tmp_path) as fleet:
+        machine = await fleet.create()
+        intent = fleet.ledger.ask_commit("vers")  # for which there is no commit
+    theirs = [
+        await emulator.cloud.commit(machine.id, f"vers-rlm-{intent}", None, keep_paused=False)
+        for _ in range(2 if forged == "two of them" else 1)
+    ]
+    if forged == "older":
+        theirs[0].created_at = "2020-01-01T00:00:00Z"
+    async with server(emulator, tmp_path) as fleet:
+        assert await fleet.sweep() == [machine.id]
+    assert list(emulator.cloud.commits) == [commit.id for commit in theirs]
+    assert all(commit.id in caplog.text for commit in theirs)
+
+
+async def test_few_machines_of_others_are_looked_at_to_find_a_copy_without_a_label(
+    emulator: VersEmulator, tmp_path: Path
+) -> None:
+    async with server(emulator, tmp_path) as fleet:
+        machine = await fleet.create(run="run")
+        fleet.ledger.ask("vers", limit=9, parent=machine.id)
+        (copy,) = await emulator.cloud.branch(machine.id, "by a server that was killed")
+    emulator.cloud.foreign = [foreign(created_at=emulator.cloud.now()) for _ in range(CROWD)]
+    forbid_details(emulator)
+    async with server(emulator, tmp_path) as fleet:
+        assert set(await fleet.sweep()) == {machine.id, copy.id}
+    asked = [vm for vm in emulator.cloud.foreign if emulator.counts.asked_about[vm["vm_id"]]]
+    assert len(asked) < 100
+    assert len(emulator.cloud.foreign) == CROWD
+
+
 # Labels
 
 

@@ -381,16 +381,17 @@ class VersApi:
                 "try again later; see https://vers.sh for its status."
             )
         started = anyio.current_time()
-        response = None
+        is_answered = False
         # `from None`: the foreign error holds the request, with the key in its headers.
         try:
             with anyio.fail_after(seconds):
                 response = await self._client.request(method, url, **options)
+            is_answered = True
         except (*HTTP_ERRORS, OSError) as error:
             raise translated(self.config, what, error) from None
         finally:
             waited = anyio.current_time() - started
-            self._is_silent = response is None and waited > SILENT_SECONDS
+            self._is_silent = not is_answered and waited > SILENT_SECONDS
         self._note_clock(response)
         if not response.is_success:
             raise refusal(self.config, what, response)

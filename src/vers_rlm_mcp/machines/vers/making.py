@@ -24,6 +24,7 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import anyio
@@ -31,8 +32,9 @@ import anyio
 from vers_rlm_mcp.errors import BackendUnavailable, MachineError
 from vers_rlm_mcp.retries import with_retries
 
+from ..base import CLOCK_SECONDS
 from .faults import NotThere, PassingVersFault, Refused
-from .shielded import finish_or_undo
+from .shielded import finish_or_undo, run_all
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -58,8 +60,12 @@ surest way to learn what to delete."""
 LATE_SECONDS: Final = 600.0
 """How long a service may continue a request that was given up: it is in trouble then."""
 
-CLOCK_SECONDS: Final = 60.0
-"""How far the service's clock may be from ours."""
+SKEW_SECONDS: Final = 60.0
+"""How far the clocks of the service's own computers may be apart."""
+
+MAX_CANDIDATES: Final = 100
+"""Machines that are looked at to find a copy without a label: the first ones made after it was
+asked for. Others are most likely not ours."""
 
 VISIBLE_SECONDS: Final = 3.0
 """How long a machine that was just made may be unknown to the service."""
@@ -310,7 +316,7 @@ class Claim:
         made_at = self._api.made_at(vm)
         if self._origin is None or label not in self._inherited:
             return False
-        if made_at and made_at < self._began_at - CLOCK_SECONDS:
+        if made_at and made_at < self._began_at - SKEW_SECONDS:
             return False
         return self._origin.is_origin_of(await self._describe(vm.vm_id))
 
@@ -375,9 +381,12 @@ async def unlabelled(api: VersApi, parent: str, asked_at: float) -> Sequence[str
         and vm.labels.get(REQUEST) in inherited
     ]
     found: list[str] = []
-    for vm_id in candidates:
+
+    async def look_at(vm_id: str) -> None:
         with suppress(MachineError):  # it may be anyone's
             metadata = await api.metadata(vm_id)
             if parent in (metadata.parent_commit_id, metadata.grandparent_vm_id):
                 found.append(vm_id)
+
+    await run_all([partial(look_at, vm_id) for vm_id in candidates[:MAX_CANDIDATES]])
     return found

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 UUID_PATTERN: Final = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 
+MAX_KEY: Final = 64 * 1024
+"""Characters of an SSH key: far more than the longest."""
+
 MAX_INTEGER: Final = 2**31 - 1
 """Of processors and MiB: far more than any machine has."""
 
@@ -176,7 +179,7 @@ def read_each(model: type[ReplyT], items: Sequence[Any]) -> Sequence[ReplyT]:
 class SshKey(Reply):
     """The private key for `root` on a machine. It is kept in memory only."""
 
-    ssh_private_key: str = Field(repr=False)
+    ssh_private_key: str = Field(repr=False, max_length=MAX_KEY)
 
 
 class KeyLimits(Reply):
