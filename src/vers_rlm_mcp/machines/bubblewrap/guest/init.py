@@ -45,6 +45,12 @@ SHELL_SIGNAL = 128
 ENOUGH = 8
 """Free processes that suffice for any command."""
 
+SHARED_FILE = 4096
+"""Bytes of a memory file system for which it may have one file: also an empty one takes memory."""
+
+MOST_QUEUES = 256
+"""System V message queues, of 16 KiB each."""
+
 MASKED_FILES = ("kcore", "keys", "latency_stats", "timer_list", "sched_debug", "sysrq-trigger")
 MASKED_DIRECTORIES = ("acpi", "asound", "scsi")
 READ_ONLY = ("bus", "fs", "irq", "sys")
@@ -314,10 +320,12 @@ def _mount_kernel_directories(shared: bytes, processes: int) -> None:
         os.mkdir(f"root/{name}", 0o755)
     with open("/proc/sys/user/max_user_namespaces", "w") as file:
         file.write("0")
+    _limit_messages(shared)
     for name in ("proc", "dev"):
         linux.mount(f"/{name}".encode(), f"root/{name}".encode(), b"", linux.MS_MOVE)
+    inodes = int(shared.rpartition(b"size=")[2]) // SHARED_FILE
     for path in (b"root/run", b"root/dev/shm"):
-        linux.mount(b"tmpfs", path, b"tmpfs", overlays.FLAGS, shared)
+        linux.mount(b"tmpfs", path, b"tmpfs", overlays.FLAGS, b"%s,nr_inodes=%d" % (shared, inodes))
     linux.remount(b"root/dev", linux.MS_RDONLY)
     os.chmod("root/dev/shm", 0o1777)  # noqa: S103 - as on every system
     os.chmod("root/run", 0o755)  # noqa: S103 - as on every system
@@ -332,6 +340,18 @@ def _mount_kernel_directories(shared: bytes, processes: int) -> None:
         path = f"root/proc/{name}".encode()
         linux.mount(path, path, b"", linux.MS_BIND)
         linux.remount(path, PROC_FLAGS)
+
+
+def _limit_messages(shared: bytes) -> None:
+    """Limit System V memory as memory file systems are, and queues, if the kernel supports that."""
+    size = int(shared.rpartition(b"size=")[2])
+    limits = {"shmall": size // os.sysconf("SC_PAGE_SIZE"), "shmmax": size, "msgmni": MOST_QUEUES}
+    for name, value in limits.items():
+        try:
+            with open(f"/proc/sys/kernel/{name}", "w") as file:
+                file.write(str(value))
+        except OSError:  # noqa: PERF203 - each may be refused
+            pass
 
 
 def _limit_processes(count: int) -> None:
