@@ -11,7 +11,9 @@ from clients import call, environment_in, in_memory, script, text_of
 from hypothesis import given, strategies as st
 from mcp_types import CallToolResult, CompletionArgument, Implementation, ResourceTemplateReference
 
+from vers_rlm_mcp.errors import UnknownHandle
 from vers_rlm_mcp.server.bounds import as_json, dump, fit_fields, fit_text
+from vers_rlm_mcp.server.kept_answers import MAX_ANSWERS, KeptAnswers
 from vers_rlm_mcp.server.known_clients import KNOWN, KnownClient, utf16_length
 from vers_rlm_mcp.server.toolset import Answer
 
@@ -161,6 +163,19 @@ async def test_a_client_that_shows_more_or_less_is_answered_accordingly(
             assert len(text.splitlines()) <= (known.lines or len(text))
     async with in_memory(environment | {"VERS_RLM_ANSWER_CHARS": "12000"}) as client:
         assert size(await client.call_tool("exec", {"command": "seq 1 99999"})) < 12_000
+
+
+def test_what_is_kept_of_answers_is_bounded_and_its_principals_alone():
+    kept = KeptAnswers()
+    address = kept.keep("ann", "long").removeprefix("answer://")
+    assert kept.find("ann", address) == "long"
+    for stranger in ("bob", None):
+        with pytest.raises(UnknownHandle):
+            kept.find(stranger, address)
+    for _ in range(MAX_ANSWERS):
+        kept.keep("ann", "another")
+    with pytest.raises(UnknownHandle, match="call the tool once more"):
+        kept.find("ann", address)
 
 
 JSON = st.recursive(

@@ -141,6 +141,8 @@ async def test_a_client_that_waits_for_a_run_is_told_what_is_new_and_never_asks_
 ):
     env = serving("print(1)", "print(2)", BARRIER, VERS_RLM_WAIT_SECONDS="30").env
     heard: list[tuple[float, float | None]] = []
+    told: list[str] = []
+    ended: dict[str, Any] = {}
 
     async def listen(progress: float, total: float | None, message: str | None) -> None:
         heard.append((progress, total))
@@ -155,7 +157,6 @@ async def test_a_client_that_waits_for_a_run_is_told_what_is_new_and_never_asks_
                     await anyio.sleep(0.02)
             (listed,) = (await call(client, "rlmRuns"))["runs"]
             calls[0]["runId"] = listed["run_id"]
-            told: list[str] = []
             for _ in range(3):
                 answer = await call(client, "rlmResult", **calls[-1])
                 told += [step["output"].strip() for step in answer["trajectory"]]

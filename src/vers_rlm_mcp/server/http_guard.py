@@ -131,7 +131,9 @@ class Guard:
         allowed_origins: Sequence[str] = (),
     ) -> None:
         own = [f"{name}:*" for name in (*LOOPBACK, f"[{host}]" if ":" in host else host)]
-        self._hosts = [_host(text) for text in (*own, *allowed_hosts)]
+        # An address with a zone is not what clients send as a host.
+        known = [authority for text in own if (authority := Authority.parse(text))]
+        self._hosts = [*known, *(_host(text) for text in allowed_hosts)]
         pages = [f"{scheme}://{name}:*" for scheme in DEFAULT_PORTS for name in LOOPBACK]
         self._origins = [_origin(text) for text in (*pages, *allowed_origins)]
         self._cors = _Cors(asgi, self._allows_origin)

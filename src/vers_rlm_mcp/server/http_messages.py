@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 BAD_REQUEST: Final = 400
 NOT_FOUND: Final = 404
 
-MAX_REMEMBERED: Final = 1024
-"""Requests of a session whose own ids are remembered, in case that they are cancelled."""
+MAX_REMEMBERED: Final = 8192
+"""Requests without an answer whose own ids are remembered, in case that they are cancelled."""
 
 
 class Messages:

@@ -57,6 +57,9 @@ MAX_SESSIONS = 1024
 """Sessions open at once, of which each principal may have its share. One that is idle for half an
 hour ends."""
 
+MIN_SHARE = 16
+"""A principal's share, however many principals there are: one client needs several of each."""
+
 KEEP_ALIVE_SECONDS = 620
 """How long a connection may be idle: longer than in the pools of proxies (up to 600 s), which else
 send a request just when it is closed."""
@@ -103,7 +106,7 @@ async def serve_http(
                     [*PATHS[transport], "/healthz"],
                 ),
                 settings.max_requests,
-                MAX_CONNECTIONS // _count(principals),
+                _share(MAX_CONNECTIONS, principals),
                 principals.find if principals else _no_principal,
             ),
             host,
@@ -173,13 +176,13 @@ def _asgi(server: MCPServer[Any], transport: Transport, principals: Principals |
             # Sessions has the limit: those that are being opened come on top of it.
             max_sessions=MAX_SESSIONS + MAX_CONNECTIONS,
         )
-        checked = Messages(Sessions(app, MAX_SESSIONS // _count(principals)))
+        checked = Messages(Sessions(app, _share(MAX_SESSIONS, principals)))
     bounded = RequestBodyLimitMiddleware(checked, MAX_MESSAGE_BYTES)
     return RequireToken(bounded, principals, app) if principals else bounded
 
 
-def _count(principals: Principals | None) -> int:
-    return len(principals) if principals else 1
+def _share(most: int, principals: Principals | None) -> int:
+    return max(MIN_SHARE, most // len(principals)) if principals else most
 
 
 async def _serve(asgi: ASGIApp, listener: socket.socket) -> None:
