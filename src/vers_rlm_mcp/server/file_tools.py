@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 from mcp.server.mcpserver import Context
 from pydantic import Field
 
-from vers_rlm_mcp.errors import InputError
+from vers_rlm_mcp.errors import InputError, PathRefused
 
 from .application import application
 from .bounds import prefix
@@ -77,7 +77,8 @@ class FileFields(TypedDict):
     encoding: str
     offset: int
     length: int
-    size: int
+    size: int | None
+    """None if it cannot be told, as where there is no shell."""
     next_offset: int | None
 
 
@@ -130,9 +131,12 @@ async def _list(bench: "Workbench", machine_id: str, path: str) -> bytes:
 
 
 async def _shell(bench: "Workbench", machine_id: str, command: str) -> bytes:
-    result = await bench.exec(
-        command, machine_id=machine_id, timeout=SHELL_SECONDS, limit=LISTING_BYTES
-    )
+    try:
+        result = await bench.exec(
+            command, machine_id=machine_id, timeout=SHELL_SECONDS, limit=LISTING_BYTES
+        )
+    except PathRefused:  # it has no shell
+        return b""
     return result.stdout.data
 
 
@@ -219,8 +223,10 @@ def _describe(
     machine_id: str, path: str, page: Page, size: int | None, *, is_directory: bool
 ) -> Answer[FileFields]:
     end = page.offset + page.length
-    if page.length or size is None:  # it may have grown in between, and /proc tells no sizes
-        size = max(size or 0, end + page.has_more)
+    if page.length and not page.has_more:
+        size = end
+    elif size is not None and page.length and size <= end:  # it has grown, or is in /proc
+        size = None
     following = end if page.has_more and end != 0 else None
     fields: FileFields = {
         "vm_id": machine_id,
@@ -234,12 +240,14 @@ def _describe(
     }
     what = f"{'directory ' if is_directory else ''}{path} in VM {machine_id}"
     if page.length:
-        where = f"bytes {page.offset:,} to {end:,} of {size:,}"
+        total = f"{size:,}" if size is not None else "more"
+        where = f"bytes {page.offset:,} to {end:,} of {total}"
         encoding = "" if page.encoding == "utf-8" else f", as {page.encoding}"
         more = f"; there is more: continue with offset {following}" if following else ""
         remark = f"[{what}: {where}{encoding}{more}]"
     elif page.offset:
-        remark = f"[{what}: offset {page.offset:,} is at or beyond its end, at {size:,} bytes]"
+        at = f", at {size:,} bytes" if size is not None else ""
+        remark = f"[{what}: offset {page.offset:,} is at or beyond its end{at}]"
     else:
         remark = f"[{what}: empty]"
     return Answer(fields, join_parts([page.content, remark]))
