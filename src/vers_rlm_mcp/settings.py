@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from .errors import SettingsError
 from .settings_files import PROJECT_FILE, read_project_file, read_user_file, suggest, user_file
 
 if TYPE_CHECKING:
@@ -81,9 +82,16 @@ else:
 
 
 def default_state_dir() -> Path:
-    """The user's XDG state directory for this program."""
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(base) / "vers-rlm-mcp"
+    """The user's XDG state directory for this program. Raises `SettingsError` without a home."""
+    if base := os.environ.get("XDG_STATE_HOME"):
+        return Path(base) / "vers-rlm-mcp"
+    try:
+        return Path.home() / ".local" / "state" / "vers-rlm-mcp"
+    except RuntimeError:
+        raise SettingsError(
+            f"There is no place for the state: HOME is not set, and user {os.getuid()} has no "
+            "account. Set VERS_RLM_STATE_DIR to a directory that you may write to."
+        ) from None
 
 
 def _described(choices: Mapping[str, str]) -> str:

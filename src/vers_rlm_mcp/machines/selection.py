@@ -18,7 +18,7 @@ from anyio import to_thread
 
 from vers_rlm_mcp.errors import BackendUnavailable
 from vers_rlm_mcp.settings import BACKENDS
-from vers_rlm_mcp.store import Ledger, in_thread
+from vers_rlm_mcp.store import Ledger, in_thread, make_state_directory
 
 from .fleet import Fleet
 
@@ -101,9 +101,9 @@ async def open_fleet(settings: Settings, backend: Backend | None = None) -> Asyn
 
 def _make_state_dir(settings: Settings) -> None:
     try:
-        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_state_directory(settings.state_dir)
     except OSError as error:
         raise BackendUnavailable(
-            f"The state directory {settings.state_dir} cannot be made: {error.strerror}. "
+            f"The state directory {settings.state_dir} cannot be used: {error.strerror}. "
             "Set VERS_RLM_STATE_DIR to one that you may write to."
         ) from error

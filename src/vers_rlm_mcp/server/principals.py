@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import re
 import secrets
 import tempfile
@@ -21,6 +22,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
 from vers_rlm_mcp.errors import SettingsError
+from vers_rlm_mcp.store import make_state_directory, set_aside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -145,12 +147,20 @@ def _salt(state_dir: Path) -> bytes:
     """The salt of a state directory, made by the first server that needs it."""
     path = state_dir / "salt"
     try:
-        state_dir.mkdir(parents=True, exist_ok=True)
+        make_state_directory(state_dir)
+        if path.exists() and (not path.is_file() or path.stat().st_size != SALT_BYTES):
+            advice = "What clients with tokens had made is now seen by the operator alone"
+            set_aside(path, "it is not a salt", advice)
         with tempfile.NamedTemporaryFile(dir=state_dir) as file:
+            os.fchmod(file.fileno(), 0o600)
             file.write(secrets.token_bytes(SALT_BYTES))
             file.flush()
+            os.fsync(file.fileno())
             with suppress(FileExistsError):
                 path.hardlink_to(file.name)  # whole, or not at all
         return path.read_bytes()
     except OSError as error:
-        raise SettingsError(f"The file {path} cannot be used: {error.strerror}.") from error
+        raise SettingsError(
+            f"The file {path} cannot be used: {error.strerror}. Set VERS_RLM_STATE_DIR to a "
+            "directory that you may write to."
+        ) from error

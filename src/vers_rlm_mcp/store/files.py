@@ -6,6 +6,7 @@ may see.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -26,6 +27,9 @@ LOCK_POLL_SECONDS: Final = 0.002
 FILE_MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o700
 
+STATE: Final = ("bubblewrap", "microsandbox", "owners", "runs", "salt")
+"""What the state directory holds, besides the ledger."""
+
 DAMAGED: Final = ".damaged"
 """Part of the names of what was set aside."""
 
@@ -43,6 +47,27 @@ def make_directory(path: Path) -> None:
         path.mkdir()
     if stat.S_IMODE(path.stat().st_mode) != DIRECTORY_MODE:
         path.chmod(DIRECTORY_MODE)
+
+
+def make_state_directory(path: Path) -> None:
+    """Make the state directory, or close one that holds nothing of others to them.
+
+    Raises OSError: It cannot be made, or something else is in its place, which is left there.
+    """
+    if os.path.lexists(path) and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    if not path.exists():
+        make_directory(path)
+    about = path.stat()
+    mode = stat.S_IMODE(about.st_mode)
+    if mode & stat.S_ISVTX or about.st_uid != os.geteuid() or not mode & ~DIRECTORY_MODE:
+        return
+    if all(_is_of_state(entry.name) for entry in path.iterdir()):
+        path.chmod(DIRECTORY_MODE)
+
+
+def _is_of_state(name: str) -> bool:
+    return name.startswith("ledger.") or name in STATE
 
 
 def open_private(path: str | Path, flags: int) -> int:

@@ -48,7 +48,7 @@ async def test_a_state_directory_that_cannot_hold_machines_is_named(
     monkeypatch.setattr(init_program, "interpreter", lambda: Path(sys.executable))
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(BackendUnavailable, match=f"{blocked}.*VERS_RLM_STATE_DIR"):
         await probe(blocked)
 
 

@@ -107,11 +107,12 @@ class Store:
     def open(self) -> None:
         """Make the directories."""
         # Only its owner may enter it: set-user-ID programs lie below.
-        for directory in (self.root, self.layers, self._machines, self._commits, self._trash):
-            make_directory(directory)
-        self.layers.chmod(FOR_MACHINES)
-        for name in LOCKS:  # Now, since things must be removed when the disk is full.
-            os.close(open_lock(self.root / name))
+        with self._translated():
+            for directory in (self.root, self.layers, self._machines, self._commits, self._trash):
+                make_directory(directory)
+            self.layers.chmod(FOR_MACHINES)
+            for name in LOCKS:  # Now, since things must be removed when the disk is full.
+                os.close(open_lock(self.root / name))
 
     @contextlib.asynccontextmanager
     async def locked(self) -> AsyncGenerator[None]:
@@ -134,9 +135,12 @@ class Store:
                 f"The directory of machines, {self.root}, was removed while it was in use "
                 f"({error.filename} is gone). Start this server again."
             ) from error
+        except TimeoutError as error:
+            raise BackendUnavailable(f"The machines cannot be reached: {error}.") from error
         except OSError as error:
             raise BackendUnavailable(
-                f"The directory of machines, {self.root}, cannot be used: {error}."
+                f"The directory of machines, {self.root}, cannot be used: {error}. Make it "
+                "writable, or choose another state directory (VERS_RLM_STATE_DIR)."
             ) from error
 
     # Machines

@@ -29,7 +29,7 @@ class VersFactory(BackendFactory):
     costs_money = True
 
     def usable(self, settings: Settings) -> Usable:
-        if key := find_key(os.environ, Path.home()):
+        if key := find_key(os.environ, _home()):
             return Usable(True, f"there is a key of Vers in {key.source}")
         return Usable(False, "there is no key of Vers")
 
@@ -44,8 +44,16 @@ class VersFactory(BackendFactory):
         return await probe(_config(settings))
 
 
+def _home() -> Path:
+    """The user's home; where there is none, a path below which there is nothing."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(os.devnull)
+
+
 def _config(settings: Settings) -> VersConfig:
-    key = find_key(os.environ, Path.home())
+    key = find_key(os.environ, _home())
     if key is None:
         raise BackendUnavailable(
             f"There is no key of Vers: put one into {KEY_PLACES}; https://vers.sh makes them."
