@@ -62,7 +62,7 @@ class Human:
         return self._answer
 
 
-def reply(content: TextContent | ImageContent, stop: str = "endTurn") -> CreateMessageResult:
+def reply(content: TextContent | ImageContent, stop: str | None = "endTurn") -> CreateMessageResult:
     return CreateMessageResult(role="assistant", content=content, model="m", stop_reason=stop)
 
 
@@ -91,6 +91,20 @@ async def test_with_no_key_the_clients_model_is_asked(server: MCPServer):
 async def test_a_reply_cut_at_the_limit_is_known_to_be(server: MCPServer):
     human = Human(reply(TextContent(text="2"), "maxTokens"))
     assert "(length, None)" in await ask(server, human, model="sampling")
+
+
+@pytest.mark.parametrize(
+    ("stop", "told"),
+    [("end_turn", "(end"), ("content_filter", "(refusal"), ("bored", "(unknown"), (None, "(end")],
+)
+async def test_other_words_for_the_end_of_a_reply_are_understood_or_unknown(
+    server: MCPServer, stop: str | None, told: str
+):
+    human = Human(reply(TextContent(text="<think>Hm.</think>2"), stop))
+    answer = await ask(server, human)
+    assert answer.startswith(f"sampling: 2 {told}")
+    failed = await ask(server, Human(reply(TextContent(text="2"), "error")))
+    assert failed.startswith("ModelFailed: The MCP client's model broke off")
 
 
 async def test_without_keys_and_sampling_the_error_names_the_variables(server: MCPServer):

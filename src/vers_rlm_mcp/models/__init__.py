@@ -20,6 +20,7 @@ from .prices import FREE, PRICES, Price
 from .remote import ModelOptions
 from .scripted import ScriptedModel
 from .stop_reasons import read_stop_reason_of_sampling
+from .usage import estimate_usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +34,7 @@ __all__ = [
     "Model",
     "ModelOptions",
     "Price",
+    "estimate_usage",
     "open_model",
     "read_stop_reason_of_sampling",
 ]

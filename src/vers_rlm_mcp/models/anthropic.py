@@ -124,7 +124,7 @@ class AnthropicModel(RemoteModel["AsyncAnthropic"]):
                 completion = self._completion(messages, incoming, reply)
                 return replace(completion, usage=spent + completion.usage)
             pauses += 1
-            spent += self._price(reply.usage.usage(messages, reply.parts))
+            spent += self._price(reply.usage.usage(messages, reply.parts.everything))
             turn = {"role": "assistant", "content": reply.take_blocks()}
             request = {**request, "messages": [*request["messages"], turn]}
 

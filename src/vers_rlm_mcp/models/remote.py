@@ -310,7 +310,7 @@ class RemoteModel(Model, Generic[ClientT]):
         self, messages: Sequence[Message], incoming: Incoming, reply: Collecting
     ) -> Completion:
         """The completion that an exchange has produced, if it is one."""
-        usage = self._price(reply.usage.usage(messages, reply.parts))
+        usage = self._price(reply.usage.usage(messages, reply.parts.everything))
         parts, reason = reply.parts, reply.parts.stop_reason
         if not reply.has_begun:
             raise self._endpoint.blank("answered with nothing")

@@ -51,6 +51,11 @@ class ReplyParts:
         """The thoughts that the provider sent apart from the text."""
         return _joined(self._thoughts)
 
+    @property
+    def everything(self) -> str:
+        """All that a provider charges for, as far as it sent it."""
+        return self.text + self.thoughts
+
     def add_text(self, content: object) -> None:
         """Add text, or a list of parts as Mistral and some gateways send it."""
         self._add(content, self._text)

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from vers_rlm_mcp.values import Message
 
-    from .reply import ReplyParts
-
 MAX_COUNT = 10_000_000
 """Tokens of one call: more than any model's context."""
 
@@ -45,10 +43,10 @@ class Reported:
     is_doubtful: bool = False
     """Whether the provider has reported something that cannot be right."""
 
-    def usage(self, messages: Sequence[Message], parts: ReplyParts) -> Usage:
+    def usage(self, messages: Sequence[Message], reply: str) -> Usage:
         """The usage of a call, without its price; what is missing is estimated."""
         asked = sum(len(message.content.encode()) for message in messages)
-        replied = len(parts.text.encode()) + len(parts.thoughts.encode())
+        replied = len(reply.encode())
         sent, received, is_estimated = self.input, self.output, self.is_doubtful
         if sent is None or (asked and not sent + self.cache_read + self.cache_write):
             sent, is_estimated = _estimate(asked), True
@@ -57,6 +55,11 @@ class Reported:
         return Usage(
             sent, received, self.cache_read, self.cache_write, usd=None, estimated=is_estimated
         )
+
+
+def estimate_usage(messages: Sequence[Message], reply: str) -> Usage:
+    """The usage of a call to a model that reports none."""
+    return Reported().usage(messages, reply)
 
 
 def _estimate(size: int) -> int:

@@ -13,7 +13,7 @@ from mcp.shared.message import ServerMessageMetadata
 from mcp_types import (
     CreateMessageRequest,
     CreateMessageRequestParams,
-    CreateMessageResult,
+    CreateMessageResultWithTools,
     SamplingMessage,
     TextContent,
 )
@@ -24,10 +24,11 @@ from vers_rlm_mcp.models import (
     SAMPLING,
     Model,
     ModelOptions,
+    estimate_usage,
     open_model,
     read_stop_reason_of_sampling,
 )
-from vers_rlm_mcp.values import Completion, Usage
+from vers_rlm_mcp.values import Completion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +111,7 @@ def choose_model(
 
 
 class SamplingModel(Model):
-    """The client's model. What its replies cost is unknown."""
+    """The client's model. What its replies use is estimated, and what they cost is unknown."""
 
     name = SAMPLING
 
@@ -126,7 +127,7 @@ class SamplingModel(Model):
         request = CreateMessageRequest(params=_params(messages, max_tokens or MAX_TOKENS))
         try:
             result = await self._session.send_request(
-                request, CreateMessageResult, metadata=self._metadata
+                request, CreateMessageResultWithTools, metadata=self._metadata
             )
         except MCPError as error:
             if error.code == REFUSED:
@@ -137,7 +138,7 @@ class SamplingModel(Model):
             raise ModelFailed(f"The MCP client could not ask its model: {error}") from error
         except ValidationError as error:
             raise ModelFailed("The MCP client's sampling reply is not what MCP defines.") from error
-        return _completion(result)
+        return _completion(messages, result)
 
     async def aclose(self) -> None:
         """Do nothing: the connection is the client's."""
@@ -160,8 +161,11 @@ def _params(messages: Sequence[Message], max_tokens: int) -> CreateMessageReques
     )
 
 
-def _completion(result: CreateMessageResult) -> Completion:
-    if not isinstance(result.content, TextContent):
-        raise ModelFailed(f"The MCP client's model replied with {result.content.type}, not text.")
+def _completion(messages: Sequence[Message], result: CreateMessageResultWithTools) -> Completion:
+    blocks = result.content_as_list
+    texts = [block.text for block in blocks if isinstance(block, TextContent)]
+    if blocks and not texts:
+        raise ModelFailed(f"The MCP client's model replied with {blocks[0].type}, not text.")
+    text = "\n".join(texts)
     stop_reason = read_stop_reason_of_sampling(result.stop_reason)
-    return Completion(result.content.text, Usage(usd=None), stop_reason)
+    return Completion(text, estimate_usage(messages, text), stop_reason)
