@@ -44,6 +44,9 @@ for mark in *.kernel; do
     pid=${{mark%.kernel}}
     rm -f "$pid.saved"
     grep -qs vers_rlm_kernel "/proc/$pid/cmdline" || continue
+    # A copy has the marks of its original, whose numbers other processes may have by now: those
+    # catch no SIGUSR2, and would end.
+    grep -qs '^SigCgt:.*[89a-f][0-9a-f][0-9a-f]$' "/proc/$pid/status" || continue
     kill -USR2 "$pid" 2>/dev/null || continue
     until [ -e "$pid.saved" ]; do sleep 0.01; done
     found=0

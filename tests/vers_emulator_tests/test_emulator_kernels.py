@@ -112,3 +112,24 @@ async def test_without_the_option_copies_have_no_kernel(open_vers: Open) -> None
         assert await run(copied, "'x' in globals()") == "False"
         await copied.aclose()
         await kernel.aclose()
+
+
+async def test_a_mark_that_a_copy_has_of_its_originals_kernel_strikes_no_other_process(
+    open_vers: Open,
+) -> None:
+    async with open_vers(Options(fork_kernels=True)) as vers:
+        vm = await vers.create()
+        kernel = await connect(vers, vm)
+        # As if the original's kernel had had the number that a helper of this kernel has now.
+        marks = "for it in /proc/[0-9]*; do grep -qs vers_rlm_kernel $it/cmdline"
+        marks += " && touch /run/vers-emulator/${it#/proc/}.kernel; done; ls /run/vers-emulator"
+        assert (await vers.sh(vm, marks))["stdout"].count(".kernel") > 1
+        async with anyio.create_task_group() as tasks:
+            code = "import os, time\nopen('/run/go', 'w').close()\n"
+            code += "while not os.path.exists('/run/end'): time.sleep(0.01)\nx = 2"
+            tasks.start_soon(run, kernel, code)
+            await vers.sh(vm, "until [ -e /run/go ]; do sleep 0.01; done")
+            await vers.commit(vm)
+            await vers.sh(vm, "touch /run/end")
+        assert await run(kernel, "x") == "2"
+        await kernel.aclose()
