@@ -19,6 +19,7 @@ class Cli:
     """The installed command, with a state directory of its own and nobody's keys."""
 
     home: Path
+    command: str = COMMAND
 
     @property
     def state(self) -> Path:

@@ -17,7 +17,7 @@ USAGE = 2
 
 
 def test_as_json_each_record_is_a_line_with_its_time_level_and_origin(cli: Cli):
-    finished = cli("machines", "list", "--log-format", "json")
+    finished = cli("machines", "list", "--verbose", "--log-format", "json")
     records = [json.loads(line) for line in finished.stderr.splitlines()]
     assert records
     for record in records:
@@ -29,7 +29,9 @@ def test_as_json_each_record_is_a_line_with_its_time_level_and_origin(cli: Cli):
 
 def test_a_log_file_is_added_to_and_standard_error_stays_empty(cli: Cli):
     for _ in range(2):
-        finished = cli("machines", "list", VERS_RLM_LOG_FILE="log", VERS_RLM_LOG_FORMAT="json")
+        finished = cli(
+            "-v", "machines", "list", VERS_RLM_LOG_FILE="log", VERS_RLM_LOG_FORMAT="json"
+        )
         assert (finished.returncode, finished.stderr) == (0, "")
     lines = (cli.home / "log").read_text().splitlines()
     assert sum("Machines come from" in json.loads(line)["message"] for line in lines) == 2

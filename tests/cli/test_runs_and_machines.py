@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import COMMAND
 
 if TYPE_CHECKING:
     from conftest import Cli
@@ -67,8 +66,8 @@ def test_a_run_takes_inputs_from_pipes_and_files_under_names(cli: Cli):
     (cli.home / "a/b.pyc").write_text("")
     model = cli.script("FINAL(x, y, z, sorted(exec('find files -type f').stdout.split()))")
     command = (
-        f"printf piped | '{COMMAND}' run 'x, y, z -> a, b, c, d: list' --model {model} --json -q "
-        "-i x=@- -i y=@<(printf from-a-pipe) -i z=@@home -f data -f other=a/data -f a/"
+        f"printf piped | '{cli.command}' run 'x, y, z -> a, b, c, d: list' --model {model} --json "
+        "-q -i x=@- -i y=@<(printf from-a-pipe) -i z=@@home -f data -f other=a/data -f a/"
     )
     done = subprocess.run(
         ["bash", "-c", command],
@@ -87,7 +86,7 @@ def test_a_kept_machine_is_worked_in_from_the_terminal(cli: Cli):
     assert cli.ok("machines", "cp", "in", f"{machine}:data/") == "copied 2 bytes\n"
     assert cli.ok("machines", "exec", machine, "wc -c < data/in") == "2\n"
     done = subprocess.run(
-        [COMMAND, "machines", "exec", machine, "sh", "-c", "cat; echo oops >&2; exit 7"],
+        [cli.command, "machines", "exec", machine, "sh", "-c", "cat; echo oops >&2; exit 7"],
         env=cli.environment,
         input="through\n",
         capture_output=True,

@@ -12,10 +12,11 @@ import termios
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import COMMAND, Cli
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from conftest import Cli
 
 STEPS = ("print('x' * 60)",) * 3
 """Enough for the progress to come after a reader has left."""
@@ -45,7 +46,7 @@ def recorded(cli: Cli) -> list[str]:
     ],
 )
 def test_a_run_finishes_whatever_becomes_of_its_streams(cli: Cli, redirection: str, stderr: str):
-    command = shlex.join([COMMAND, *run_of(cli, *STEPS, "FINAL('done')")])
+    command = shlex.join([cli.command, *run_of(cli, *STEPS, "FINAL('done')")])
     done = subprocess.run(
         f"{command} {redirection}",
         shell=True,
@@ -65,7 +66,10 @@ def test_a_run_finishes_whatever_becomes_of_its_streams(cli: Cli, redirection: s
 def test_a_reader_that_stalls_does_not_hold_a_run_up(cli: Cli):
     read, write = os.pipe()
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
-    command = [COMMAND, *run_of(cli, *(f"print('{'x' * 400}')" for _ in range(18)), "FINAL('1')")]
+    command = [
+        cli.command,
+        *run_of(cli, *(f"print('{'x' * 400}')" for _ in range(18)), "FINAL('1')"),
+    ]
     with subprocess.Popen(
         command, env=cli.environment, cwd=cli.home, stdout=subprocess.PIPE, stderr=write, text=True
     ) as process:
@@ -83,7 +87,7 @@ def test_a_run_outlives_its_terminal(cli: Cli, signals: Sequence[signal.Signals]
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
-    command = [COMMAND, *run_of(cli, *STEPS, "FINAL('done')")]
+    command = [cli.command, *run_of(cli, *STEPS, "FINAL('done')")]
     with subprocess.Popen(
         command,
         env=cli.environment,

@@ -132,7 +132,7 @@ async def test_files_of_a_query_come_back_and_what_both_changed_is_an_error(real
         parent = await real.fleet.attach(real.happened(events.MachineMade)[0].machine_id)
         await parent.write("/workspace/work/kept", b"meanwhile")
         await parent.aclose()
-        return Completion("", Usage())
+        return Completion("Done.", Usage())
 
     asked = Speaker(meanwhile)
     result = await real.run("-> first: list, error, kept", model, sub_model=asked)

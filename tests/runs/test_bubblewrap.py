@@ -153,7 +153,7 @@ async def test_a_kept_machine_has_its_files_and_variables_in_a_later_server(tmp_
 
 
 async def test_a_cell_that_takes_all_it_can_get_harms_no_other_run(real: Lab):
-    greedy = Turns(cell("exec(':(){ :|:& };:', timeout=1)"), "{}")
+    greedy = Turns(cell("exec(':(){ :|:& };:', timeout=1)"), *["{}"] * 2)
     await real.run("-> x", greedy, max_iterations=1)
     assert await outputs(real, "FINAL(exec('echo alive').stdout)") == "alive\n"
     assert await real.machines() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tarfile
 from pathlib import Path
@@ -70,7 +71,21 @@ def test_every_event_of_an_older_version_is_read_and_written_back_as_it_was(arch
         if event is None and '"sha256"' in line:
             continue
         assert event, line
-        assert json.dumps({"at": fields["at"], **event.to_json()}, ensure_ascii=False) == line
+        written = without_new({"at": fields["at"], **event.to_json()}, fields, event)
+        assert json.dumps(written, ensure_ascii=False) == line
+
+
+def without_new(written: dict[str, Any], fields: dict[str, Any], event: Event) -> dict[str, Any]:
+    """What is written of an event, without the fields that the older version did not know.
+
+    These have their defaults.
+    """
+    known = event.event if isinstance(event, events.InChild) else event
+    new = written.keys() - fields.keys()
+    for each in dataclasses.fields(known):
+        if each.name in new:
+            assert getattr(known, each.name) == each.default, each.name
+    return {name: value for name, value in written.items() if name not in new}
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_an_event_is_json_under_its_name() -> None:
 def test_every_kind_of_event_has_a_name_of_its_own() -> None:
     shown = vars(events).values()
     kinds = {each for each in shown if isinstance(each, type) and issubclass(each, Event)}
-    assert len({each.kind() for each in kinds}) == len(kinds) == 27
+    assert len({each.kind() for each in kinds}) == len(kinds) == 28
 
 
 def test_a_step_is_told_with_its_parts_cut_to_length() -> None:

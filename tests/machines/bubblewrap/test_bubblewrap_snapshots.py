@@ -193,7 +193,7 @@ async def test_who_watches_a_directory_still_sees_what_happens_there(machine: Ma
     async with await machine.spawn(["python3", "-c", WATCHER], cwd="/") as process:
         await started(process)
         await machine.snapshot()
-        await machine.write("/workspace/new", b"2")
+        await (await machine.spawn(["sh", "-c", "echo 2 > /workspace/new"])).wait()
         with anyio.fail_after(10):
             assert await process.stdout.receive() == b"new"
 
