@@ -122,10 +122,8 @@ class _Engine:
     def _step(self, number: int) -> Generator[Request, Reply, _Turn]:
         reply = yield from self._ask_model(number, "step")
         parsed = parse_reply(reply.text)
-        if reply.was_run is not None:
-            parsed = replace(
-                parsed, code=reply.was_run, notes=() if reply.was_run else parsed.notes
-            )
+        if reply.was_run not in (None, parsed.code):  # read by another version
+            parsed = replace(parsed, code=reply.was_run or "", notes=())
         problem = None if reply.was_run else feedback.not_run(self._task, reply, parsed)
         if problem:
             # Journals of tasks without a mark count empty replies as steps, too.
