@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, strategies as st
 
+from vers_rlm_mcp.folding import fold
 from vers_rlm_mcp.rlm import PREVIEW_CHARS, describe, truncate
-from vers_rlm_mcp.rlm.transcript import EMPTY_REPLY, Transcript, fold
+from vers_rlm_mcp.rlm.transcript import EMPTY_REPLY, Transcript
 from vers_rlm_mcp.values import Message
 
 if TYPE_CHECKING:

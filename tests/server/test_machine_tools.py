@@ -57,6 +57,19 @@ async def test_exec_tells_how_a_command_ended_in_fields_and_in_text(client: Clie
     assert "background" in text_of(result)
 
 
+async def test_progress_bars_and_colours_are_shown_as_a_terminal_would_and_kept_in_fields(
+    client: Client,
+):
+    command = (
+        "for n in 10 50 100; do printf '\\r%3d%%' $n; done; printf ' \\033[32mdone\\033[0m\\n'"
+    )
+    result = await client.call_tool("exec", {"command": command})
+    assert text_of(result).startswith("100% done\n")
+    assert (result.structured_content or {})["stdout"].startswith("\r 10%\r 50%")
+    code = f"import os\nos.system({command!r})"
+    assert text_of(await client.call_tool("python", {"code": code})).startswith("100% done\n")
+
+
 async def test_a_command_gets_variables_input_and_a_directory_of_the_workspace(client: Client):
     await call(client, "exec", command="mkdir -p sub/dir; cd sub; x=1")
     command = {"command": "cat; echo $A $B; pwd", "stdin": "in\n", "env": {"A": "1 2", "B": 3}}

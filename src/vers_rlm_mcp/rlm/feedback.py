@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vers_rlm_mcp.folding import fold
+
 from . import python_text
-from .transcript import ERROR_CHARS, OUTPUT_CHARS, fold, framed, truncate
+from .transcript import ERROR_CHARS, OUTPUT_CHARS, framed, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import singledispatch
 
+from vers_rlm_mcp.folding import fold
+
 from .events import (
     CheckpointMade,
     ChildChosen,
@@ -85,9 +87,9 @@ def _(event: StepFinished) -> str:
         f"{'✓' if event.done else '⟳'} Step {event.step}/{event.max_steps}",
         f"   💭 {cut(event.reasoning, _REASONING_CHARS)}" if event.reasoning else "",
         f"   📝 {cut(event.code, _CODE_CHARS)}" if event.code else "",
-        f"   📤 {cut(event.output, _OUTPUT_CHARS)}" if event.output else "",
+        f"   📤 {cut(fold(event.output), _OUTPUT_CHARS)}" if event.output else "",
         # The end of a traceback says what went wrong.
-        f"   ❌ {event.error.rstrip()[-_CODE_CHARS:]}" if event.error else "",
+        f"   ❌ {fold(event.error).rstrip()[-_CODE_CHARS:]}" if event.error else "",
     ]
     return "\n".join(line for line in lines if line)
 

@@ -16,6 +16,7 @@ from mcp.server.mcpserver import Context
 from pydantic import Field
 
 from vers_rlm_mcp.errors import InputError, VersRlmError
+from vers_rlm_mcp.folding import fold
 
 from .application import application
 from .bounds import dump, fit_fields, largest
@@ -185,7 +186,7 @@ def _describe_command(
         "omitted_bytes": omitted,
         "seconds": round(result.seconds, 3),
     }
-    outputs = [stdout, *(["[stderr]", stderr] if stderr else [])]
+    outputs = [fold(stdout), *(["[stderr]", fold(stderr)] if stderr else [])]
     parts = [*(outputs if stdout or stderr else ["(no output)"]), *_remarks(result, fields)]
     return Answer(fields, join_parts([*parts, f"[VM {machine_id}, {result.seconds:.1f} s]"]))
 
@@ -297,7 +298,7 @@ def _fit_cell(fields: CellFields, room: Room) -> Answer[CellFields]:
         room = room.share(2)
     cut = fit_fields(texts, room.size, room.measure)
     shown = cast("CellFields", {**fields, **cut, "error": cut["error"] or None})
-    parts = [cut["output"], cut["error"]]
+    parts = [fold(cut["output"]), fold(cut["error"])]
     if cut != texts:
         parts.append("[output was cut; print less, or write it to a file and use readFile]")
     if fields["status"] not in ("ok", "error"):

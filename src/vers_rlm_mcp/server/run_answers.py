@@ -11,6 +11,8 @@ from urllib.parse import quote
 from anyio import to_thread
 from mcp_types import ResourceLink
 
+from vers_rlm_mcp.folding import fold
+
 from .bounds import dump, largest, shorten
 from .known_clients import KnownClient, client_of
 from .toolset import Answer, without_none
@@ -187,7 +189,7 @@ def broken_off_answer(
 
 def step_fields(step: Step) -> dict[str, str]:
     """A step, shortened."""
-    output = "\n".join(part for part in (step.output, step.error) if part)
+    output = "\n".join(fold(part) for part in (step.output, step.error) if part)
     return {
         "reasoning": shorten(step.reasoning, REASONING_CHARS),
         "code": shorten(step.code, CODE_CHARS),
