@@ -128,3 +128,19 @@ async def test_machines_and_commits_can_be_deleted_without_room(disk: Disk) -> N
         assert (await backend.list(), await backend.commits()) == ([], [])
     assert not disk.garbage()
     assert list((disk.place / "bubblewrap" / "machines").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["files", "pages"])
+async def test_a_full_data_directory_of_the_user_is_done_without(
+    disk: Disk,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(disk.place))
+    disk.leave(kind, 5)
+    async with BubblewrapBackend(tmp_path_factory.mktemp("state")) as backend:
+        machine = await backend.create()
+        await machine.write("/workspace/file", CONTENT)
+        assert await read_bytes(machine, "/workspace/file", length=MOST) == CONTENT
+        await machine.delete()

@@ -14,9 +14,11 @@ archive that is not there may lie on a disk that is not mounted.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -37,6 +39,9 @@ MACHINE_ID: Final = Path("/etc/machine-id")
 MAKE_SECONDS: Final = 120.0
 """How long to wait for another process that makes a directory, which takes it some seconds."""
 
+UNUSABLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Errors of a place in which nothing can be made."""
+
 DIGEST: Final = 16
 """Hexadecimal digits of a digest in a name."""
 
@@ -44,8 +49,10 @@ DIGEST: Final = 16
 class Cache:
     """Makes directories and keeps those in use until it is closed."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, fallback: Path | None = None) -> None:
         self.root = root
+        self._fallback = fallback
+        """Takes over if `root` turns out to be full, or not to be writable."""
         self._held: dict[Path, int] = {}
 
     @classmethod
@@ -58,7 +65,7 @@ class Cache:
             root = _data_directory() / "vers-rlm-mcp" / "bases"
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             if root.stat().st_uid == os.geteuid() and os.access(root, os.W_OK | os.X_OK):
-                return cls(root)
+                return cls(root, fallback)
         return cls(fallback)
 
     def provide(
@@ -66,7 +73,8 @@ class Cache:
     ) -> Path:
         """A directory that is there until `close`, made by `make` if need be.
 
-        May wait for others that make one. Raises OSError, and what `make` raises.
+        Where there is no room for it, the fallback is used from then on. May wait for others that
+        make one. Raises OSError, and what `make` raises.
 
         Args:
             kind: The first part of its name.
@@ -75,7 +83,16 @@ class Cache:
             make: Fills an empty directory.
         """
         host = MACHINE_ID.read_text() if MACHINE_ID.exists() else ""
-        place = self.root / f"{kind}-{_digest((host, key))}-{_digest(content)}"
+        name = f"{kind}-{_digest((host, key))}-{_digest(content)}"
+        try:
+            return self._provide(self.root / name, make)
+        except OSError as error:
+            if not (_means_no_room(error) and self._fallback):
+                raise
+            self.root, self._fallback = self._fallback, None
+            return self._provide(self.root / name, make)
+
+    def _provide(self, place: Path, make: Callable[[Path], object]) -> Path:
         while not self._hold(place):
             self._make(place, make)
         return place
@@ -159,6 +176,12 @@ class Cache:
 
     def _locked(self, seconds: float) -> contextlib.AbstractContextManager[None]:
         return locked(self.root / LOCK, seconds)
+
+
+def _means_no_room(error: OSError) -> bool:
+    # An error of copying many files only has the texts of theirs.
+    texts = str(error) if isinstance(error, shutil.Error) else ""
+    return error.errno in UNUSABLE or any(os.strerror(number) in texts for number in UNUSABLE)
 
 
 def _data_directory() -> Path:

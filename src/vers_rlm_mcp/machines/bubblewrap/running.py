@@ -32,6 +32,10 @@ MERGE_LAYERS: Final = 100
 MAX_LAYERS: Final = 400
 """Frozen layers that a machine may have: the kernel takes 500."""
 
+COPY_SECONDS: Final = 1800.0
+"""How long copying a machine's layers may take: it stands still that long. Some 100 MB a second are
+usual."""
+
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 MAKE_ROOM: Final = "Make room on the host's disk: delete machines or commits that are not needed"
 
@@ -190,7 +194,13 @@ class RunningMachine:
         """Have the machine copy its layers; see `guest.init`."""
         job = self.sandbox.daemon.start({"do": "copy", "merged": merged})
         try:
-            report, status = await rest(job.report), await job.wait()
+            with anyio.fail_after(COPY_SECONDS):
+                report, status = await rest(job.report), await job.wait()
+        except TimeoutError:
+            raise MachineError(
+                f"Machine {self.machine_id} could not be copied within {COPY_SECONDS:g} s. Delete "
+                "what is not needed in it, or close files that are open for writing."
+            ) from None
         finally:
             await job.aclose()
         if status is None:

@@ -139,9 +139,21 @@ def change_the_limits_of_pid_1(bait: Bait) -> object:
 
 
 @attempt
+def change_how_pid_1_is_treated(bait: Bait) -> object:
+    def write(path: str) -> None:
+        with open(path, "w") as file:
+            file.write("10")
+
+    places = ("/proc/1", "/proc/1/task/1", f"/proc/{os.getpid()}/../1")
+    return worked({
+        f"{place}/{name}": lambda path=f"{place}/{name}": write(path)
+        for place in places for name in ("oom_score_adj", "autogroup")
+    })  # fmt: skip
+
+
+@attempt
 def end_pid_1(bait: Bait) -> object:
-    deadly = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGSTOP, signal.SIGXCPU)
-    for number in deadly:
+    for number in range(1, signal.NSIG):
         os.kill(1, number)
     with open("/proc/1/stat") as file:
         return file.read().rpartition(")")[2].split()[0] not in "SRD"

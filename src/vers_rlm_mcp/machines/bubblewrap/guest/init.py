@@ -53,7 +53,11 @@ MOST_QUEUES = 256
 
 MASKED_FILES = ("kcore", "keys", "latency_stats", "timer_list", "sched_debug", "sysrq-trigger")
 MASKED_DIRECTORIES = ("acpi", "asound", "scsi")
-READ_ONLY = ("bus", "fs", "irq", "sys")
+# How the kernel treats PID 1 against other processes.
+OF_PID_1 = [
+    f"1/{place}{name}" for place in ("", "task/1/") for name in ("oom_score_adj", "autogroup")
+]
+READ_ONLY = ("bus", "fs", "irq", "sys", *OF_PID_1)
 PROC_FLAGS = linux.MS_NOEXEC | linux.MS_RDONLY
 
 # CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE SYS_CHROOT SETFCAP:
@@ -329,6 +333,11 @@ def _mount_kernel_directories(shared: bytes, processes: int) -> None:
     linux.remount(b"root/dev", linux.MS_RDONLY)
     os.chmod("root/dev/shm", 0o1777)  # noqa: S103 - as on every system
     os.chmod("root/run", 0o755)  # noqa: S103 - as on every system
+    _protect_proc()
+
+
+def _protect_proc() -> None:
+    """Hide or protect what in /proc concerns the host, or PID 1."""
     for name in MASKED_FILES:
         if os.path.exists(f"root/proc/{name}"):
             linux.mount(b"root/dev/null", f"root/proc/{name}".encode(), b"", linux.MS_BIND)
@@ -338,8 +347,9 @@ def _mount_kernel_directories(shared: bytes, processes: int) -> None:
             linux.mount(b"tmpfs", path, b"tmpfs", PROC_FLAGS | overlays.FLAGS, b"size=0,mode=0")
     for name in READ_ONLY:
         path = f"root/proc/{name}".encode()
-        linux.mount(path, path, b"", linux.MS_BIND)
-        linux.remount(path, PROC_FLAGS)
+        if os.path.exists(path):
+            linux.mount(path, path, b"", linux.MS_BIND)
+            linux.remount(path, PROC_FLAGS)
 
 
 def _limit_messages(shared: bytes) -> None:
