@@ -10,6 +10,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 import pytest
 
 from vers_rlm_mcp.store import Ledger
@@ -111,6 +112,25 @@ def test_what_stands_in_the_way_of_vers_is_said_in_one_clear_line(
     assert said in line
     assert "wrong-key-marker" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_machine_with_our_labels_that_no_ledger_knows_is_named_until_it_is_deleted(
+    cli: Cli, facts: dict[str, Any]
+) -> None:
+    vm_config = {"labels": {"intent": "0" * 32, "vers-rlm-mcp.request": "0" * 32}}
+    made = httpx2.post(
+        f"{facts['base_url']}/vm/new_root",
+        headers={"Authorization": f"Bearer {facts['api_key']}"},
+        json={"vm_config": vm_config},
+    )
+    machine_id = made.json()["vm_id"]
+    for command in (("doctor",), ("machines", "list"), ("machines", "sweep")):
+        done = cli(*command, **facts["environment"])
+        assert done.returncode == 0
+        told = done.stdout + done.stderr
+        assert f"Not in the ledger, but with a label of vers-rlm-mcp: {machine_id}." in told
+    cli.ok("machines", "delete", machine_id, **facts["environment"])
+    assert machine_id not in cli.ok("machines", "list", **facts["environment"])
 
 
 def test_without_a_key_nothing_of_vers_is_loaded(cli: Cli) -> None:
