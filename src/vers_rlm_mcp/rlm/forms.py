@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from . import python_text
 from .fences import find_blocks
+from .signature import FINALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-FINALS = ("FINAL", "FINAL_VAR")
 
 _TOOLS = frozenset(
     {"python", "python3", "py", "ipython", "repl", "python_repl", "python_interpreter", "jupyter"}

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
 _INVISIBLE = re.compile("[\u200b\u200c\u200d\u2060\ufeff]")
 _SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
@@ -64,7 +64,7 @@ def is_cell(code: str) -> bool:
     return tree is not None
 
 
-def call_of(code: str, names: Sequence[str]) -> ast.Call | None:
+def call_of(code: str, names: Collection[str]) -> ast.Call | None:
     """The call that the code is as a whole, if it is of a function with one of these names."""
     tree = parse(code)
     if tree and len(tree.body) == 1 and isinstance(statement := tree.body[0], ast.Expr):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from . import python_text
 from .fences import INVISIBLE, SHELLS, Block, find_blocks
 from .forms import read_form, take_off_tags
+from .signature import FINALS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,7 +152,7 @@ def _final_in(text: str) -> str:
     """A line of prose that calls FINAL, as code; empty if there is none."""
     lines = (line.strip().strip("`") for line in text.splitlines())
     call = next((line for line in lines if line.startswith(("FINAL(", "FINAL_VAR("))), "")
-    if not call or python_text.call_of(call, ("FINAL", "FINAL_VAR")):
+    if not call or python_text.call_of(call, FINALS):
         return call
     return f"FINAL({call.partition('(')[2].rstrip(')')!r})"
 
