@@ -77,7 +77,7 @@ GONE_SECONDS: Final = 5.0
 
 GONE_PAUSE: Final = 0.5
 
-CLOCK_SECONDS: Final = 2.0
+DATE_SECONDS: Final = 2.0
 """By how much a Date header, which has whole seconds, may differ from our clock without meaning
 that the service's clock is another."""
 
@@ -302,10 +302,16 @@ class VersApi:
         await self._send("tell its health", "GET", f"{self.config.url}/health", ATTEMPT_SECONDS)
 
     async def is_answering(self) -> bool:
-        """Whether the service answers anything at all, within `SILENT_SECONDS`."""
-        with anyio.move_on_after(SILENT_SECONDS), suppress(*HTTP_ERRORS, OSError):
-            async with self._client.stream("GET", f"{self.config.url}/health"):
+        """Whether the service answers anything at all, within some `SILENT_SECONDS`."""
+        url = f"{self.config.url}/health"
+        with anyio.move_on_after(2 * SILENT_SECONDS):
+            try:
+                async with self._client.stream("GET", url, timeout=SILENT_SECONDS):
+                    return True
+            except httpx2.PoolTimeout:  # all connections are in use, so that it cannot be asked
                 return True
+            except (*HTTP_ERRORS, OSError):
+                return False
         return False
 
     async def aclose(self) -> None:
@@ -401,8 +407,8 @@ class VersApi:
         with suppress(ValueError, OverflowError, OSError):  # no date, or none that there is
             date = parsedate_to_datetime(response.headers.get("Date", ""))
             ahead = date.timestamp() - time.time()
-            if abs(ahead - self._clock) > CLOCK_SECONDS:
-                self._clock = ahead if abs(ahead) > CLOCK_SECONDS else 0.0
+            if abs(ahead - self._clock) > DATE_SECONDS:
+                self._clock = ahead if abs(ahead) > DATE_SECONDS else 0.0
 
     def _parse(self, what: str, response: httpx2.Response, parse: Callable[[Any], T]) -> T:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, cast
 
 from pydantic import (
@@ -172,8 +173,13 @@ def read_each(model: type[ReplyT], items: Sequence[Any]) -> Sequence[ReplyT]:
         try:
             read.append(model.model_validate(item))
         except ValidationError:
-            logger.warning("Vers lists something without an id that can be used; it is left out.")
+            _warn_once()
     return read
+
+
+@cache
+def _warn_once() -> None:
+    logger.warning("Vers lists something without an id that can be used; it is left out.")
 
 
 class SshKey(Reply):
