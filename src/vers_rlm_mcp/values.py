@@ -31,11 +31,12 @@ def is_too_deep(value: object) -> bool:
 
 
 def _containers_in(value: object) -> Iterator[object]:
-    parts = value.values() if isinstance(value, dict) else value
-    if isinstance(value, (dict, list, tuple)):
-        for part in cast("Iterable[object]", parts):
+    if isinstance(value, dict):
+        value = list(cast("dict[object, object]", value).values())
+    if isinstance(value, (list, tuple)):
+        for part in cast("Iterable[object]", value):
             if isinstance(part, (dict, list, tuple)):
-                yield part  # pyright: ignore[reportUnknownVariableType]
+                yield cast("object", part)
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,3 +241,23 @@ async def test_thousands_of_lost_variables_are_counted_and_not_all_named(lab: La
     await lab.run("-> x: int", model, settings={"checkpoints": "off"})
     assert "n9, " in model.told
     assert "and 851 more. Files are still there." in model.told
+
+
+@pytest.mark.parametrize("code", ["llmQuery('?')", "llmQueryBatched(['?', '!'])[1]"])
+async def test_waiting_for_a_sub_model_is_not_the_time_of_the_cell(lab: Lab, code: str):
+    async def slow(_: Sequence[Message]) -> Completion:
+        await anyio.sleep(1.5)  # three times what the cell may take
+        return Completion("answer", Usage(1, 1))
+
+    model = Turns(cell(f"FINAL({code})"))
+    settings = {"cell_timeout": 0.5}
+    result = await lab.run("-> x", model, sub_model=Speaker(slow), settings=settings)
+    assert (result.status, result.outputs) == ("finished", {"x": "answer"})
+
+
+async def test_the_time_of_a_cell_counts_again_after_a_sub_model_has_answered(lab: Lab):
+    model = Turns(cell("llmQuery('?')\nwhile True: pass"), cell("FINAL('after')"))
+    settings = {"cell_timeout": 1}
+    result = await lab.run("-> x", model, sub_model=Turns("answer"), settings=settings)
+    assert result.outputs == {"x": "after"}
+    assert "time" in (result.steps[0].error or "")

@@ -277,8 +277,9 @@ class Fleet:
         """
         with anyio.CancelScope(shield=True):
             recorded = await self._own()
-        own = [record for record in recorded if record.run == run and not _is_kept(record)]
-        return (await self._remove(own)).warnings
+            own = [record for record in recorded if record.run == run and not _is_kept(record)]
+            return (await self._remove(own)).warnings
+        raise AssertionError("a shielded scope was left early")
 
     async def strays(self) -> Sequence[str]:
         """The machines that bear a label of ours and are in no record of the ledger.
@@ -319,10 +320,9 @@ class Fleet:
     async def aclose(self) -> None:
         """Delete the machines that this server made and that are not kept."""
         with anyio.CancelScope(shield=True):
-            own = await self._own()
-        removal = await self._remove([record for record in own if not _is_kept(record)])
-        for warning in removal.warnings:
-            logger.warning("%s", warning)
+            own = [record for record in await self._own() if not _is_kept(record)]
+            for warning in (await self._remove(own)).warnings:
+                logger.warning("%s", warning)
 
     async def __aenter__(self) -> Self:
         return self

@@ -179,8 +179,9 @@ class Checkpoints:
 
     def _describe_too_large(self, carried: Carried | None) -> str:
         """A sentence on variables that are too large for checkpoints, if they were not told yet."""
-        lost = carried.lost if carried else {}
-        names = [name for name, why in lost.items() if why.startswith(TOO_LARGE)]
+        if carried is None:
+            return ""
+        names = [name for name, why in carried.lost.items() if why.startswith(TOO_LARGE)]
         if self._told.issuperset(names):
             return ""
         self._told.update(names)

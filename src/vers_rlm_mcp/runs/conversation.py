@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
@@ -344,21 +344,26 @@ class Conversation:
         """Ask the sub-model for a cell, which has reserved the call.
 
         An empty reply is asked for once more. A call without any reply is released in the budget.
+        Waiting is no part of the cell's time, so that no answer is paid for and thrown away.
 
         Raises:
             ModelError: There is no reply, or it is no answer.
         """
-        async with self.run.sub_calls:
-            try:
-                reply = await self._sub_call(prompt)
-                if is_empty(reply):
-                    reply = await self._sub_call(prompt)
-            except ModelError:
-                self.budget.release_sub_calls(1)
-                raise
+        home = self.bench.home  # whose cell calls
+        with home.untimed() if home else nullcontext():
+            async with self.run.sub_calls:
+                reply = await self._sub_call_again_if_empty(prompt)
         if problem := problem_with(reply):
             raise ModelFailed(problem)
         return reply.text
+
+    async def _sub_call_again_if_empty(self, prompt: str) -> Completion:
+        try:
+            reply = await self._sub_call(prompt)
+            return await self._sub_call(prompt) if is_empty(reply) else reply
+        except ModelError:
+            self.budget.release_sub_calls(1)
+            raise
 
     async def _sub_call(self, prompt: str) -> Completion:
         # Checked again: what is under way may have used up the tokens or the money.

@@ -167,14 +167,14 @@ class StoredJournal:
             line = _parse(data)
             if line is None:
                 if data.endswith(b"\n"):
-                    self._report(f"line {number} cannot be read")
+                    _report(self.directory, f"line {number} cannot be read")
             elif not kinds or str(line.get("event")) in kinds:
                 at = line.pop("at")
                 try:
                     if _STORED in data:
                         line = cast("dict[str, Any]", self._expand(line, whole=whole))
                 except RecursionError:
-                    self._report(f"line {number} is nested too deep")
+                    _report(self.directory, f"line {number} is nested too deep")
                 else:
                     yield at, line
 
@@ -184,17 +184,7 @@ class StoredJournal:
                 while line := file.readline(MAX_LINE):
                     yield line
         except OSError as error:  # a damaged disk; or it is being deleted
-            self._report(str(error))
-
-    def _report(self, fault: str) -> None:
-        """Log, once, that the journal is not whole."""
-        if self.directory not in _reported:
-            _reported.add(self.directory)
-            logger.warning(
-                "The journal %s is damaged (%s). What can be read is used, and the rest left out.",
-                self.directory,
-                fault,
-            )
+            _report(self.directory, str(error))
 
     def file(self, name: str) -> Path:
         """Where a file that the run handed over is kept. Raises `UsageError` if there is none."""
@@ -226,7 +216,7 @@ class StoredJournal:
             except FileNotFoundError:
                 pass  # it may be a value that looks like this
             except (OSError, ValueError) as error:
-                self._report(f"{path.name} cannot be read: {error}")
+                _report(self.directory, f"{path.name} cannot be read: {error}")
         return {key: self._expand(item, whole=whole) for key, item in fields.items()}
 
 
@@ -369,6 +359,17 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return cast("dict[str, Any]", value)
 
 
+def _report(directory: Path, fault: str) -> None:
+    """Log, once, that a journal is not whole."""
+    if directory not in _reported:
+        _reported.add(directory)
+        logger.warning(
+            "The journal %s is damaged (%s). What can be read is used, and the rest left out.",
+            directory,
+            fault,
+        )
+
+
 def _read_value(path: Path) -> bytes:
     """The bytes of a text stored beside a journal. Raises OSError, and ValueError if damaged."""
     data = read_file(path, MAX_LINE)
@@ -387,7 +388,7 @@ def _is_usable(path: Path) -> bool:
         return False
     if os.access(path, os.R_OK):
         return True
-    StoredJournal(path.parent)._report("it may not be read")
+    _report(path.parent, "it may not be read")
     return False
 
 

@@ -131,7 +131,7 @@ class Variables:
         """Write a long text or bytes into a file, in pieces; a copy of it might not fit."""
         from .pickles import TOO_LARGE
 
-        value = self._namespace[name]
+        value: Any = self._namespace[name]
         size = len(value)
         taken = sum(entry.size for entry in self._inputs.values() if self._is_own(entry))
         if taken + size > most:
@@ -142,8 +142,9 @@ class Variables:
         try:
             with open(path, "wb") as file:
                 for start in range(0, size, PIECE):
-                    piece = value[start : start + PIECE]
-                    file.write(piece.encode("utf-8", SURROGATES) if type(value) is str else piece)
+                    piece: Any = value[start : start + PIECE]
+                    is_text = type(value) is str
+                    file.write(piece.encode("utf-8", SURROGATES) if is_text else piece)
                     if taken + file.tell() > most:
                         raise OverflowError(TOO_LARGE)
             form = "str" if type(value) is str else "bytes"
@@ -218,15 +219,15 @@ def _mark(value: Any) -> Any:
         return id(value), len(value), hash(value)
     if type(value) not in (list, dict):
         return None
-    parts = iter(value if type(value) is list else value.items())
+    parts: Any = iter(value if type(value) is list else value.items())  # pyright: ignore
     found = 0
     try:
-        while piece := list(islice(parts, MARKED_TOGETHER)):
+        while piece := list(islice(parts, MARKED_TOGETHER)):  # pyright: ignore
             # In this version, equal values have equal bytes.
-            found = hash((found, marshal.dumps(piece, 2)))
-    except (ValueError, MemoryError):  # it is not plain data any more
+            found = hash((found, marshal.dumps(piece, 2)))  # pyright: ignore
+    except (ValueError, MemoryError, RuntimeError):  # no plain data any more, or being changed
         return None
-    return id(value), len(value), found
+    return id(value), len(value), found  # pyright: ignore
 
 
 def _state(path: str) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping  # noqa: TC003 - records are checked against
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from math import isfinite
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -121,7 +121,7 @@ def read_record(path: Path, name: str, kind: type[AnyRecord]) -> AnyRecord | Non
 
 
 def _parse(kind: type[AnyRecord], name: str, data: bytes) -> AnyRecord:
-    record = _adapter(kind).validate_json(data)
+    record = cast("AnyRecord", _adapter(kind).validate_json(data))
     if record.id != name:
         raise ValueError(f"it is the record of {record.id!r}")
     if not all(map(is_name, record.layers)):
@@ -132,5 +132,5 @@ def _parse(kind: type[AnyRecord], name: str, data: bytes) -> AnyRecord:
 
 
 @cache
-def _adapter(kind: type[AnyRecord]) -> TypeAdapter[AnyRecord]:
+def _adapter(kind: type[MachineRecord | CommitRecord]) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
