@@ -163,6 +163,6 @@ async def test_a_wait_of_an_age_is_said_in_few_words():
 async def test_attempts_before_a_forgiving_one_are_not_counted():
     attempts, clock, others = Attempts(*[PassingFault("busy")] * 12), Clock(), iter([True] * 9)
     made = await with_retries(
-        attempts, failed=ModelFailed, sleep=clock.sleep, forgives=lambda: next(others, False)
+        attempts, failed=ModelFailed, sleep=clock.sleep, forgives=lambda _: next(others, False)
     )
     assert made == 13

@@ -54,13 +54,13 @@ async def with_retries(
     *,
     failed: Callable[[str], VersRlmError],
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
-    forgives: Callable[[], bool] = lambda: False,
+    forgives: Callable[[PassingFault], bool] = lambda _: False,
 ) -> T:
     """Call `attempt` until it succeeds or raises anything but `PassingFault`.
 
     After the last fault's `max_attempts`, or if the server requires a wait of more than
     `MAX_RETRY_AFTER` seconds, raises the error that `failed` creates from the fault's message.
-    Attempts before one for which `forgives` returns true are not counted.
+    Attempts up to a fault for which `forgives` returns true are not counted.
     """
     tried = 0
     while True:
@@ -68,7 +68,7 @@ async def with_retries(
         try:
             return await attempt()
         except PassingFault as fault:
-            if forgives():
+            if forgives(fault):
                 tried = 1
             delay = _delay(fault, tried, failed)
             _log.info("%s Retrying in %.1f s.", fault, delay)

@@ -105,6 +105,43 @@ async def test_a_wait_that_the_server_asks_for_is_held_by_all():
     assert min(later) - first > 0.45
 
 
+async def test_a_wait_that_is_too_long_is_reported_and_held_by_no_one():
+    async with OpenAIServer([Failure(429, {}, {"retry-after": "86400"}), Reply("ok")]) as server:
+        model = open_at(server)
+        with anyio.fail_after(5):
+            with pytest.raises(ModelFailed, match="Try again in 86400 s"):
+                await model.complete(QUESTION)
+            assert (await model.complete(QUESTION)).text == "ok"
+        await model.aclose()
+
+
+async def test_a_prompt_that_always_fails_is_given_up_though_others_succeed():
+    odd = 0
+
+    def judge(request: Request) -> Answer:
+        nonlocal odd
+        if request.body["messages"][0]["content"] != "odd":
+            return Reply("ok")
+        odd += 1
+        return Failure(500, {}) if odd % 2 else Reply("half", drop_after=3)
+
+    async with OpenAIServer(judge) as server:
+        model = open_at(server)
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as calls:
+
+                async def go_on() -> None:
+                    while True:
+                        await model.complete(QUESTION)
+
+                calls.start_soon(go_on)
+                with pytest.raises(ModelFailed):
+                    await model.complete([Message("user", "odd")])
+                calls.cancel_scope.cancel()
+        await model.aclose()
+    assert odd <= 30
+
+
 @pytest.mark.parametrize("most", [1, 3])
 async def test_no_more_requests_are_made_at_once_than_the_user_allows(most: int):
     server = Counting([Reply("ok", seconds=0.02)])
@@ -130,8 +167,8 @@ class Interrupting(OpenAIServer):
 
 async def test_a_server_that_breaks_off_replies_for_new_requests_answers_all():
     server = Interrupting()
-    assert await ask_many(server, 8) == 8
-    assert len(server.requests) < 40
+    assert await ask_many(server, 16) == 16
+    assert len(server.requests) < 60
 
 
 async def test_a_request_in_a_queue_is_waited_for_and_made_once():
@@ -185,7 +222,7 @@ async def test_the_limit_never_falls_below_one_and_recovers():
         (mark,) = await hold(limit, 1)
         limit.report_overload(mark, None)
         limit.release()
-    for _ in range(12):
+    for _ in range(24):
         limit.report_success()
     await hold(limit, 4)
 

@@ -36,6 +36,8 @@ class PassingModelFault(ModelFailed, PassingFault):
 
     is_overload = False
     """Whether fewer calls at once may avoid it."""
+    is_paid = False
+    """Whether the provider may charge for what it sent."""
     spent: Usage | None = None
     """What the provider reports to have charged."""
 
@@ -144,7 +146,8 @@ class Endpoint:
     def broken_off(self, error: BaseException | None = None) -> PassingModelFault:
         """Create the error for a reply that has begun and not ended."""
         fault = PassingModelFault(self._describe("ended its reply before it was complete", error))
-        fault.is_overload, fault.max_attempts = True, PAID_ATTEMPTS
+        fault.is_overload = fault.is_paid = True
+        fault.max_attempts = PAID_ATTEMPTS
         return fault
 
     def endless(self, error: BaseException) -> ModelFailed:

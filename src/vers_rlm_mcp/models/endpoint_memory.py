@@ -9,10 +9,16 @@ from dataclasses import dataclass, field
 import anyio
 from anyio.lowlevel import RunVar
 
+from vers_rlm_mcp.retries import MAX_RETRY_AFTER
+
 from .forms import Form
 
 MAX_CALLS = 32
 """Calls in flight at once: what providers commonly allow one key."""
+
+
+CAUTION = 8
+"""Successes, at least, before one more call is tried: the next overload may cost a reply."""
 
 
 class CallLimit:
@@ -67,14 +73,15 @@ class CallLimit:
     def report_success(self) -> None:
         """A call has succeeded."""
         self.successes += 1
-        self._limit = min(self._most, self._limit + 1 / self._limit)
+        self._limit = min(self._most, self._limit + 1 / max(CAUTION, self._limit))
+        self._wake()
 
     def report_overload(self, halved: int, retry_after: float | None) -> None:
         """A call that `acquire` let pass was refused or cut off for too much load."""
         if halved == self._halved:
             self._halved += 1
             self._limit = max(1.0, min(self._limit, self._active) / 2)
-        if retry_after:
+        if retry_after and retry_after <= MAX_RETRY_AFTER:  # a longer one is reported instead
             self._held_until = max(self._held_until, anyio.current_time() + retry_after)
 
     def _wake(self) -> None:

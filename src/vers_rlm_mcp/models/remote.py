@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 from vers_rlm_mcp.errors import ModelError, ModelFailed, ModelUnavailable
 from vers_rlm_mcp.replies import ReplyTooLarge
-from vers_rlm_mcp.retries import with_retries
+from vers_rlm_mcp.retries import PassingFault, with_retries
 from vers_rlm_mcp.values import Completion, Usage
 
 from .base import Model
@@ -105,6 +105,10 @@ KEEP_ALIVE = [
 CLOSE_TIMEOUT = 2.0
 """Time limit for closing idle connections; any that remain are closed with the process."""
 
+MAX_PAID = 12
+"""Replies to one call that may break off while others succeed: a server that breaks off whatever is
+under way when the next request comes does so until there is one request at a time."""
+
 _FOREIGN_ROOTS = (
     httpx2.HTTPError,
     httpx2.StreamError,
@@ -158,7 +162,7 @@ class RemoteModel(Model, Generic[ClientT]):
         calls = self._memory.calls
         calls.set_most(self._options.max_calls)
         spent = Usage()
-        successes = calls.successes
+        successes, paid = calls.successes, 0
 
         async def attempt() -> Completion:
             nonlocal spent
@@ -176,12 +180,16 @@ class RemoteModel(Model, Generic[ClientT]):
             finally:
                 calls.release()
 
-        def others_succeed() -> bool:
-            nonlocal successes
+        def forgives(fault: PassingFault) -> bool:
+            """Whether it is only a matter of turns: others succeed, and overload is at fault."""
+            nonlocal successes, paid
             before, successes = successes, calls.successes
-            return before != successes
+            if not isinstance(fault, PassingModelFault) or not fault.is_overload:
+                return False
+            paid += fault.is_paid
+            return before != successes and paid <= MAX_PAID
 
-        completion = await with_retries(attempt, failed=ModelFailed, forgives=others_succeed)
+        completion = await with_retries(attempt, failed=ModelFailed, forgives=forgives)
         return replace(completion, usage=spent + completion.usage)
 
     async def aclose(self) -> None:
