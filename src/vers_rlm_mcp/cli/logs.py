@@ -76,7 +76,7 @@ class TextFormatter(logging.Formatter):
 
 
 class BackgroundHandler(logging.Handler):
-    """Writes records in a thread of its own, so that whoever logs never waits.
+    """Writes records in a thread of its own, so that logging never waits.
 
     Args:
         descriptor: Where to write; it stays open.

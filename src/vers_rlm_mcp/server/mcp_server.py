@@ -95,15 +95,15 @@ CACHE_HINTS: Mapping[CacheableMethod, CacheHint] = dict.fromkeys(
 class Server(MCPServer[Any]):
     """An MCP server for any transport. A wrong request for a prompt is the client's error."""
 
+    list_runs: Callable[[], Awaitable[Sequence[Resource]]] | None = None
+    """The runs that are listed as resources."""
+
     async def serve(
         self, received: ReadStream[SessionMessage | Exception], sent: WriteStream[SessionMessage]
     ) -> None:
         """Serve one connection until what it receives ends."""
         options = self._lowlevel_server.create_initialization_options()
         await self._lowlevel_server.run(received, sent, options)
-
-    list_runs: Callable[[], Awaitable[Sequence[Resource]]] | None = None
-    """The runs that are listed as resources."""
 
     async def list_resources(self) -> list[Resource]:
         """The resources that are listed, besides the templates."""
