@@ -185,10 +185,14 @@ def test_a_pattern_stands_for_the_files_that_match(allowed: Path, tmp_path: Path
     assert "outside" in refused([str(tmp_path)], [allowed])
 
 
-def test_homes_and_variables_in_paths_are_expanded(allowed: Path, monkeypatch: pytest.MonkeyPatch):
-    write_all(allowed, "a", "b")
+def test_homes_in_paths_are_expanded_and_variables_are_not(
+    allowed: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_all(allowed, "a", "$HOME")
     monkeypatch.setenv("HOME", str(allowed))
-    assert list(names(["~/a", "$HOME/b"], allowed)) == ["a", "b"]
+    monkeypatch.setenv("KEY", "a secret")
+    assert list(names(["~/a", f"{allowed}/$HOME"], allowed)) == ["a", "$HOME"]
+    assert "secret" not in refused(["/$KEY"], [allowed])
 
 
 def test_more_files_than_a_run_may_hold_open_are_refused(allowed: Path):

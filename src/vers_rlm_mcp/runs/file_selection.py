@@ -81,7 +81,8 @@ def _collect(
         raise InputError("A path of a file is empty; leave it out.")
     if name is not None:
         _check_name(name, item)
-    path = Path(os.path.expandvars(item)).expanduser()
+    # Variables are not expanded: the answer would tell a client what this process has in them.
+    path = Path(item).expanduser()
     if not _is_missing(path) and path.is_dir():
         directory = require_inside(path, roots)
         below = _Walk(directory, roots)
