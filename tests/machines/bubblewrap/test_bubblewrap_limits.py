@@ -190,6 +190,30 @@ async def test_what_is_frozen_in_commits_counts_as_written(state: Path, sh: Shel
         await machine.delete()
 
 
+HOLDER = """
+import mmap, os, time
+with open("mapped", "w+b") as file:
+    file.truncate(4096)
+    kept = mmap.mmap(file.fileno(), 4096)
+os.unlink("mapped")
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.slow
+async def test_copies_for_commits_do_not_count_as_hidden_files(state: Path, sh: Shell) -> None:
+    async with BubblewrapBackend(state, SMALL) as backend:
+        machine = await backend.create()
+        await sh(machine, "head -c 20M /dev/zero > big")
+        async with await machine.spawn(["python3", "-c", HOLDER]) as holder:
+            assert await holder.stdout.receive() == b"ready\n"
+            for _ in range(5):
+                assert (await machine.snapshot()).notes  # It was copied: 20 MiB.
+                assert await sh(machine, "sleep 1.1; echo free") == "free\n"
+        await machine.delete()
+
+
 async def test_files_without_content_are_bounded_too(state: Path, sh: Shell) -> None:
     make = "n = 0\nwhile True: open(str(n), 'w').close(); n += 1"
     async with BubblewrapBackend(state, BubblewrapConfig(fs_size_mib=16)) as backend:

@@ -172,6 +172,10 @@ class DiskLimit:
         self.release()
         self.due = now + FULL_INTERVAL
 
+    def expect_loss(self) -> None:
+        """Take it as explained what the host's disk has lost until the next count, to a commit."""
+        self._explained = (0, 0)
+
     def release(self) -> None:
         """Let programs run if they were held."""
         if self._hold:

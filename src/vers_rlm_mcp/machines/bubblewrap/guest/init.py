@@ -293,6 +293,7 @@ class Init(Daemon):
             processes.resume(self._stopped)
             self._frozen, self._stopped = [], []
             self._is_frozen = False
+            self._watch.disk.expect_loss()
 
 
 def _process_warning() -> str:
