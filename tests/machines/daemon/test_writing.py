@@ -83,6 +83,20 @@ async def test_a_daemon_that_ends_in_the_middle_leaves_the_old_content(
     assert path.read_bytes() == b"old"
 
 
+async def test_of_two_that_write_a_new_file_the_last_one_wins(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    first = daemon.start({"do": "write", "path": str(path), "mode": 0o640})
+    await first.stdin.send(b"first")
+    assert await write(daemon, path, b"second") == "6"
+    await first.stdin.send(COMPLETE)
+    await first.stdin.aclose()
+    assert await rest(first.report) == "5"
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 async def test_mode_owner_and_attributes_stay(daemon: Daemon, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")

@@ -135,16 +135,26 @@ class Replacement:
         """Take the old file's place in its directory."""
         try:
             if not self._temporary:
+                if not self._old and self._has_linked(self._name):
+                    return
                 name = b".vers-rlm-%d" % time.monotonic_ns()
-                # Given a directory, Python has the link in /proc followed.
-                os.link(b"/proc/self/fd/%d" % self.file, name, dst_dir_fd=self._directory)
-                self._temporary = name
+                if self._has_linked(name):
+                    self._temporary = name
             os.rename(self._temporary, self._path, src_dir_fd=self._directory)
             self._temporary = b""
         except OSError as error:
             if not self._old or error.errno not in NOT_HERE:
                 raise
             self._copy()
+
+    def _has_linked(self, name: bytes) -> bool:
+        """Give the new file a name in its directory, unless there is such a file."""
+        try:
+            # Given a directory, Python has the link in /proc followed.
+            os.link(b"/proc/self/fd/%d" % self.file, name, dst_dir_fd=self._directory)
+        except FileExistsError:
+            return False
+        return True
 
     def _copy(self) -> None:
         """Copy the new content into the old file."""
