@@ -13,7 +13,7 @@ import pytest
 import users
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
     from pathlib import Path
 
 ANSWER_SECONDS = 2
@@ -21,7 +21,7 @@ ANSWER_SECONDS = 2
 
 
 @contextmanager
-def locked_ledger(state: Path) -> Iterator[None]:
+def locked_ledger(state: Path) -> Generator[None]:
     database = sqlite3.connect(state / "ledger.sqlite3", isolation_level=None)
     database.execute("BEGIN EXCLUSIVE")
     try:
@@ -31,7 +31,7 @@ def locked_ledger(state: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked_store(state: Path) -> Iterator[None]:
+def locked_store(state: Path) -> Generator[None]:
     descriptor = os.open(state / "bubblewrap" / "lock", os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
@@ -45,9 +45,9 @@ def locked_store(state: Path) -> Iterator[None]:
 async def test_a_lock_of_another_process_holds_up_no_one_else(tmp_path: Path, lock: object):
     async with users.user(tmp_path) as user:
         await user.exec("true")
+        said: list[str] = []
         with lock(user.state):  # pyright: ignore
             async with anyio.create_task_group() as tasks:
-                said: list[str] = []
 
                 async def make() -> None:
                     said.append(await user.error("vmCreate"))
