@@ -340,10 +340,12 @@ class Settings(BaseModel):
     @classmethod
     def _read_options(cls, value: object) -> object:
         options: object = json.loads(value) if isinstance(value, str) else value
-        given = set(cast("dict[str, object]", options)) if isinstance(options, dict) else set[str]()
-        if ours := MODEL_FIELDS & given:
+        if not isinstance(options, dict):
+            return options
+        named = cast("dict[str, object]", options)
+        if ours := MODEL_FIELDS & named.keys():
             raise ValueError(f"{', '.join(sorted(ours))} cannot be set here")
-        return options
+        return named
 
     def environment(self) -> dict[str, str]:
         """Environment variables that give a child process the same settings."""

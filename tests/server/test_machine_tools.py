@@ -65,7 +65,8 @@ async def test_progress_bars_and_colours_are_shown_as_a_terminal_would_and_kept_
     )
     result = await client.call_tool("exec", {"command": command})
     assert text_of(result).startswith("100% done\n")
-    assert (result.structured_content or {})["stdout"].startswith("\r 10%\r 50%")
+    assert result.structured_content
+    assert result.structured_content["stdout"].startswith("\r 10%\r 50%")
     code = f"import os\nos.system({command!r})"
     assert text_of(await client.call_tool("python", {"code": code})).startswith("100% done\n")
 

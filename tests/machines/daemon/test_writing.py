@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -178,7 +178,13 @@ async def test_a_program_that_runs_can_be_replaced(daemon: Daemon, tmp_path: Pat
     path = tmp_path / "sleep"
     path.write_bytes(Path("/bin/sleep").read_bytes())
     path.chmod(0o755)
-    request = {"do": "run", "argv": [str(path), "100"], "env": {}, "cwd": "/", "make_cwd": False}
+    request: dict[str, Any] = {
+        "do": "run",
+        "argv": [str(path), "100"],
+        "env": {},
+        "cwd": "/",
+        "make_cwd": False,
+    }
     job = daemon.start(request)
     assert not await rest(job.report)
     assert await write(daemon, path, b"#!/bin/sh\n") == "10"
