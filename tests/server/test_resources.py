@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from clients import call, environment_in, in_memory, script
+from clients import call, environment_in, in_memory, script, text_of
 from mcp import Client, MCPError
 from mcp_types import (
     BlobResourceContents,
@@ -122,3 +123,37 @@ async def test_ids_are_completed(client: Client, uri: str):
     argument = CompletionArgument(name="runId", value="run-")
     found = await client.complete(reference, argument.model_dump())
     assert uri.rpartition("/")[2] in found.completion.values
+
+
+async def test_files_that_a_run_hands_over_outlive_its_machine(
+    tmp_path_factory: pytest.TempPathFactory,
+):
+    home = tmp_path_factory.mktemp("files")
+    code = (
+        "writeFile('out/d/r \u00e9.csv', 'a,b')\n"
+        "open('x.bin', 'wb').write(bytes(range(256)))\n"
+        "FINAL('out/d/r \u00e9.csv')"
+    )
+    model = script(home / "replies", code)
+    async with in_memory(environment_in(home) | {"VERS_RLM_MODEL": model}) as client:
+        arguments = {"signature": "-> report: file", "outputFiles": ["*.bin"]}
+        result = await client.call_tool("vers_rlm", arguments)
+        fields = result.structured_content
+        assert fields, result
+        assert fields["outputs"] == {"report": "d/r \u00e9.csv"}
+        assert [(each["name"], each["size"]) for each in fields["files"]] == [
+            ("d/r \u00e9.csv", 3),
+            ("x.bin", 256),
+        ]
+        assert fields["files"][0]["uri"] in text_of(result)
+        (report, binary) = (each["uri"] for each in fields["files"])
+        assert await read(client, report) == "a,b"
+        assert base64.b64decode(await read(client, binary)) == bytes(range(256))
+        assert await read(client, f"{report}?offset=2") == "b"
+        run = await page(client, report.partition("/files/")[0])
+        assert run["files"] == [report, binary]
+        listed = (await client.list_resources()).resources
+        assert report in [each.uri for each in listed]
+        for wrong in (f"{report}x", report.replace("d/", "../")):
+            with pytest.raises(MCPError):
+                await read(client, wrong)

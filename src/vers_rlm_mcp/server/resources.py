@@ -34,6 +34,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 JSON: Final = "application/json"
+BYTES: Final = "application/octet-stream"
 
 SHARE: Final = 0.8
 """Of what a client shows, for the text of a page: some escape it once more."""
@@ -47,6 +48,9 @@ NUMBER: Final = re.compile("-?[0-9]{1,15}")
 LISTED_RUNS: Final = 10
 """The latest runs, which are listed with their outputs."""
 
+LISTED_FILES: Final = 20
+"""Files of a run that are listed; the run's own resource names them all."""
+
 
 def add_resources(server: "MCPServer[Any]", tools: "Container[str]") -> None:
     """Offer the resources that go with these tools."""
@@ -57,10 +61,11 @@ def add_resources(server: "MCPServer[Any]", tools: "Container[str]") -> None:
             (f"{run}{{?cursor}}", "run", "A run and its steps", read_run, JSON),
             (f"{run}/steps/{{step}}{{?offset}}", "step", "A whole step", read_step, JSON),
             (f"{run}/outputs/{{name}}{{?offset}}", "output", "An output", read_output, JSON),
+            (f"{run}/files/{{+name}}{{?offset}}", "run_file", "A file of a run", read_kept, BYTES),
         ]
     if "readFile" in tools:
         uri = "vm://{vmId}/files/{+path}{?offset}"
-        table.append((uri, "file", "A file in a VM", read_file, "application/octet-stream"))
+        table.append((uri, "file", "A file in a VM", read_file, BYTES))
     answer = ANSWER.format("{name}")
     table.append((f"{answer}{{?offset}}", "answer", "A long answer", read_answer, JSON))
     for uri, name, title, read, mime_type in table:
@@ -102,6 +107,9 @@ async def read_run(context: Context, runId: str, cursor: str = "0") -> dict[str,
         "signature": shorten(run.summary.signature, SIGNATURE_CHARS),
         "reason": run.summary.reason,
         "outputs": [f"{uri}/outputs/{quote(name)}" for name in outputs],
+        "files": [
+            f"{uri}/files/{quote(each.name)}" for each in (run.result.files if run.result else ())
+        ],
         "steps": page,
         "next": f"{uri}?cursor={end}" if end < len(run.steps) else None,
     }
@@ -127,6 +135,23 @@ async def read_output(context: Context, runId: str, name: str, offset: str = "0"
         raise UnknownHandle(f"{runId} has no output {name!r}; there is: {known}.")
     uri = f"{URI.format(runId)}/outputs/{quote(name)}"
     return _page(context, as_text(outputs[name]), offset, uri)
+
+
+@_with_protocol_errors
+async def read_kept(context: Context, runId: str, name: str, offset: str = "0") -> str | bytes:
+    """A file that a run handed over: a page from byte `offset`."""
+    app = application(context)
+    start, room = _number(offset), _room(context)
+    path = await to_thread.run_sync(lambda: app.journals().of(runId).file(name))
+
+    def read() -> bytes:
+        with path.open("rb") as file:
+            file.seek(start if start >= 0 else max(0, path.stat().st_size + start))
+            return file.read(room + 1)
+
+    data = await to_thread.run_sync(read)
+    page = decode_page(data, start, room, room, from_end=start < 0)
+    return page.content if page.encoding == "utf-8" else data[: page.length]
 
 
 @_with_protocol_errors
@@ -177,6 +202,15 @@ async def list_runs(app: "Application") -> "Sequence[Resource]":
                 mime_type=JSON,
             )
             for name in (run.result.outputs if run.result else ())
+        ]
+        listed += [
+            Resource(
+                uri=f"{uri}/files/{quote(each.name)}",
+                name=f"{journal.run_id}/files/{each.name}",
+                title=f"File {each.name}: {about}",
+                size=each.size,
+            )
+            for each in (run.result.files[:LISTED_FILES] if run.result else ())
         ]
     return listed
 

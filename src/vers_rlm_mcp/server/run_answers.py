@@ -39,6 +39,9 @@ REASON_CHARS = 300
 PAGE_STEPS = 20
 """Steps in one answer; longer runs are read page by page."""
 
+SHOWN_FILES = 10
+"""Files of a run in an answer: some 200 characters each, in the text and in the fields."""
+
 BRIEF_CHARS = 2_000
 """Characters of the last steps in an answer to a call that did not ask for steps: enough to see how
 it went. The trajectory of a whole run is many times its outputs."""
@@ -76,6 +79,8 @@ class RunFields(RunState):
     outputs: dict[str, Any] | None
     steps: int
     reason: str | None
+    files: list[dict[str, Any]]
+    """The files that it handed over: `name`, `size` in bytes, and `uri` to read each."""
     verified_by: str | None
     """The command that accepted the outputs."""
     machine: dict[str, Any] | None
@@ -138,6 +143,13 @@ def result_answer(
     fields = _state(result.run_id, result.status, next_step, result.steps, cursor, left)
     fields["outputs"] = outputs
     fields["reason"] = result.reason
+    uri = URI.format(result.run_id)
+    fields["files"] = [
+        {"name": each.name, "size": each.size, "uri": f"{uri}/files/{quote(each.name)}"}
+        for each in result.files[:SHOWN_FILES]
+    ]
+    if len(result.files) > SHOWN_FILES:
+        warnings.append(f"{uri} names all {len(result.files)} files.")
     fields["verified_by"] = result.verified
     if result.machine_id:
         fields["machine"] = {
@@ -225,6 +237,7 @@ def _state(
         "outputs": None,
         "steps": len(steps),
         "reason": None,
+        "files": [],
         "verified_by": None,
         "machine": None,
         "usage": None,
@@ -269,6 +282,7 @@ def _answer(fields: RunFields, *, more: bool | None = None) -> Answer[RunFields]
         *([f"Verified by `{fields['verified_by']}`"] if fields["verified_by"] else []),
         *(f"⚠️ {warning}" for warning in fields["warnings"]),
         *_outputs(fields),
+        *_files(fields),
         *_trajectory(fields, fields["next_cursor"] is not None if more is None else more),
     ]
     return Answer(
@@ -314,6 +328,11 @@ def _outputs(fields: RunFields) -> list[str]:
         return []
     lines = [f"**{name}**: {as_text(value)}" for name, value in fields["outputs"].items()]
     return ["", "## Outputs", *(lines or ["(none)"])]
+
+
+def _files(fields: RunFields) -> list[str]:
+    lines = [f"{each['name']} ({each['size']:,} bytes): {each['uri']}" for each in fields["files"]]
+    return ["", "## Files", *lines] if lines else []
 
 
 def _trajectory(fields: RunFields, more: bool) -> list[str]:

@@ -92,7 +92,14 @@ async def vers_rlm(
     keepVM: Annotated[bool, Field(description="Keep the VM after the run. Default false")] = False,
     files: Annotated[
         list[str] | dict[str, str] | None,
-        Field(description="Host files: paths, or {name: path}; a name may be a str input's"),
+        Field(
+            description="Host files, directories, patterns, or {name: path}; a name may be a str "
+            "input's"
+        ),
+    ] = None,
+    outputFiles: Annotated[
+        list[str] | None,
+        Field(description="Patterns of VM files to keep; `file` outputs, /workspace/out are kept"),
     ] = None,
     verify: Annotated[
         str | None,
@@ -124,6 +131,7 @@ async def vers_rlm(
     require(consent)
     app.live_runs.admit(fleet.principal)
     async with AsyncExitStack() as resources:
+        opened = resources.enter_context(opened_files(files or (), settings.allow_dir))
         request = RunRequest(
             signature=signature,
             inputs=inputs or {},
@@ -135,7 +143,9 @@ async def vers_rlm(
             keep_machine=keepVM,
             verify=verify,
             max_depth=maxDepth,
-            files=resources.enter_context(opened_files(files or (), settings.allow_dir)),
+            output_files=outputFiles or (),
+            files=opened,
+            notes=opened.notes,
             max_seconds=limit.seconds,
             max_tokens=limit.tokens,
             max_usd=limit.usd,
