@@ -16,6 +16,6 @@ DIRECTORY = Path(__file__).parents[1] / ".pytest_cache" / "data"
 os.environ["XDG_DATA_HOME"] = str(DIRECTORY)
 os.environ["XDG_CONFIG_HOME"] = str(DIRECTORY / "no-settings")
 
-for _number in (signal.SIGINT, signal.SIGHUP):
+for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, signal.SIG_DFL)
