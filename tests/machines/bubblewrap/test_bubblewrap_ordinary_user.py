@@ -22,7 +22,7 @@ CHOSEN = (
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests already run as an ordinary user")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_all_holds_for_an_ordinary_user() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.chown(home, ORDINARY_USER, ORDINARY_USER)
