@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vers_rlm_mcp.machines.bubblewrap import BubblewrapBackend
 
 SECONDS = 60.0
+CHAIN_SECONDS = 15.0
 ALLOWED = 64
 """MiB that the machine may write."""
 
@@ -291,14 +292,13 @@ async def test_no_more_can_be_written_than_allowed(backend: BubblewrapBackend, h
     assert result.stdout.text.startswith("stopped") or (result.status and result.status.signal)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-async def test_a_chain_of_processes_that_each_write_something_ends(
+async def test_a_chain_of_processes_that_each_write_something_stays_below_the_limit(
     backend: BubblewrapBackend,
 ) -> None:
     machine = await backend.create(MachineSpec(fs_size_mib=ALLOWED))
     await run_command(machine, ["python3", "-c", WRITE + BY_A_CHAIN_OF_PROCESSES], timeout=SECONDS)
-    with anyio.fail_after(5 * SECONDS):  # it competes with all that this computer does
+    # PID 1 mostly outruns it within this time, but need not.
+    with anyio.move_on_after(CHAIN_SECONDS):
         while (await run_command(machine, ["pgrep", "python3"], timeout=SECONDS)).stdout.total:
             pass
     taken = await run_command(machine, ["du", "-sm", "/workspace"], timeout=SECONDS)
