@@ -110,7 +110,8 @@ async def test_what_was_said_of_a_cell_is_not_said_again_of_a_later_one(lab: Lab
     assert "will not have" not in second
 
 
-async def test_branches_that_a_crash_cut_off_are_made_again_and_only_the_rest_is_paid(lab: Lab):
+async def cut_off_in_branches(lab: Lab) -> tuple[Family, str]:
+    """A run that ends when its two branches have three replies, and its model."""
     model = Family(
         *branching("['like a.', 'like b.']", "FINAL([r.outputs['n'] for r in results])"),
         a=[cell("1 + 1"), cell("FINAL(1)")],
@@ -127,6 +128,11 @@ async def test_branches_that_a_crash_cut_off_are_made_again_and_only_the_rest_is
     with pytest.raises((Interrupted, BaseExceptionGroup)):
         await lab.run("-> n: any", model, on_event=look)
     (run_id,) = lab.journal_ids()
+    return model, run_id
+
+
+async def test_branches_that_a_crash_cut_off_are_made_again_and_only_the_rest_is_paid(lab: Lab):
+    model, run_id = await cut_off_in_branches(lab)
     result = await lab.resume(run_id, model)
     assert result.outputs == {"n": [1, 2]}
     paid = [line for line in lab.journal(run_id) if line["event"] == "model_replied"]
@@ -296,22 +302,7 @@ async def test_a_run_whose_recorded_task_is_not_that_of_its_checkpoint_is_not_re
 
 
 async def test_what_a_version_with_other_prompts_has_paid_for_is_not_asked_again(lab: Lab):
-    model = Family(
-        *branching("['like a.', 'like b.']", "FINAL([r.outputs['n'] for r in results])"),
-        a=[cell("1 + 1"), cell("FINAL(1)")],
-        b=[cell("2 + 2"), cell("FINAL(2)")],
-    )
-    seen: list[str] = []
-
-    def look(event: rlm.Event) -> None:
-        if isinstance(event, events.InChild) and isinstance(event.event, events.ModelReplied):
-            seen.append(event.child)
-            if len(seen) == 3:
-                raise Interrupted
-
-    with pytest.raises((Interrupted, BaseExceptionGroup)):
-        await lab.run("-> n: any", model, on_event=look)
-    (run_id,) = lab.journal_ids()
+    model, run_id = await cut_off_in_branches(lab)
     worded_otherwise(lab, run_id)
     assert (await lab.resume(run_id, model)).outputs == {"n": [1, 2]}
     live = [

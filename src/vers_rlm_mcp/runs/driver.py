@@ -200,7 +200,7 @@ class Driver:
                     notes=notes,
                 )
                 outcome = await conversation.drive(replies)
-                handed = await self._hand_over(outcome)
+                handed = await self._hand_over(task, outcome)
                 machine, kept = await self._keep()
             finally:
                 await self._clean_up()
@@ -320,9 +320,8 @@ class Driver:
             )
         )
 
-    async def _hand_over(self, outcome: rlm.Outcome) -> HandedOver:
+    async def _hand_over(self, task: rlm.Task, outcome: rlm.Outcome) -> HandedOver:
         """Copy the run's files out of the machine that is current at its end."""
-        signature = rlm.Signature.parse(self._run.request.signature)
         try:
             machine = await self._bench.machine()
         except (MachineError, UsageError) as error:
@@ -330,7 +329,7 @@ class Driver:
         return await hand_over(
             machine,
             self._run.journal.files,
-            paths=signature.file_paths(outcome.outputs),
+            paths=task.signature.file_paths(outcome.outputs),
             patterns=self._run.request.output_files,
         )
 
