@@ -54,6 +54,8 @@ FINAL(report="report.csv", parts=["/workspace/report.csv", "deep/er/x.log"], wor
     }
     assert result.warnings == ()
     assert await real.machines() == []
+    journal = Journals(real.settings.state_dir).of(result.run_id)
+    assert {journal.file(each.name).stat().st_mode & 0o777 for each in result.files} == {0o600}
     recorded = load_record(Journals(real.settings.state_dir).of(result.run_id)).result
     assert recorded
     assert (recorded.files, recorded.outputs) == (result.files, result.outputs)

@@ -113,7 +113,7 @@ async def _copy(machine: Machine, found: FoundFile, target: Path, most: int) -> 
     size = 0
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     async with await machine.read(found.path) as stream:
-        with written_whole(target) as file:
+        with written_whole(target, private=True) as file:
             async for chunk in stream:
                 size += len(chunk)
                 if size > most:

@@ -79,18 +79,19 @@ def _folded(name: str) -> str:
 
 
 @contextmanager
-def written_whole(target: Path) -> Generator[IO[bytes]]:
+def written_whole(target: Path, *, private: bool = False) -> Generator[IO[bytes]]:
     """A new file that takes the place of `target` if the block ends well, and else disappears.
 
-    Its mode is read and write, as the user's umask has it.
+    Its mode is read and write: for its owner alone if it is `private`, else as the umask has it.
     """
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".vers-rlm-")
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
             yield file
-        mask = os.umask(0o077)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
+        if not private:  # as it was made
+            mask = os.umask(0o077)
+            os.umask(mask)
+            Path(name).chmod(0o666 & ~mask)
         Path(name).replace(target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
